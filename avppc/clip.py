@@ -1,0 +1,135 @@
+"""Clip and ClipBatch: the one type that flows through the package, and the clock every part agrees on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VIDEO_FPS = 25
+SAMPLE_RATE_HZ = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // VIDEO_FPS  # 640: audio follows the video clock
+CLIP_FRAMES = 29  # 1.16 s, as in LRW
+CLIP_SAMPLES = CLIP_FRAMES * SAMPLES_PER_FRAME  # 18,560
+CROP_SIZE = 96  # pixels, the square mouth crop that is stored
+NO_LABEL = -1
+
+
+def _check(name: str, value: Tensor, dtype: torch.dtype, dims: int) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
+    if value.ndim != dims:
+        raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(value.shape)}")
+
+
+def _check_clock(video: Tensor, audio: Tensor, time_dim: int) -> None:
+    frames, samples = video.shape[time_dim], audio.shape[-1]
+    if frames < 1:
+        raise ValueError(f"video must have at least 1 frame, got shape {tuple(video.shape)}")
+    if samples != frames * SAMPLES_PER_FRAME:
+        raise ValueError(
+            f"audio must have {SAMPLES_PER_FRAME} samples a video frame: {frames} frames need "
+            f"{frames * SAMPLES_PER_FRAME} samples, got {samples}"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip:
+    """One talking mouth, seen and heard over the same span of time."""
+
+    video: Tensor
+    """[T, H, W] uint8 luma, 0 to 255, 25 frames a second."""
+    audio: Tensor
+    """[S] int16 mono at 16 kHz; S = 640 T."""
+    label: int = NO_LABEL
+    """Index of the spoken word, or -1 where it is not known."""
+    clip_id: int = 0
+    """Number of the clip in its data set; equal ids mean the same clip."""
+    speaker: int = -1
+    """Number of the speaker, or -1 where it is not known."""
+
+    def __post_init__(self) -> None:
+        _check("video", self.video, torch.uint8, 3)
+        _check("audio", self.audio, torch.int16, 1)
+        _check_clock(self.video, self.audio, time_dim=0)
+
+    def __repr__(self) -> str:
+        return (
+            f"Clip(video={list(self.video.shape)}, audio={list(self.audio.shape)}, "
+            f"label={self.label}, clip_id={self.clip_id}, speaker={self.speaker})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipBatch:
+    """N clips of equal length on one device."""
+
+    video: Tensor
+    """[N, T, H, W] uint8 luma, 0 to 255, 25 frames a second."""
+    audio: Tensor
+    """[N, S] int16 mono at 16 kHz; S = 640 T."""
+    labels: Tensor
+    """[N] int64 word indices, -1 where not known."""
+    clip_ids: Tensor
+    """[N] int64 numbers of the clips in their data set."""
+    speakers: Tensor
+    """[N] int64 numbers of the speakers, -1 where not known."""
+
+    def __post_init__(self) -> None:
+        _check("video", self.video, torch.uint8, 4)
+        _check("audio", self.audio, torch.int16, 2)
+        _check_clock(self.video, self.audio, time_dim=1)
+        count = len(self.video)
+        if count < 1:
+            raise ValueError("a ClipBatch holds at least one clip, got 0")
+        for name in ("audio", "labels", "clip_ids", "speakers"):
+            value = getattr(self, name)
+            if name != "audio":
+                _check(name, value, torch.int64, 1)
+            if len(value) != count:
+                raise ValueError(f"{name} must have {count} rows like video, got {len(value)}")
+            if value.device != self.video.device:
+                raise ValueError(f"{name} must be on {self.video.device} like video, got {value.device}")
+
+    @classmethod
+    def stack(cls, clips: Sequence[Clip]) -> ClipBatch:
+        """Stacks clips of equal shape into one batch."""
+        if not clips:
+            raise ValueError("a ClipBatch holds at least one clip, got 0")
+        return cls(
+            video=torch.stack([clip.video for clip in clips]),
+            audio=torch.stack([clip.audio for clip in clips]),
+            labels=torch.tensor([clip.label for clip in clips]),
+            clip_ids=torch.tensor([clip.clip_id for clip in clips]),
+            speakers=torch.tensor([clip.speaker for clip in clips]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    @property
+    def device(self) -> torch.device:
+        return self.video.device
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:
+        """The same batch on another device; with non_blocking the copy of pinned memory is asynchronous."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ClipBatch:
+        """The same batch in page-locked memory, from which copies to a GPU are asynchronous."""
+        return self._map(Tensor.pin_memory)
+
+    def __getitem__(self, rows: slice | Tensor) -> ClipBatch:
+        """The chosen rows as a batch of their own."""
+        return self._map(lambda value: value[rows])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> ClipBatch:
+        names = ("video", "audio", "labels", "clip_ids", "speakers")
+        return ClipBatch(**{name: function(getattr(self, name)) for name in names})
+
+    def __repr__(self) -> str:
+        return f"ClipBatch(video={list(self.video.shape)}, audio={list(self.audio.shape)}, device={self.device})"
