@@ -1,0 +1,77 @@
+"""Settings of the encoders and of the cut into past and future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from avppc.clip import CLIP_FRAMES, CROP_SIZE
+from avppc.config.checks import check_choice, check_integer
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """Which frames are the past and which the future; what lies between is seen by neither."""
+
+    past_frames: int = 14
+    """Frames of the past, from the start of the clip."""
+    gap_frames: int = 1
+    """Frames left out between past and future."""
+    future_frames: int = 14
+    """Frames of the future, right after the gap."""
+
+    def __post_init__(self) -> None:
+        check_integer("past_frames", self.past_frames, 2)
+        check_integer("gap_frames", self.gap_frames, 0)
+        check_integer("future_frames", self.future_frames, 2)
+        if self.past_frames != self.future_frames:
+            raise ValueError(
+                f"past_frames and future_frames must be equal (they share one encoder batch), "
+                f"got {self.past_frames} and {self.future_frames}"
+            )
+        if self.frames > CLIP_FRAMES:
+            raise ValueError(f"past, gap and future need {self.frames} frames, a clip has {CLIP_FRAMES}")
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip that the cut uses."""
+        return self.past_frames + self.gap_frames + self.future_frames
+
+    @property
+    def future_start(self) -> int:
+        """First frame of the future."""
+        return self.past_frames + self.gap_frames
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The visual encoder: from a mouth crop to one feature vector a frame."""
+
+    backbone: Literal["resnet10", "resnet18", "resnet34"] = "resnet10"
+    """Depth of the frame network."""
+    width: int = 16
+    """Channels of its first stage; 64 is the standard ResNet."""
+    stem: Literal["small", "2d", "3d"] = "small"
+    """First layers: "small" for inputs up to 48 pixels, "2d" as in ResNet, "3d" a convolution over 5 frames as well."""
+    channels: Literal["luma", "motion"] = "motion"
+    """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame
+    less the clip's mean frame, and the standardised frame."""
+    crop_pixels: int = 64
+    """Side of the square cut from the stored 96-pixel crop."""
+    input_pixels: int = 32
+    """Side of the network's input; a divisor of crop_pixels (block means are taken)."""
+    features: int = 64
+    """Width of a frame's feature vector."""
+
+    def __post_init__(self) -> None:
+        check_choice("backbone", self.backbone, ("resnet10", "resnet18", "resnet34"))
+        check_integer("width", self.width, 4, 512)
+        check_choice("stem", self.stem, ("small", "2d", "3d"))
+        check_choice("channels", self.channels, ("luma", "motion"))
+        if self.stem == "3d" and self.channels == "motion":
+            raise ValueError("stem '3d' sees neighbouring frames by itself: use it with channels='luma'")
+        check_integer("crop_pixels", self.crop_pixels, 8, CROP_SIZE)
+        check_integer("input_pixels", self.input_pixels, 8, self.crop_pixels)
+        if self.crop_pixels % self.input_pixels:
+            raise ValueError(f"input_pixels must divide crop_pixels, got {self.input_pixels} and {self.crop_pixels}")
+        check_integer("features", self.features, 8)

@@ -1,0 +1,59 @@
+"""The four elements of a clip: past and future, seen and heard.
+
+The cut comes before anything with a reach in time (features, motion, convolutions), or the past would know the future.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
+from avppc.config.model import CutConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Elements:
+    """Past and future of N clips, stacked along the first dimension: rows 0 to N-1 past, N to 2N-1 future."""
+
+    video: Tensor
+    """[2 N, T', H, W] uint8 luma."""
+    audio: Tensor
+    """[2 N, 640 T'] int16."""
+
+    def __len__(self) -> int:
+        return len(self.video) // 2
+
+
+def cut_elements(
+    batch: ClipBatch, cut: CutConfig, *, jitter_frames: int = 0, generator: torch.Generator | None = None
+) -> Elements:
+    """Past and future of each clip, sound over the same span as the picture.
+
+    Args:
+        jitter_frames: elements are this many frames shorter than the cut allows; each element of each clip starts at a
+            random one of the frames this frees, or at the middle one without a generator.
+    Raises:
+        ValueError: the clips are shorter than the cut, or the jitter leaves fewer than two frames.
+    """
+    count, frames = len(batch), batch.video.shape[1]
+    length = cut.past_frames - jitter_frames
+    if frames < cut.frames:
+        raise ValueError(f"past, gap and future need {cut.frames} frames, the clips have {frames}")
+    if length < 2:
+        raise ValueError(f"jitter_frames must leave at least 2 of {cut.past_frames} frames, got {jitter_frames}")
+    if generator is None or jitter_frames == 0:
+        offsets = torch.full((2, count), jitter_frames // 2)
+    else:
+        offsets = torch.randint(0, jitter_frames + 1, (2, count), generator=generator)
+    starts = (offsets + torch.tensor([[0], [cut.future_start]])).flatten().tolist()
+    clips = [*range(count), *range(count)]
+    video = batch.video.new_empty(2 * count, length, *batch.video.shape[2:])
+    audio = batch.audio.new_empty(2 * count, length * SAMPLES_PER_FRAME)
+    for row, (clip, start) in enumerate(zip(clips, starts, strict=True)):
+        first, last = start * SAMPLES_PER_FRAME, (start + length) * SAMPLES_PER_FRAME
+        video[row] = batch.video[clip, start : start + length]
+        audio[row] = batch.audio[clip, first:last]
+    return Elements(video, audio)

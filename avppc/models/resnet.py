@@ -1,0 +1,112 @@
+"""ResNet for single frames, with torchvision's parameter names, so that its ImageNet weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+RESNET_LAYERS: dict[str, tuple[int, int, int, int]] = {
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+}
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions with a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """Feature vectors of frames: [B, C, H, W] -> [B, 8 width].
+
+    Args:
+        layers: residual blocks in each of the four stages; (3, 4, 6, 3) is ResNet-34.
+        width: channels of the first stage, doubled by each later one; 64 is the standard.
+        in_channels: channels of the input frames; 1 for luma.
+        stem: "2d", the standard 7 x 7 convolution and max-pooling; "small", a 5 x 5 convolution without pooling,
+            for inputs of 32 to 48 pixels; "none", no stem, for features from a stem of the caller's.
+    """
+
+    def __init__(
+        self, layers: Sequence[int] = (3, 4, 6, 3), width: int = 64, in_channels: int = 1, stem: str = "2d"
+    ) -> None:
+        super().__init__()
+        if len(layers) != 4 or min(layers) < 1:
+            raise ValueError(f"layers must be four positive numbers, got {tuple(layers)}")
+        if stem == "2d":
+            self.conv1 = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
+        elif stem == "small":
+            self.conv1 = nn.Conv2d(in_channels, width, 5, 2, 2, bias=False)
+            self.maxpool = nn.Identity()
+        elif stem != "none":
+            raise ValueError(f"stem must be '2d', 'small' or 'none'; got {stem!r}")
+        self.has_stem = stem != "none"
+        if self.has_stem:
+            self.bn1 = nn.BatchNorm2d(width)
+            self.relu = nn.ReLU(inplace=True)
+        channels = width
+        for stage, blocks in enumerate(layers):
+            stage_channels = width << stage
+            stage_blocks = [BasicBlock(channels, stage_channels, 1 if stage == 0 else 2)]
+            stage_blocks += [BasicBlock(stage_channels, stage_channels, 1) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*stage_blocks))
+            channels = stage_channels
+        self.out_features = channels
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.has_stem:
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x.mean((2, 3))
+
+
+@torch.no_grad()
+def load_torchvision_weights(model: ResNet, weights: Mapping[str, Tensor]) -> None:
+    """Copies torchvision's ResNet weights into `model`; the classifier is left out, colours are summed for luma.
+
+    Args:
+        weights: the state_dict of a torchvision ResNet of the same depth and width, read with safetensors or
+            `torch.load(..., weights_only=True)`.
+    Raises:
+        ValueError: a parameter is missing, unexpected or of another shape.
+    """
+    state = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    stem = state.get("conv1.weight")
+    if stem is not None and model.has_stem and stem.shape[1] == 3 and model.conv1.in_channels == 1:
+        state["conv1.weight"] = stem.sum(1, keepdim=True)
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(f"weights do not fit this ResNet: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, value in own.items():
+        if state[name].shape != value.shape:
+            raise ValueError(f"weights[{name!r}] must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
+        value.copy_(state[name])

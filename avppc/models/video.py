@@ -1,0 +1,84 @@
+"""The visual encoder: mouth crops to one feature vector a frame."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avppc.config.model import EncoderConfig
+from avppc.models.resnet import RESNET_LAYERS, ResNet
+
+LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
+
+
+def luma_channels(video: Tensor) -> Tensor:
+    """The normalised frame as the one channel: [N, T, H, W] in 0..1 -> [N, T, 1, H, W]."""
+    return ((video - LUMA_MEAN) / LUMA_STD).unsqueeze(2)
+
+
+def motion_channels(video: Tensor) -> Tensor:
+    """Three frames of motion and the frame itself: [N, T, H, W] in 0..1 -> [N, T, 4, H, W].
+
+    Motion is the frame less the mean frame of the T given ones, scaled by its own deviation: what does not move (who
+    speaks, how it is lit) is gone. It is computed over the given frames alone, so nothing leaks into a cut element.
+    """
+    motion = video - video.mean(1, keepdim=True)
+    motion = motion / (motion.std((1, 2, 3), keepdim=True) + 0.02)
+    padded = torch.cat([motion[:, :1], motion, motion[:, -1:]], 1)
+    centred = video - video.mean((2, 3), keepdim=True)
+    still = centred / (video.std((2, 3), keepdim=True) + 1e-3)
+    return torch.stack([padded[:, :-2], padded[:, 1:-1], padded[:, 2:], still], 2)
+
+
+class VideoEncoder(nn.Module):
+    """Features of the frames of mouth crops.
+
+    >>> encoder = VideoEncoder(EncoderConfig())
+    >>> encoder(torch.zeros(2, 29, 32, 32)).shape
+    torch.Size([2, 29, 64])
+    """
+
+    def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:  # noqa: B008 - a frozen dataclass
+        super().__init__()
+        self.config = config
+        self.out_features = config.features
+        layers, width = RESNET_LAYERS[config.backbone], config.width
+        channels = 4 if config.channels == "motion" else 1
+        if config.stem == "3d":
+            self.stem3d = nn.Sequential(
+                nn.Conv3d(1, width, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False),
+                nn.BatchNorm3d(width),
+                nn.ReLU(inplace=True),
+                nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+            )
+            self.frames = ResNet(layers, width, stem="none")
+        else:
+            self.frames = ResNet(layers, width, channels, config.stem)
+        self.project = nn.Sequential(
+            nn.Linear(self.frames.out_features, config.features), nn.LayerNorm(config.features), nn.ReLU()
+        )
+
+    def forward(
+        self,
+        video: Tensor,  # [N, T, H, W] luma from 0 to 1, H = W = config.input_pixels
+        *,
+        frame_stride: int = 1,
+        frame_phase: int = 0,
+    ) -> Tensor:
+        """Features [N, T', D] of every frame_stride-th frame from frame_phase on; motion is taken at the full rate."""
+        self._check(video)
+        if self.config.stem == "3d":
+            volume = self.stem3d(((video - LUMA_MEAN) / LUMA_STD).unsqueeze(1)).transpose(1, 2)
+            inputs = volume[:, frame_phase::frame_stride]
+        else:
+            channels = motion_channels if self.config.channels == "motion" else luma_channels
+            inputs = channels(video)[:, frame_phase::frame_stride]
+        frames = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.project(self.frames(frames)).unflatten(0, inputs.shape[:2])
+
+    def _check(self, video: Tensor) -> None:
+        side = self.config.input_pixels
+        if video.ndim != 4 or video.shape[2:] != (side, side):
+            raise ValueError(f"video must be [N, T, {side}, {side}] (see avppc.data.augment), got {list(video.shape)}")
+        if not video.is_floating_point():
+            raise TypeError(f"video must be floating point, luma from 0 to 1, got {video.dtype}")
