@@ -1,0 +1,104 @@
+"""Loads the compiled libraries; the only place that knows whether C++, CUDA and Triton kernels are there, and why not.
+
+Nothing here fails at import: `missing_reason` says what is missing, `require` raises it where it is first used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+BUILD_COMMAND = "pip install -e . --no-build-isolation"
+BACKENDS = ("cpp", "cuda", "triton")
+_LIBRARY_FOLDER = Path(__file__).parent.parent / "lib"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# torch.compile asks while it traces and keeps the answer, instead of tracing into the loading.
+_constant_when_compiled: Callable[[_Function], _Function] = torch.compiler.assume_constant_result
+
+
+@functools.cache
+def _load(name: str) -> str | None:
+    """Loads lib/lib<name>.so once; returns why it could not be loaded, None when it is there."""
+    path = _LIBRARY_FOLDER / f"lib{name}.so"
+    if not path.exists():
+        return f"{path.name} was not built: run `{BUILD_COMMAND}` in the source tree"
+    try:
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    except OSError as error:
+        return f"{path} does not load with torch {torch.__version__} ({error}): build again with `{BUILD_COMMAND}`"
+    return None
+
+
+@functools.cache
+def _find(backend: str) -> str | None:
+    if backend == "cpp":
+        return _load("avppc_cpu")
+    if backend == "cuda":
+        if not torch.cuda.is_available():
+            return "no CUDA device is available to torch"
+        return _load("avppc_cpu") or _load("avppc_cuda")  # the operators' schemas are in the first
+    if backend == "triton":
+        try:
+            importlib.import_module("triton")
+        except ImportError as error:
+            return f"Triton cannot be imported ({error}): run `pip install triton`"
+        return None
+    raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {backend!r}")
+
+
+@_constant_when_compiled
+def missing_reason(backend: str) -> str | None:
+    """Why "cpp", "cuda" or "triton" kernels cannot be used here, with what to do about it; None when they can."""
+    return _find(backend)
+
+
+@_constant_when_compiled
+def has_cpp_ops() -> bool:
+    """Whether the C++ kernels for CPU tensors are there."""
+    return _find("cpp") is None
+
+
+@_constant_when_compiled
+def has_cuda_ops() -> bool:
+    """Whether the compiled CUDA kernels are there and a CUDA device is."""
+    return _find("cuda") is None
+
+
+@_constant_when_compiled
+def triton_available() -> bool:
+    """Whether Triton can be imported."""
+    return _find("triton") is None
+
+
+def require(backend: str, op: str) -> None:
+    """Raises RuntimeError naming the op and what to run when the backend's kernels are missing."""
+    reason = missing_reason(backend)
+    if reason is not None:
+        what = {"cpp": "the compiled extension", "cuda": "the compiled CUDA library", "triton": "Triton"}[backend]
+        raise RuntimeError(f"{op}(backend={backend!r}) needs {what}: {reason}")
+
+
+def cpp_ops() -> Any:
+    """`torch.ops.avppc` with the compiled operators loaded; RuntimeError when they are missing."""
+    require("cpp", "torch.ops.avppc")
+    return torch.ops.avppc
+
+
+def build_info() -> dict[str, Any] | None:
+    """Facts of the compiled extension; None without it.
+
+    Keys: compiler, flags, torch (built against), cuda (version or None), cuda_architectures, cpu_levels (vector
+    extensions compiled), cpu_level (the one in use on this machine).
+    """
+    try:
+        module = importlib.import_module("avppc._C")
+    except ImportError:
+        return None
+    info: dict[str, Any] = module.build_info()
+    return info

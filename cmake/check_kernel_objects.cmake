@@ -1,0 +1,11 @@
+# Fails when one of OBJECTS defines a weak symbol that does not carry the name of its own instruction set's namespace.
+foreach(object IN LISTS OBJECTS)
+  execute_process(COMMAND ${NM} --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[^\n]+ [WVu] [^\n]+" weak "${symbols}")
+  list(FILTER weak EXCLUDE REGEX "${OWN}")
+  if(weak)
+    list(JOIN weak "\n  " lines)
+    message(FATAL_ERROR "${object} holds inline functions that other code shares; kernels must not use them:\n  ${lines}")
+  endif()
+endforeach()
+file(TOUCH ${STAMP})
