@@ -1,0 +1,172 @@
+"""Bilinear InfoNCE over many sub-tasks that share embeddings: the public op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from avppc.config.checks import check_choice
+from avppc.ops.info_nce_problem import Pairs, Problem, make_problem
+from avppc.ops.reference_info_nce import (
+    info_nce_accuracy_reference,
+    info_nce_logits_reference,
+    info_nce_rows_reference,
+)
+
+REDUCTIONS = ("mean", "task", "none")
+BACKENDS = ("auto", "triton", "cpp", "reference")
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class InfoNCEStats(NamedTuple):
+    """What a step learned about each sub-task; no gradient."""
+
+    task_loss: Tensor
+    """[K] mean loss of each sub-task, in nats; log(M) - task_loss bounds its mutual information from below."""
+    accuracy: Tensor
+    """[K] share of contexts whose positive scores above each of their negatives, 0 to 1; a tie is a miss."""
+
+
+@overload
+def bilinear_info_nce(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    positive_offset: int = 0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def bilinear_info_nce(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    positive_offset: int = 0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[True],
+) -> tuple[Tensor, InfoNCEStats]: ...
+def bilinear_info_nce(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    positive_offset: int = 0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """K InfoNCE losses with bilinear scores; each context must find its target among the targets of the whole batch.
+
+    In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]])::
+
+        s = scale * c @ weights[k].T @ z.T                                 # [N, M]
+        loss[k] = F.cross_entropy(s, torch.arange(N) + positive_offset, reduction="none")
+
+    Args:
+        contexts: [C, N, Dc], or [N, Dc] for a single one; float32, bfloat16, float16, or float64 (reference alone).
+        targets: [U, M, Dz], or [M, Dz], with M >= N; dtype and device as the contexts.
+        weights: [K, Dz, Dc], or [Dz, Dc]; None scores by plain dot products (Dc == Dz), as CLIP does.
+        pairs: [K, 2], the (context index, target index) of each sub-task, best on the CPU; None: sub-task k uses
+            context k and target k.
+        scale: multiplies the logits; a 0-d tensor receives a gradient.
+        positive_offset: the positive of context row i is target row i + positive_offset; 0 to M - N.
+        context_ids: [N] integers; with
+        target_ids: [M] integers: targets of an equal id other than the positive are left out of the negatives.
+        symmetric: average the loss of rows (contexts look for targets) and of columns (targets look for contexts);
+            needs M == N.
+        reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
+        backend: "triton" (CUDA), "cpp" (CPU), "reference" (plain torch), or "auto": the fastest that can run.
+        return_stats: also return InfoNCEStats, at next to no cost.
+
+    Returns:
+        The loss, float32 (float64 for float64), or (loss, InfoNCEStats). Under autocast the products run in
+        autocast's dtype.
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the text names it.
+        RuntimeError: the backend asked for is not available here.
+    """
+    contexts, targets, weights = to_autocast_dtype(contexts, targets, weights)
+    problem = make_problem(
+        contexts,
+        targets,
+        weights,
+        pairs,
+        scale=scale,
+        positive_offset=positive_offset,
+        context_ids=context_ids,
+        target_ids=target_ids,
+        symmetric=symmetric,
+    )
+    return solve(problem, reduction=reduction, backend=backend, return_stats=return_stats)
+
+
+def solve(
+    problem: Problem,
+    *,
+    reduction: str = "mean",
+    task_weights: Sequence[float] | None = None,
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, BACKENDS)
+    if backend in ("cpp", "triton"):
+        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no kernels in this installation")
+    with torch.autocast(problem.contexts.device.type, enabled=False):
+        s = info_nce_logits_reference(*problem[:-1])
+        rows = info_nce_rows_reference(s, problem.positive_offset, problem.symmetric)
+        loss = reduce_rows(rows, reduction, task_weights)
+        if not return_stats:
+            return loss
+        accuracy = info_nce_accuracy_reference(s.detach(), problem.positive_offset)
+        return loss, InfoNCEStats(rows.detach().mean(1), accuracy)
+
+
+def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
+    """[K, N] losses reduced: "none", "task" (mean over rows) or "mean" (over sub-tasks too, weighted)."""
+    if reduction == "none":
+        return rows
+    tasks = rows.mean(1)
+    if reduction == "task":
+        return tasks
+    if task_weights is None:
+        return tasks.mean()
+    shares = torch.tensor(task_weights, dtype=rows.dtype, device=rows.device) / math.fsum(task_weights)
+    return (shares * tasks).sum()
+
+
+def to_autocast_dtype(*embeddings: Any) -> tuple[Any, ...]:
+    """The embeddings in autocast's dtype where autocast is on, as for torch.matmul; float64 stays."""
+    kinds = [value.device.type for value in embeddings if isinstance(value, Tensor)]
+    if not kinds or not torch.is_autocast_enabled(kinds[0]):
+        return embeddings
+    dtype = torch.get_autocast_dtype(kinds[0])
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype in _AUTOCAST_DTYPES else value
+        for value in embeddings
+    )

@@ -1,0 +1,157 @@
+"""BilinearInfoNCE: the op with its weights as an nn.Module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.ops.info_nce import BACKENDS, REDUCTIONS, solve, to_autocast_dtype
+from avppc.ops.info_nce_problem import Pairs, make_problem
+
+NORMALIZATIONS = ("none", "layer_norm")
+GATHERS = ("none",)
+
+
+@dataclass(frozen=True)
+class InfoNCEOptions:
+    """How a loss module scores and reduces."""
+
+    scale: float = 1.0
+    """What the logits are multiplied by; the first value where it is learned."""
+    learn_scale: bool = False
+    """Whether the scale is a parameter (its logarithm is, so that it stays positive)."""
+    normalize: str = "none"
+    """"none": embeddings are scored as they come; "layer_norm": each is first brought to mean 0 and variance 1."""
+    task_weights: Sequence[float] | None = None
+    """K weights of the sub-tasks in the mean, at least 0: sum(w_k loss_k) / sum(w_k); None: equal."""
+    symmetric: bool = False
+    """Whether the loss of targets looking for contexts is averaged in."""
+    reduction: str = "mean"
+    """"mean", "task" or "none", as in bilinear_info_nce."""
+    backend: str = "auto"
+    """"auto", "triton", "cpp" or "reference"."""
+    gather: str = "none"
+    """Whose targets are the negatives; "none": this process's own."""
+    return_stats: bool = False
+    """Whether a call also returns InfoNCEStats, unless the call says otherwise."""
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, 0.0)
+        if self.scale == 0:
+            raise ValueError("scale must be above 0, got 0")
+        check_choice("normalize", self.normalize, NORMALIZATIONS)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_choice("backend", self.backend, BACKENDS)
+        check_choice("gather", self.gather, GATHERS)
+        if self.task_weights is not None:
+            for weight in self.task_weights:
+                check_number("task_weights", weight, 0.0)
+            if not any(self.task_weights):
+                raise ValueError("task_weights must hold a weight above 0, got none")
+
+
+class BilinearInfoNCE(nn.Module):
+    """bilinear_info_nce with its weights W [K, Dz, Dc] (and, if wanted, its scale) as parameters.
+
+    Args:
+        context_dim: Dc, the width of the contexts.
+        target_dim: Dz, the width of the targets.
+        tasks: K, the number of sub-tasks; given by pairs where there are some.
+        pairs: [K, 2] integers, the (context index, target index) of each sub-task; None: sub-task k uses context k
+            and target k.
+        learn_scale: whether the scale of the logits is a parameter.
+        gather: "none": negatives of this process alone.
+        **options: the other fields of InfoNCEOptions: scale, normalize, task_weights, symmetric, reduction, backend,
+            return_stats.
+
+    W starts as I / sqrt(D), so that embeddings of unit variance give logits of unit variance.
+    """
+
+    log_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        context_dim: int,
+        target_dim: int,
+        *,
+        tasks: int = 1,
+        pairs: Pairs | None = None,
+        learn_scale: bool = False,
+        gather: str = "none",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_integer("context_dim", context_dim, 1)
+        check_integer("target_dim", target_dim, 1)
+        check_integer("tasks", tasks, 1)
+        self.options = InfoNCEOptions(learn_scale=learn_scale, gather=gather, **options)
+        if pairs is not None:
+            pairs = torch.as_tensor(pairs, dtype=torch.int64, device="cpu")
+            if tasks not in (1, len(pairs)):
+                raise ValueError(f"tasks must be left out or equal the {len(pairs)} pairs, got {tasks}")
+            tasks = len(pairs)
+        self.pairs = pairs
+        weights = self.options.task_weights
+        if weights is not None and len(weights) != tasks:
+            raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
+        self.weight = nn.Parameter(torch.empty(tasks, target_dim, context_dim))
+        self.log_scale = nn.Parameter(torch.empty(())) if learn_scale else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets W to I / sqrt(D) and the scale to its first value."""
+        _, target_dim, context_dim = self.weight.shape
+        with torch.no_grad():
+            identity = torch.eye(target_dim, context_dim) / math.sqrt(min(target_dim, context_dim))
+            self.weight.copy_(identity.expand_as(self.weight))
+            if self.log_scale is not None:
+                self.log_scale.fill_(math.log(self.options.scale))
+
+    @property
+    def scale(self) -> float | Tensor:
+        """What the logits are multiplied by."""
+        return self.options.scale if self.log_scale is None else self.log_scale.exp()
+
+    def forward(
+        self,
+        contexts: Tensor,  # [C, N, Dc] or [N, Dc]
+        targets: Tensor,  # [U, M, Dz] or [M, Dz]
+        context_ids: Tensor | None = None,  # [N]
+        target_ids: Tensor | None = None,  # [M]
+        *,
+        return_stats: bool | None = None,
+    ) -> Any:
+        """The loss, or (loss, InfoNCEStats); arguments as in bilinear_info_nce."""
+        options = self.options
+        if options.normalize == "layer_norm":
+            contexts = F.layer_norm(contexts, contexts.shape[-1:])
+            targets = F.layer_norm(targets, targets.shape[-1:])
+        contexts, targets, weights = to_autocast_dtype(contexts, targets, self.weight)
+        problem = make_problem(
+            contexts,
+            targets,
+            weights,
+            self.pairs,
+            scale=self.scale,
+            context_ids=context_ids,
+            target_ids=target_ids,
+            symmetric=options.symmetric,
+        )
+        return solve(
+            problem,
+            reduction=options.reduction,
+            task_weights=options.task_weights,
+            backend=options.backend,
+            return_stats=options.return_stats if return_stats is None else return_stats,
+        )
+
+    def extra_repr(self) -> str:
+        tasks, target_dim, context_dim = self.weight.shape
+        return f"{context_dim}, {target_dim}, tasks={tasks}, {self.options}"

@@ -1,0 +1,1 @@
+"""The proxy tasks that pretrain an encoder."""

@@ -1,0 +1,36 @@
+"""What pretraining asks of a proxy task, and what every task is built from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from avppc.clip import ClipBatch
+from avppc.models.video import VideoEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class TaskOutput:
+    """What one batch gave."""
+
+    loss: Tensor
+    """0-d, with gradient."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Detached figures to log, each 0-d or [K]; they stay on the device until they are logged."""
+
+
+class ProxyTask(nn.Module, ABC):
+    """A task that needs no labels: it owns the visual encoder that is kept and whatever else it trains beside it."""
+
+    video_encoder: VideoEncoder
+
+    @abstractmethod
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        """The loss of a batch of whole clips; every random draw comes from the generator, a CPU one."""
+
+    def describe(self) -> dict[str, list[str]]:
+        """Names of the entries of the [K] metrics, by metric; the report and the log use them."""
+        return {}
