@@ -1,0 +1,1 @@
+"""Data: videos in, packed shards, batches of clips out."""

@@ -1,0 +1,201 @@
+"""Two timelines on one clock: video at 25 frames a second and audio at 16 kHz, counted from one origin.
+
+Everything is placed by its time stamp, never by its number: decoders return priming and padding with AAC, an audio
+stream may start late or early, a cut may keep frames that are not to be shown.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from avppc.clip import SAMPLE_RATE_HZ, VIDEO_FPS
+
+Image = NDArray[np.uint8]
+
+MAX_VIDEO_GAP_SECONDS = 10
+MAX_AUDIO_GAP_SECONDS = 600
+MIN_SAMPLE_RATE_HZ = 4_000
+MAX_SAMPLE_RATE_HZ = 384_000
+_STAMP_TOLERANCE_SECONDS = Fraction(1, 40)  # some formats round time stamps to milliseconds, or to whole packets
+
+
+class FrameGrid:
+    """Picks for each instant k / 25 s after the origin the frame whose time stamp is nearest (the earlier of two).
+
+    An instant from which the nearest frame is 40 ms or more away gets None: a frame is missing there.
+    """
+
+    def __init__(self, time_base: Fraction, origin: int, first: int = 0) -> None:
+        """Counts from the time stamp `origin`; the first instant asked for is number `first`."""
+        # Positions are integers in units of 1 / (25 den) s: a tick is 25 num of them, a step of the grid den.
+        self._tick = VIDEO_FPS * time_base.numerator
+        self._step = time_base.denominator
+        self._origin = origin
+        self._next = first
+        self._previous: tuple[int, Image] | None = None
+        self._frames = 0
+        self._start_seconds = 0.0
+        self._off_grid = False
+
+    @property
+    def end_seconds(self) -> float:
+        """Time of the last frame seen, from the origin."""
+        return 0.0 if self._previous is None else self._previous[0] / (self._step * VIDEO_FPS)
+
+    @property
+    def frame_seconds(self) -> float:
+        """Mean time from one frame to the next, of the frames seen."""
+        return (self.end_seconds - self._start_seconds) / max(self._frames - 1, 1)
+
+    @property
+    def rate_note(self) -> str | None:
+        """What to tell the user where the frames seen were not 25 a second; None where they were."""
+        if self._frames < 2:
+            return None
+        rate = 1 / self.frame_seconds
+        if not self._off_grid and abs(rate - VIDEO_FPS) < 0.01:
+            return None
+        return f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"
+
+    def push(self, stamp: int, image: Image) -> list[Image | None]:
+        """Takes the next frame; returns the images of the instants that it settles."""
+        settled: list[Image | None] = []
+        position = (stamp - self._origin) * self._tick
+        if self._previous is not None:
+            if position <= self._previous[0]:
+                raise ValueError(f"time stamps of the video do not grow after {self.end_seconds:.3f} s")
+            if position - self._previous[0] > MAX_VIDEO_GAP_SECONDS * VIDEO_FPS * self._step:
+                raise ValueError(
+                    f"the video has a gap of more than {MAX_VIDEO_GAP_SECONDS} s at {self.end_seconds:.3f} s"
+                )
+            while 2 * self._next * self._step <= self._previous[0] + position:
+                settled.append(self._nearest())
+        else:
+            self._start_seconds = position / (self._step * VIDEO_FPS)
+        self._previous = (position, image)
+        self._frames += 1
+        return settled
+
+    def finish(self) -> list[Image | None]:
+        """Returns the images of the instants that the last frame covers."""
+        settled = []
+        while self._previous is not None and self._next * self._step - self._previous[0] < self._step:
+            settled.append(self._nearest())
+        return settled
+
+    def _nearest(self) -> Image | None:
+        assert self._previous is not None
+        position, image = self._previous
+        distance = abs(self._next * self._step - position)
+        self._next += 1
+        self._off_grid |= distance > 0
+        return image if distance < self._step else None
+
+
+class AudioTimeline:
+    """Decoded audio of any rate and layout as 16 kHz mono int16; sample n belongs to origin + n / 16000 s.
+
+    Where time stamps leave a hole it is filled with zeros and remembered; where they overlap the earlier sound wins.
+    Samples are placed to the nearest 1 / 16000 s.
+    """
+
+    def __init__(self, origin_seconds: Fraction, first: int = 0) -> None:
+        """Keeps the samples from number `first` on."""
+        self.origin_seconds = origin_seconds
+        self._chunks: list[NDArray[np.int16]] = []
+        self._first = first
+        self._end = first
+        self._holes: list[tuple[int, int]] = []
+        self._resampler: av.AudioResampler | None = None
+        self._kind: tuple[int, str, str] | None = None
+        self._run_start = Fraction(0)  # seconds from the origin
+        self._run_samples = 0  # at the source's rate
+        self._write_at = first  # where the run's next sample goes
+
+    @property
+    def end(self) -> int:
+        """Number of the sample after the last one known."""
+        return self._end
+
+    def push(self, frame: av.AudioFrame) -> None:
+        """Appends a decoded frame; frames come in order of time."""
+        if frame.pts is None or frame.time_base is None:
+            raise ValueError("the audio has frames without time stamps")
+        start = frame.pts * frame.time_base - self.origin_seconds
+        kind = (frame.sample_rate, frame.layout.name, frame.format.name)
+        expected = self._run_start + Fraction(self._run_samples, frame.sample_rate)
+        if kind != self._kind or abs(start - expected) > _STAMP_TOLERANCE_SECONDS:
+            self._kind = kind
+            self._begin_run(start, frame)
+        self._run_samples += frame.samples
+        if self._resampler is not None:
+            for converted in self._resampler.resample(frame):
+                self._append(converted.to_ndarray()[0])
+            return
+        samples = frame.to_ndarray()[0]
+        if samples.dtype != np.int16:
+            samples = np.rint(np.clip(samples * 32768.0, -32768, 32767)).astype(np.int16)
+        self._append(samples)
+
+    def finish(self) -> None:
+        """Appends what the resampler still holds."""
+        if self._resampler is not None:
+            for converted in self._resampler.resample(None):
+                self._append(converted.to_ndarray()[0])
+            self._resampler = None
+
+    def take(self, first: int, count: int) -> tuple[NDArray[np.int16], list[tuple[int, int]]]:
+        """Samples first to first + count, and the spans [from, to) among them (from `first` on) that hold no sound."""
+        data = self._merged()
+        start = first - self._first
+        assert start >= 0
+        samples = data[start : start + count]
+        missing = [(max(a, first) - first, min(b, first + count) - first) for a, b in self._holes]
+        missing = [(a, b) for a, b in missing if a < b]
+        if len(samples) < count:
+            missing.append((len(samples), count))
+            samples = np.concatenate([samples, np.zeros(count - len(samples), np.int16)])
+        return samples, missing
+
+    def drop_before(self, first: int) -> None:
+        """Forgets the samples before number `first`."""
+        data = self._merged()
+        skipped = min(max(first - self._first, 0), len(data))
+        self._chunks = [data[skipped:]]
+        self._first += skipped
+        self._holes = [(a, b) for a, b in self._holes if b > self._first]
+
+    def _begin_run(self, start: Fraction, frame: av.AudioFrame) -> None:
+        if not MIN_SAMPLE_RATE_HZ <= frame.sample_rate <= MAX_SAMPLE_RATE_HZ:
+            raise ValueError(
+                f"audio of {frame.sample_rate} Hz; {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz are allowed"
+            )
+        self.finish()
+        self._run_start, self._run_samples = start, 0
+        self._write_at = round(start * SAMPLE_RATE_HZ)
+        plain = frame.sample_rate == SAMPLE_RATE_HZ and frame.layout.nb_channels == 1
+        if not (plain and frame.format.name in ("flt", "fltp", "s16", "s16p")):
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
+
+    def _append(self, samples: NDArray[np.int16]) -> None:
+        start = self._write_at
+        self._write_at += len(samples)
+        if start > self._end:
+            if start - self._end > MAX_AUDIO_GAP_SECONDS * SAMPLE_RATE_HZ:
+                raise ValueError(f"the audio has a gap of more than {MAX_AUDIO_GAP_SECONDS} s")
+            self._holes.append((self._end, start))
+            self._chunks.append(np.zeros(start - self._end, np.int16))
+            self._end = start
+        fresh = samples[self._end - start :]
+        if len(fresh):
+            self._chunks.append(fresh)
+            self._end += len(fresh)
+
+    def _merged(self) -> NDArray[np.int16]:
+        if len(self._chunks) != 1:
+            self._chunks = [np.concatenate(self._chunks)] if self._chunks else [np.zeros(0, np.int16)]
+        return self._chunks[0]

@@ -1,0 +1,141 @@
+"""The mouth crop: which part of a video frame is stored, as 8-bit luma.
+
+The luma plane is read where the decoder left it; colour is never computed. Values follow the usual video range
+(16 black, 235 white), whatever the file uses, so that clips of different sources have the same contrast.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from av import VideoFrame
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from avppc.clip import CROP_SIZE
+from avppc.config.checks import check_choice, check_integer, check_number
+
+LRW_SIZE = 256  # pixels a side, frames of LRW
+LRW_ROWS = (115, 211)
+LRW_COLUMNS = (79, 175)
+
+# Formats whose first plane is the luma alone, one value after another, in the low bits.
+_LUMA_FIRST = re.compile(r"(?:yuva?j?4\d\dp|nv\d\d|gray)(?:(\d+)le)?")
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_TO_VIDEO_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Which part of the frame is kept; scaled to size x size where it is not of that size."""
+
+    mode: str = "auto"
+    """"window": the rows and columns below; "centre": the middle square; "auto": the window for 256 x 256 video (LRW's
+    frame), the middle square for all other."""
+    rows: tuple[int, int] = LRW_ROWS
+    """First row and the one after the last, pixels."""
+    columns: tuple[int, int] = LRW_COLUMNS
+    """First column and the one after the last, pixels."""
+    centre_fraction: float = 1.0
+    """Side of the middle square as a part of the frame's shorter side, above 0 to 1."""
+    size: int = CROP_SIZE
+    """Side of what is stored, pixels."""
+
+    def __post_init__(self) -> None:
+        check_choice("crop mode", self.mode, ("auto", "window", "centre"))
+        for name, (first, last) in (("rows", self.rows), ("columns", self.columns)):
+            check_integer(f"crop {name} start", first, 0)
+            check_integer(f"crop {name} end", last, first + 1)
+        check_number("centre_fraction", self.centre_fraction, 0.01, 1.0)
+        check_integer("crop size", self.size, 8, 4096)
+
+    def box(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns kept of a frame; ValueError where the window does not fit into it."""
+        if self.mode == "window" or (self.mode == "auto" and height == width == LRW_SIZE):
+            if self.rows[1] > height or self.columns[1] > width:
+                raise ValueError(
+                    f"the window of rows {self.rows[0]}:{self.rows[1]}, columns {self.columns[0]}:{self.columns[1]} "
+                    f"does not fit into a frame of {height} x {width}"
+                )
+            return slice(*self.rows), slice(*self.columns)
+        side = max(1, round(min(height, width) * self.centre_fraction))
+        top, left = (height - side) // 2, (width - side) // 2
+        return slice(top, top + side), slice(left, left + side)
+
+    def resize(
+        self,
+        image: NDArray[np.uint8],  # [h, w]
+    ) -> NDArray[np.uint8]:  # [size, size]
+        """A copy of the image at the stored size: bilinear, each pixel an average of all it covers."""
+        if image.shape == (self.size, self.size):
+            return image.copy()
+        tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+        scaled = interpolate(tensor, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return np.asarray(scaled[0, 0].numpy())
+
+
+class LumaReader:
+    """Crops frame after frame of one video; remembers what had to be converted.
+
+    Raises:
+        ValueError: the window does not fit, or a frame differs in size or format from the first.
+    """
+
+    def __init__(self, crop: Crop) -> None:
+        self.crop = crop
+        self.notes: list[str] = []
+        self._kind: tuple[int, int, str, int] | None = None
+        self._box = (slice(0), slice(0))
+        self._turns = 0  # quarter turns anticlockwise
+        self._direct = False
+        self._shift = 0  # bits of luma beyond 8
+        self._full_range = False
+
+    def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """The crop of a frame, [size, size] uint8."""
+        kind = (frame.height, frame.width, frame.format.name, int(frame.color_range))
+        if self._kind is None:
+            self._begin(frame, *kind)
+            self._kind = kind
+        elif kind != self._kind:
+            raise ValueError(f"frames change from {_describe(self._kind)} to {_describe(kind)} within the video")
+        if not self._direct:
+            frame = frame.reformat(format="yuv420p", dst_color_range="MPEG")
+        plane = frame.planes[0]
+        values = np.frombuffer(memoryview(plane), np.dtype("<u2" if self._shift else np.uint8))
+        luma = values.reshape(-1, plane.line_size // values.itemsize)[: frame.height, : frame.width]
+        if self._turns:
+            luma = np.rot90(luma, self._turns)
+        luma = luma[self._box]
+        image: NDArray[np.uint8] = (luma >> self._shift).astype(np.uint8) if self._shift else luma
+        if self._full_range:
+            image = _TO_VIDEO_RANGE[image]
+        return self.crop.resize(image)
+
+    def _begin(self, frame: VideoFrame, height: int, width: int, name: str, color_range: int) -> None:
+        match = _LUMA_FIRST.fullmatch(name)
+        self._direct = match is not None
+        if match is None:
+            self.notes.append(f"pixel format {name}: converted by swscale")
+        else:
+            bits = int(match[1] or 8)
+            self._shift = bits - 8
+            if self._shift:
+                self.notes.append(f"{bits}-bit luma: the upper 8 bits are kept")
+            self._full_range = "yuvj" in name or color_range == _FULL_RANGE
+            if self._full_range:
+                self.notes.append("full-range luma: scaled to video range")
+        rotation = frame.rotation
+        if rotation % 90:
+            raise ValueError(f"the video is to be shown rotated by {rotation} degrees; only quarter turns are possible")
+        self._turns = rotation // 90 % 4
+        if self._turns:
+            self.notes.append(f"rotation: turned by {rotation} degrees as the file asks")
+        self._box = self.crop.box(*((width, height) if self._turns % 2 else (height, width)))
+
+
+def _describe(kind: tuple[int, int, str, int]) -> str:
+    return f"{kind[1]} x {kind[0]} {kind[2]}"

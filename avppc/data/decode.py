@@ -1,0 +1,153 @@
+"""Decodes talking-face video with PyAV into clips of 25 frames and 16,000 samples a second.
+
+What a file cannot give is refused with its reason, never filled in silently: frames that are missing or damaged, sound
+that is missing inside a clip or for most of it. What can be converted is converted, and said in the clip's notes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+
+from avppc.clip import CLIP_FRAMES
+from avppc.config.checks import check_integer
+from avppc.data.crop import Crop
+from avppc.data.reader import ClipError, DecodedClip, StreamReader
+
+Source = str | os.PathLike[str] | bytes
+OnRefused = Callable[[int, str], None]
+
+_SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
+# Only containers whose demuxers read nothing but the file itself: no play lists, no image sequences.
+_OPEN_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf",
+    "protocol_whitelist": "file",
+}
+
+
+class DecodeError(ValueError):
+    """A video, or a clip of it, cannot be used; `path` names the file and `reason` says why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str, str]]:
+        return DecodeError, (self.path, self.reason)
+
+
+def decode_clip(
+    source: Source,
+    *,
+    start_frame: int = 0,
+    num_frames: int = CLIP_FRAMES,
+    crop: Crop | None = None,
+) -> DecodedClip:
+    """One clip of a video, read no further than needed.
+
+    Args:
+        source: a file, or the bytes of one.
+        start_frame: in frames of 1/25 s from the first frame of the video.
+    Raises:
+        DecodeError: not a video, damaged, too short, without sound, or of a size the crop does not fit into.
+    """
+    check_integer("start_frame", start_frame, 0)
+    if start_frame > _SEEK_BEYOND_FRAMES:
+        try:
+            return next(_clips(source, num_frames, None, crop or Crop(), None, start_frame, seek=True))
+        except DecodeError:
+            pass  # a container that cannot seek exactly: read it from the start
+    return next(_clips(source, num_frames, None, crop or Crop(), None, start_frame))
+
+
+def decode_clips(
+    source: Source,
+    *,
+    num_frames: int = CLIP_FRAMES,
+    stride: int | None = CLIP_FRAMES,
+    crop: Crop | None = None,
+    on_refused: OnRefused | None = None,
+) -> Iterator[DecodedClip]:
+    """The clips of a video of any length, in order, in bounded memory; the tail that fills no clip is left out.
+
+    Args:
+        stride: frames of 1/25 s between the starts of clips; None: only the clip at the start.
+        on_refused: called with (start_frame, reason) for a clip with missing frames or sound, then the next one
+            follows; without it such a clip raises.
+    Raises:
+        DecodeError: as for decode_clip. Clips before the damage have been yielded by then.
+    """
+    if stride is not None:
+        check_integer("stride", stride, 1)
+    return _clips(source, num_frames, stride, crop or Crop(), on_refused)
+
+
+def _clips(
+    source: Source,
+    num_frames: int,
+    stride: int | None,
+    crop: Crop,
+    on_refused: OnRefused | None,
+    start_frame: int = 0,
+    *,
+    seek: bool = False,
+) -> Iterator[DecodedClip]:
+    check_integer("num_frames", num_frames, 1, 100_000)
+    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        with _open(source) as container:
+            reader = StreamReader(container, crop, start_frame, seek)
+            yield from _cut(reader, name, num_frames, stride, on_refused)
+    except (DecodeError, GeneratorExit):
+        raise
+    except av.FFmpegError as error:
+        raise DecodeError(name, f"damaged or not a video ({error.strerror})") from error
+    # A damaged file makes PyAV raise anything, from UnicodeDecodeError to MemoryError: nothing of it may get past here.
+    except Exception as error:
+        raise DecodeError(name, str(error) or type(error).__name__) from error
+
+
+def _open(source: Source) -> InputContainer:
+    if isinstance(source, bytes):
+        if not source:
+            raise ValueError("the file is empty")
+        return av.open(io.BytesIO(source), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+    status = os.stat(source)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would block
+        raise ValueError("not a regular file")
+    if status.st_size == 0:
+        raise ValueError("the file is empty")
+    # An absolute path is never taken for a protocol such as "concat:".
+    return av.open(str(Path(source).absolute()), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+
+
+def _cut(
+    reader: StreamReader, name: str, num_frames: int, stride: int | None, on_refused: OnRefused | None
+) -> Iterator[DecodedClip]:
+    """Clips out of what the reader has decoded, as soon as it has it."""
+    start, found = reader.first_frame, False
+    while reader.fill(start + num_frames):
+        found = True
+        try:
+            clip = reader.clip(start, num_frames)
+        except ClipError as error:
+            if on_refused is None:
+                raise DecodeError(name, str(error)) from error
+            on_refused(start, str(error))
+        else:
+            yield clip
+        if stride is None:
+            return
+        start += stride
+        reader.drop_before(start)
+    reader.check_declared_end()
+    if not found:
+        needed = start + num_frames
+        raise DecodeError(name, f"the video has {reader.total_frames} frames of 1/25 s, {needed} are needed")

@@ -1,0 +1,260 @@
+"""Decodes picture and sound of one file side by side, and keeps what has not been dropped yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
+from avppc.data.clock import AudioTimeline, FrameGrid, Image
+from avppc.data.crop import Crop, LumaReader
+
+MAX_SIDE_PIXELS = 8192
+MAX_HOURS = 24
+_MAX_PENDING_FRAMES = 400 * VIDEO_FPS  # how far the streams of a file may run apart
+_MAX_IDLE_PACKETS = 20_000  # packets in a row without a frame
+_MAX_WAITING_AUDIO = 4_000  # packets before the first picture
+_PRE_ROLL_SECONDS = Fraction(3, 10)  # audio decoders need a few packets to settle
+_DECLARED_TOLERANCE_SECONDS = Fraction(1, 5)
+_MAX_HOLE_SAMPLES = SAMPLES_PER_FRAME  # inside a clip; more means lost packets
+_CODEC_OPTIONS = {
+    "err_detect": "explode",  # report damage instead of painting over it
+    "max_pixels": str(MAX_SIDE_PIXELS * MAX_SIDE_PIXELS // 2),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """Picture and sound of one span of a video."""
+
+    video: Tensor
+    """[T, size, size] uint8 luma, 16 black to 235 white, 25 frames a second."""
+    audio: Tensor
+    """[640 T] int16 mono at 16 kHz; sample n belongs to the first frame's time + n / 16000 s."""
+    start_frame: int
+    """Where the clip starts in the video, in frames of 1/25 s."""
+    notes: tuple[str, ...]
+    """What was converted or filled in, as "kind: details"."""
+
+
+class ClipError(ValueError):
+    """One clip cannot be had; those after it may."""
+
+
+class StreamReader:
+    """Decodes both streams of a file side by side, keeping crops and samples until they are dropped."""
+
+    def __init__(self, container: InputContainer, crop: Crop, first_frame: int, seek: bool) -> None:
+        self._container = container
+        self._video, self._audio = _choose_streams(container)
+        self._luma = LumaReader(crop)
+        self._grid: FrameGrid | None = None
+        self._sound: AudioTimeline | None = None
+        self._waiting_audio: list[av.AudioFrame] = []
+        self._images: list[Image | None] = []
+        self.first_frame = first_frame  # number of the first image kept
+        self._video_done = False
+        self._audio_done = False
+        self._idle_packets = 0
+        if seek:
+            self._seek(first_frame)
+        self._packets = container.demux(self._video, self._audio)
+
+    @property
+    def end_frame(self) -> int:
+        """Number of the frame after the last one known."""
+        return self.first_frame + len(self._images)
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of 1/25 s from the first picture to the last one decoded."""
+        return 0 if self._grid is None else int(self._grid.end_seconds * VIDEO_FPS + 0.5) + 1
+
+    def fill(self, end_frame: int) -> bool:
+        """Decodes until frames and samples up to end_frame are there; False where the video ends before."""
+        limit = end_frame - self.first_frame + _MAX_PENDING_FRAMES
+        while self._wants_video(end_frame) or self._wants_audio(end_frame):
+            if len(self._images) > limit:
+                raise ValueError("picture and sound lie too far apart in the file")
+            self._step()
+        return self.end_frame >= end_frame
+
+    def _wants_video(self, end_frame: int) -> bool:
+        return not self._video_done and self.end_frame < end_frame
+
+    def _wants_audio(self, end_frame: int) -> bool:
+        return not self._audio_done and (self._sound is None or self._sound.end < end_frame * SAMPLES_PER_FRAME)
+
+    def clip(self, start: int, count: int) -> DecodedClip:
+        """Frames start to start + count with their sound."""
+        assert self._sound is not None
+        assert self._grid is not None
+        images = self._images[start - self.first_frame :][:count]
+        present = [image for image in images if image is not None]
+        if len(present) < count:
+            first = next(number for number, image in enumerate(images, start) if image is None)
+            seconds = first / VIDEO_FPS
+            raise ClipError(f"{count - len(present)} of {count} frames are missing, the first at {seconds:.2f} s")
+        samples, missing = self._sound.take(start * SAMPLES_PER_FRAME, count * SAMPLES_PER_FRAME)
+        notes = [*self._luma.notes, *_missing_sound(missing, len(samples))]
+        if (note := self._grid.rate_note) is not None:
+            notes.append(note)
+        return DecodedClip(
+            torch.from_numpy(np.stack(present)), torch.from_numpy(np.array(samples)), start, tuple(notes)
+        )
+
+    def drop_before(self, frame: int) -> None:
+        """Forgets what lies before a frame."""
+        dropped = min(max(frame - self.first_frame, 0), len(self._images))
+        del self._images[:dropped]
+        self.first_frame += dropped
+        if self._sound is not None:
+            self._sound.drop_before(frame * SAMPLES_PER_FRAME)
+
+    def check_declared_end(self) -> None:
+        """Refuses a video that ends well before the file says it does."""
+        duration = _seconds(self._video, self._video.duration)
+        if self._grid is None or duration is None:
+            return
+        end = self._grid.end_seconds + self._grid.frame_seconds
+        if end < float(duration) - max(float(_DECLARED_TOLERANCE_SECONDS), 2 * self._grid.frame_seconds):
+            raise ValueError(f"the video ends at {end:.2f} s, the file declares {float(duration):.2f} s: truncated")
+
+    def _step(self) -> None:
+        """Decodes one packet; the last one of a stream is empty and drains its decoder."""
+        packet = next(self._packets, None)
+        if packet is None:
+            self._end_video()
+            self._end_audio()
+            return
+        if packet.is_corrupt:
+            raise ValueError("a damaged packet")
+        # A packet without content says "show the last frame again"; the time stamps around it say so too.
+        frames = [] if packet.size == 0 and packet.dts is not None else packet.decode()
+        self._idle_packets = 0 if frames else self._idle_packets + 1
+        if self._idle_packets > _MAX_IDLE_PACKETS:
+            raise ValueError(f"{_MAX_IDLE_PACKETS} packets in a row give no frame")
+        for frame in frames:
+            assert isinstance(frame, (av.VideoFrame, av.AudioFrame))
+            if frame.is_corrupt:
+                raise ValueError("a damaged frame" if frame.time is None else f"a damaged frame at {frame.time:.2f} s")
+            if isinstance(frame, av.VideoFrame):
+                self._push_video(frame)
+            else:
+                self._push_audio(frame)
+        if packet.dts is None and packet.size == 0:
+            if packet.stream is self._video:
+                self._end_video()
+            else:
+                self._end_audio()
+
+    def _push_video(self, frame: av.VideoFrame) -> None:
+        if frame.pts is None or frame.time_base is None:
+            raise ValueError("the video has frames without time stamps")
+        if self._grid is None:
+            self._start_clock(frame.time_base, frame.pts)
+        assert self._grid is not None
+        self._images += self._grid.push(frame.pts, self._luma.read(frame))
+
+    def _push_audio(self, frame: av.AudioFrame) -> None:
+        if self._sound is None:  # the clock starts with the first picture
+            self._waiting_audio.append(frame)
+            if len(self._waiting_audio) > _MAX_WAITING_AUDIO:
+                raise ValueError("picture and sound lie too far apart in the file")
+        else:
+            self._sound.push(frame)
+
+    def _start_clock(self, time_base: Fraction, origin: int) -> None:
+        self._grid = FrameGrid(time_base, origin, self.first_frame)
+        self._sound = AudioTimeline(origin * time_base, self.first_frame * SAMPLES_PER_FRAME)
+        for frame in self._waiting_audio:
+            self._sound.push(frame)
+        self._waiting_audio.clear()
+        if self._audio_done:
+            self._sound.finish()
+
+    def _seek(self, first_frame: int) -> None:
+        """Starts the clock with the first picture, then jumps to the key frame before first_frame."""
+        frame = next(self._container.decode(self._video))
+        assert isinstance(frame, av.VideoFrame)
+        if frame.pts is None or frame.time_base is None:
+            raise ValueError("the video has frames without time stamps")
+        self._start_clock(frame.time_base, frame.pts)
+        target = frame.pts * frame.time_base + Fraction(first_frame, VIDEO_FPS) - _PRE_ROLL_SECONDS
+        self._container.seek(int(target / frame.time_base), stream=self._video, backward=True)
+
+    def _end_video(self) -> None:
+        if not self._video_done:
+            self._video_done = True
+            if self._grid is not None:
+                self._images += self._grid.finish()
+
+    def _end_audio(self) -> None:
+        if self._audio_done:
+            return
+        self._audio_done = True
+        if self._sound is None:
+            return
+        self._sound.finish()
+        end = Fraction(self._sound.end, SAMPLE_RATE_HZ) + self._sound.origin_seconds
+        declared = _seconds(self._audio, self._audio.duration)
+        if declared is None or self._audio.start_time is None:
+            return
+        declared += _seconds(self._audio, self._audio.start_time) or 0
+        if end < declared - _DECLARED_TOLERANCE_SECONDS:
+            raise ValueError(
+                f"the audio ends at {float(end):.2f} s, the file declares {float(declared):.2f} s: truncated"
+            )
+
+
+def _choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
+    """The first video stream that is no cover picture and the first audio stream, ready to decode."""
+    attached = av.stream.Disposition.attached_pic
+    video = next((stream for stream in container.streams.video if not stream.disposition & attached), None)
+    audio = next(iter(container.streams.audio), None)
+    if video is None:
+        raise ValueError("no video stream")
+    if audio is None:
+        raise ValueError("no audio stream")
+    for kind, stream in (("video", video), ("audio", audio)):
+        if stream.codec_context is None:
+            raise ValueError(f"no decoder for the {kind} stream")
+        duration = _seconds(stream, stream.duration)
+        if duration is not None and not 0 <= duration <= MAX_HOURS * 3600:
+            raise ValueError(f"the {kind} declares a length of {float(duration):.0f} s, {MAX_HOURS} h are allowed")
+        # Clips are short and files many: threads cost more than they bring, and processes share the work better.
+        stream.codec_context.thread_type = "NONE"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = _CODEC_OPTIONS
+    width, height = video.codec_context.width, video.codec_context.height
+    if not (0 < width <= MAX_SIDE_PIXELS and 0 < height <= MAX_SIDE_PIXELS):
+        raise ValueError(f"frames of {width} x {height}, at most {MAX_SIDE_PIXELS} pixels a side are allowed")
+    return video, audio
+
+
+def _seconds(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction | None:
+    return None if ticks is None or stream.time_base is None else ticks * stream.time_base
+
+
+def _missing_sound(missing: list[tuple[int, int]], count: int) -> list[str]:
+    """Notes on the zeros at the edges of a clip; ClipError where sound is missing inside it or for most of it."""
+    notes = []
+    for first, last in missing:
+        first_ms, last_ms = (1000 * sample // SAMPLE_RATE_HZ for sample in (first, last))
+        if first > 0 and last < count and last - first > _MAX_HOLE_SAMPLES:
+            raise ClipError(f"no sound from {first_ms} to {last_ms} ms of the clip")
+        notes.append(f"sound padded with zeros: {first_ms} to {last_ms} ms of the clip")
+    total = sum(last - first for first, last in missing)
+    if 2 * total > count:
+        raise ClipError(
+            f"only {1000 * (count - total) // SAMPLE_RATE_HZ} of {1000 * count // SAMPLE_RATE_HZ} ms have sound"
+        )
+    return notes
