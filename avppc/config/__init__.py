@@ -1,2 +1,22 @@
 """Every setting of the package: frozen dataclasses, one docstring a field, checked when they are made."""
 
+from avppc.config.augment import AugmentConfig
+from avppc.config.evaluate import EvaluateConfig
+from avppc.config.features import LogMelConfig
+from avppc.config.model import CutConfig, EncoderConfig
+from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig
+from avppc.config.report import ReportConfig
+from avppc.config.synth import SynthConfig
+
+__all__ = [
+    "AugmentConfig",
+    "CutConfig",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "LogMelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "ReportConfig",
+    "SynthConfig",
+]

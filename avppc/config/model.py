@@ -47,12 +47,13 @@ class CutConfig:
 class EncoderConfig:
     """The visual encoder: from a mouth crop to one feature vector a frame."""
 
-    backbone: Literal["resnet10", "resnet18", "resnet34"] = "resnet10"
-    """Depth of the frame network."""
+    backbone: Literal["conv4", "resnet10", "resnet18", "resnet34"] = "conv4"
+    """The frame network: "conv4", four strided convolutions for a CPU, or a ResNet."""
     width: int = 16
     """Channels of its first stage; 64 is the standard ResNet."""
-    stem: Literal["small", "2d", "3d"] = "small"
-    """First layers: "small" for inputs up to 48 pixels, "2d" as in ResNet, "3d" a convolution over 5 frames as well."""
+    stem: Literal["small", "2d", "3d"] = "2d"
+    """First layers of a ResNet: "small" for inputs up to 48 pixels, "2d" as published, "3d" a convolution over 5 frames
+    as well."""
     channels: Literal["luma", "motion"] = "motion"
     """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame
     less the clip's mean frame, and the standardised frame."""
@@ -64,11 +65,11 @@ class EncoderConfig:
     """Width of a frame's feature vector."""
 
     def __post_init__(self) -> None:
-        check_choice("backbone", self.backbone, ("resnet10", "resnet18", "resnet34"))
+        check_choice("backbone", self.backbone, ("conv4", "resnet10", "resnet18", "resnet34"))
         check_integer("width", self.width, 4, 512)
         check_choice("stem", self.stem, ("small", "2d", "3d"))
         check_choice("channels", self.channels, ("luma", "motion"))
-        if self.stem == "3d" and self.channels == "motion":
+        if self.backbone != "conv4" and self.stem == "3d" and self.channels == "motion":
             raise ValueError("stem '3d' sees neighbouring frames by itself: use it with channels='luma'")
         check_integer("crop_pixels", self.crop_pixels, 8, CROP_SIZE)
         check_integer("input_pixels", self.input_pixels, 8, self.crop_pixels)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from avppc.models.layout import use_channels_last
+
 MEL_FRAMES_PER_VIDEO_FRAME = 4  # a 10 ms hop at 25 video frames a second
 
 
@@ -23,6 +25,7 @@ class AudioEncoder(nn.Module):
         )
         bands_left = -(-bands // 8)
         self.project = nn.Sequential(nn.Linear(4 * width * bands_left, features), nn.LayerNorm(features), nn.ReLU())
+        use_channels_last(self)
 
     @staticmethod
     def _layer(inputs: int, outputs: int, kernel: int, stride: tuple[int, int]) -> list[nn.Module]:

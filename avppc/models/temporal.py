@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
-HeadName = Literal["gru", "tconv", "bins"]
-HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins")
+from avppc.config.evaluate import HEADS, HeadName
 
 
 class ElementPool(nn.Module):

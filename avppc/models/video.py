@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from avppc.config.model import EncoderConfig
+from avppc.models.conv4 import Conv4
+from avppc.models.layout import use_channels_last
 from avppc.models.resnet import RESNET_LAYERS, ResNet
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
@@ -23,10 +25,11 @@ def motion_channels(video: Tensor) -> Tensor:
     speaks, how it is lit) is gone. It is computed over the given frames alone, so nothing leaks into a cut element.
     """
     motion = video - video.mean(1, keepdim=True)
-    motion = motion / (motion.std((1, 2, 3), keepdim=True) + 0.02)
+    # Centred in time, so its mean is 0 and its deviation the root of the mean square.
+    motion = motion / (motion.square().mean((1, 2, 3), keepdim=True).sqrt() + 0.02)
     padded = torch.cat([motion[:, :1], motion, motion[:, -1:]], 1)
     centred = video - video.mean((2, 3), keepdim=True)
-    still = centred / (video.std((2, 3), keepdim=True) + 1e-3)
+    still = centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + 1e-3)
     return torch.stack([padded[:, :-2], padded[:, 1:-1], padded[:, 2:], still], 2)
 
 
@@ -42,21 +45,26 @@ class VideoEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.out_features = config.features
-        layers, width = RESNET_LAYERS[config.backbone], config.width
-        channels = 4 if config.channels == "motion" else 1
-        if config.stem == "3d":
-            self.stem3d = nn.Sequential(
-                nn.Conv3d(1, width, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False),
-                nn.BatchNorm3d(width),
-                nn.ReLU(inplace=True),
-                nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-            )
-            self.frames = ResNet(layers, width, stem="none")
-        else:
-            self.frames = ResNet(layers, width, channels, config.stem)
+        self.frames = self._make_frames(config)
         self.project = nn.Sequential(
             nn.Linear(self.frames.out_features, config.features), nn.LayerNorm(config.features), nn.ReLU()
         )
+        use_channels_last(self)
+
+    def _make_frames(self, config: EncoderConfig) -> Conv4 | ResNet:
+        width, channels = config.width, 4 if config.channels == "motion" else 1
+        if config.backbone == "conv4":
+            return Conv4(width, channels, config.input_pixels)
+        layers = RESNET_LAYERS[config.backbone]
+        if config.stem != "3d":
+            return ResNet(layers, width, channels, config.stem)
+        self.stem3d = nn.Sequential(
+            nn.Conv3d(1, width, (5, 7, 7), (1, 2, 2), (2, 3, 3), bias=False),
+            nn.BatchNorm3d(width),
+            nn.ReLU(inplace=True),
+            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        )
+        return ResNet(layers, width, stem="none")
 
     def forward(
         self,
@@ -67,7 +75,7 @@ class VideoEncoder(nn.Module):
     ) -> Tensor:
         """Features [N, T', D] of every frame_stride-th frame from frame_phase on; motion is taken at the full rate."""
         self._check(video)
-        if self.config.stem == "3d":
+        if hasattr(self, "stem3d"):
             volume = self.stem3d(((video - LUMA_MEAN) / LUMA_STD).unsqueeze(1)).transpose(1, 2)
             inputs = volume[:, frame_phase::frame_stride]
         else:

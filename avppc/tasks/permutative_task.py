@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,7 +33,7 @@ class PermutativeTask(ProxyTask):
         self.config = config
         dim, features = config.objective.dim, config.encoder.features
         self.video_encoder = VideoEncoder(config.encoder)
-        self.audio_encoder = AudioEncoder(config.features.num_mels, features, config.audio_width)
+        self.audio_encoder = AudioEncoder(config.features.bands, features, config.audio_width)
         self.video_pool = ElementPool(features, dim)
         self.audio_pool = ElementPool(features, dim)
         weights = [
@@ -46,7 +49,6 @@ class PermutativeTask(ProxyTask):
             learn_scale=config.objective.learn_scale,
             return_stats=True,
         )
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
@@ -75,9 +77,7 @@ class PermutativeTask(ProxyTask):
         encoder = self.config.encoder
         if not self.training:
             return crop_video(elements.video, encoder.crop_pixels, encoder.input_pixels)
-        return augment_video(
-            elements.video, encoder.crop_pixels, encoder.input_pixels, self.config.augment, generator
-        )
+        return augment_video(elements.video, encoder.crop_pixels, encoder.input_pixels, self.config.augment, generator)
 
     def _sounds(self, elements: Elements, generator: torch.Generator) -> Tensor:
         frames = elements.video.shape[1] * MEL_FRAMES_PER_VIDEO_FRAME
@@ -88,6 +88,13 @@ class PermutativeTask(ProxyTask):
         names = [subtask.name for subtask in self.loss.subtasks]
         return {"task_loss": names, "task_accuracy": names}
 
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Mean accuracy of each group of sub-tasks."""
+        groups: dict[str, list[float]] = {}
+        for subtask, accuracy in zip(self.loss.subtasks, row["task_accuracy"], strict=True):
+            groups.setdefault(subtask.group, []).append(accuracy)
+        return {group: sum(values) / len(values) for group, values in groups.items()}
+
 
 def check_mel_clock(config: PretrainConfig) -> None:
     """Raises ValueError unless the features have 4 frames a video frame."""
@@ -95,6 +102,6 @@ def check_mel_clock(config: PretrainConfig) -> None:
     needed = SAMPLES_PER_FRAME // MEL_FRAMES_PER_VIDEO_FRAME
     if features.sample_rate_hz != SAMPLE_RATE_HZ or features.hop_samples != needed:
         raise ValueError(
-            f"features must have {MEL_FRAMES_PER_VIDEO_FRAME} frames a video frame: sample_rate_hz={SAMPLE_RATE_HZ} and "
-            f"hop_samples={needed}, got {features.sample_rate_hz} and {features.hop_samples}"
+            f"features must have {MEL_FRAMES_PER_VIDEO_FRAME} frames a video frame: sample_rate_hz={SAMPLE_RATE_HZ} "
+            f"and hop_samples={needed}, got {features.sample_rate_hz} and {features.hop_samples}"
         )

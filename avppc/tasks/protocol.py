@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,4 +35,8 @@ class ProxyTask(nn.Module, ABC):
 
     def describe(self) -> dict[str, list[str]]:
         """Names of the entries of the [K] metrics, by metric; the report and the log use them."""
+        return {}
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """A few shares from 0 to 1 out of a row of logged metrics, for the progress bar."""
         return {}

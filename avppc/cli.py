@@ -1,0 +1,99 @@
+"""`avppc NAME ...`: each command is a configuration, whose fields are the flags, and a function that runs it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+import avppc.config
+from avppc._version import __version__
+from avppc.config import PretrainConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line."""
+
+    summary: str
+    config: str
+    """Name of its configuration in avppc.config."""
+    module: str
+    """Module whose run(config) does the work and returns the exit code; imported when the command runs."""
+
+
+COMMANDS = {
+    "synth": Command(
+        "Writes talking mouths, a synthetic data set in LRW's layout.", "SynthConfig", "avppc.synth.dataset"
+    ),
+    "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
+    "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
+    "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),
+    "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code, 2 for bad arguments and unusable files."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if given else 2
+    if given[0] == "--version":
+        print(f"avppc {__version__}")
+        return 0
+    name, *flags = given
+    if name not in COMMANDS:
+        return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    command = COMMANDS[name]
+    try:
+        config = _parse(name, command, flags)
+        run: Callable[[Any], int] = importlib.import_module(command.module).run
+        return run(config)
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from what is there", code=130)
+
+
+def _parse(name: str, command: Command, flags: list[str]) -> Any:
+    config_type = getattr(avppc.config, command.config)
+    default = _preset(flags) if config_type is PretrainConfig else None
+    return tyro.cli(
+        config_type,
+        prog=f"avppc {name}",
+        description=command.summary,
+        args=flags,
+        default=default,
+        console_outputs=True,
+    )
+
+
+def _preset(flags: Sequence[str]) -> Any:
+    """The defaults of pretraining: those of --preset, without data and out, which have none."""
+    name = "laptop"
+    for place, flag in enumerate(flags):
+        if flag == "--preset" and place + 1 < len(flags):
+            name = flags[place + 1]
+        elif flag.startswith("--preset="):
+            name = flag.partition("=")[2]
+    config = PretrainConfig.from_preset(name, Path(), Path())  # type: ignore[arg-type]  # checked there
+    missing: Any = tyro.MISSING
+    return replace(config, data=missing, out=missing)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: avppc COMMAND [--help] ...", "", *lines])
+
+
+def _fail(text: str, code: int = 2) -> int:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]avppc:[/] {text}", highlight=False, markup=True)
+    return code

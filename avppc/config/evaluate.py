@@ -1,0 +1,79 @@
+"""Settings of the lip-reading evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.pretrain import Precision
+
+RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
+HeadName = Literal["gru", "tconv", "bins"]
+ROWS: tuple[RowName, ...] = ("random", "supervised", "frozen", "finetuned", "ceiling")
+HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Lip reading: word classification rates with the encoder frozen and fine-tuned."""
+
+    run: Path
+    """Directory of a finished pretraining run; results go to its folder evaluation/."""
+    data: Path | None = None
+    """Packed shards with train, val and test splits; the run's own data by default."""
+    trajectories: Path | None = None
+    """Data set as `avppc synth` wrote it, for the row "ceiling": words from the true mouth movement."""
+    rows: tuple[RowName, ...] = ROWS
+    """"random": frozen encoder of random weights; "supervised": trained from scratch on the labels; "frozen" and
+    "finetuned": the run's encoder; "ceiling": the true mouth trajectories instead of an encoder."""
+    labels_per_word: int = 10
+    """Labelled training clips a word; 0 takes all."""
+    draws: int = 5
+    """Draws of the labelled clips, for the rows whose encoder is frozen."""
+    training_draws: int = 3
+    """Draws for the rows that train the encoder."""
+    heads: tuple[HeadName, ...] = HEADS
+    """Heads that are tried: "gru", "tconv" (temporal convolution), "bins" (linear over seven bins of time)."""
+    head_learning_rates: tuple[float, ...] = (3e-3, 1e-2)
+    """Learning rates of the head that are tried where the encoder is frozen; the smallest is used elsewhere."""
+    encoder_learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Learning rates of the encoder that are tried where it is trained."""
+    epochs: int = 50
+    """Epochs over the labelled clips where the encoder is frozen."""
+    training_epochs: int = 40
+    """Epochs where it is trained."""
+    selection_epochs: int = 20
+    """Epochs of the trials that choose head and rate where the encoder is trained."""
+    batch_size: int = 32
+    """Labelled clips a step."""
+    validate_every: int = 5
+    """Epochs between two looks at the validation clips, in the second half of the epochs; the best is kept."""
+    precision: Precision = "auto"
+    """Arithmetic of the encoder."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    seed: int = 0
+    """Seed of the label draws, heads and order."""
+
+    def __post_init__(self) -> None:
+        for name, values, allowed in (("rows", self.rows, ROWS), ("heads", self.heads, HEADS)):
+            if not values:
+                raise ValueError(f"{name} must name at least one of {', '.join(allowed)}")
+            for value in values:
+                check_choice(name, value, allowed)
+        for name in ("head_learning_rates", "encoder_learning_rates"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must hold at least one rate")
+            for rate in getattr(self, name):
+                check_number(name, rate, 0)
+        check_integer("labels_per_word", self.labels_per_word, 0)
+        for name in ("draws", "training_draws", "epochs", "training_epochs", "selection_epochs", "validate_every"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("batch_size", self.batch_size, 2)
+        check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
+        check_integer("threads", self.threads, 0)
+        check_integer("seed", self.seed, 0)

@@ -1,0 +1,161 @@
+"""Settings of pretraining, with a preset for a laptop's CPU and one for a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from avppc.config.augment import AugmentConfig
+from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.features import LogMelConfig
+from avppc.config.model import CutConfig, EncoderConfig
+
+Precision = Literal["auto", "bf16", "fp32"]
+PresetName = Literal["laptop", "gpu"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss: embeddings, their fusion and the weights of the 42 sub-tasks."""
+
+    dim: int = 128
+    """Width of the embeddings that are scored."""
+    fusion: Literal["mlp", "sum", "concat-linear"] = "mlp"
+    """How two elements become one embedding."""
+    normalize: Literal["layer_norm", "none"] = "layer_norm"
+    """What is done to the embeddings before they are scored; the method as published does nothing."""
+    learn_scale: bool = True
+    """Learns one factor for all logits."""
+    between_weight: float = 1.0
+    """Weight of the sub-tasks that predict sound from picture alone or picture from sound alone."""
+    other_weight: float = 0.1
+    """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
+
+    def __post_init__(self) -> None:
+        check_integer("dim", self.dim, 2)
+        check_choice("fusion", self.fusion, ("mlp", "sum", "concat-linear"))
+        check_choice("normalize", self.normalize, ("layer_norm", "none"))
+        check_number("between_weight", self.between_weight, 0)
+        check_number("other_weight", self.other_weight, 0)
+        if self.between_weight == self.other_weight == 0:
+            raise ValueError("between_weight and other_weight must not both be 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up and a cosine to nearly nothing."""
+
+    learning_rate: float = 2e-3
+    """Highest learning rate."""
+    warmup_fraction: float = 0.1
+    """Share of the steps over which the rate rises linearly."""
+    final_fraction: float = 0.02
+    """Rate at the last step, as a share of the highest."""
+    weight_decay: float = 0.02
+    """Decoupled weight decay of matrices and filters; biases and norms have none."""
+    beta2: float = 0.98
+    """Decay of the second moment."""
+    clip_norm: float = 5.0
+    """Largest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        check_number("learning_rate", self.learning_rate, 0)
+        check_number("warmup_fraction", self.warmup_fraction, 0, 1)
+        check_number("final_fraction", self.final_fraction, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("beta2", self.beta2, 0, 1)
+        check_number("clip_norm", self.clip_norm, 0)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrains a visual speech encoder from unlabeled clips."""
+
+    data: Path
+    """Directory of packed shards, as `avppc prepare` writes it."""
+    out: Path
+    """Directory of this run; a run that was stopped goes on from its last checkpoint."""
+    preset: PresetName = "laptop"
+    """Defaults of all other settings: "laptop" for a CPU and minutes, "gpu" for ResNet-34 at 88 pixels."""
+    steps: int = 1000
+    """Optimiser steps in all."""
+    batch_size: int = 128
+    """Clips of one loss: each is told apart from the others."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the clips and the augmentation."""
+    frame_stride: int = 2
+    """Every so many-th frame is encoded, from a random phase; motion is taken at the full rate."""
+    precision: Precision = "auto"
+    """Arithmetic of the encoders: "bf16", "fp32", or "auto", bf16 where the hardware is quick at it."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    log_every: int = 20
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 250
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept."""
+    verify_data: bool = True
+    """Checks the shards' checksums before training."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The visual encoder."""
+    audio_width: int = 16
+    """Channels of the audio encoder's first layer."""
+    features: LogMelConfig = field(default_factory=lambda: LogMelConfig(bands=40))
+    """The audio features; their hop must give 4 frames a video frame."""
+    cut: CutConfig = field(default_factory=CutConfig)
+    """Past, gap and future."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Variation of the training clips."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimiser."""
+
+    def __post_init__(self) -> None:
+        check_choice("preset", self.preset, ("laptop", "gpu"))
+        check_integer("steps", self.steps, 1)
+        check_integer("batch_size", self.batch_size, 2)
+        check_integer("accumulate", self.accumulate, 1)
+        check_integer("seed", self.seed, 0)
+        check_integer("frame_stride", self.frame_stride, 1)
+        check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
+        check_integer("threads", self.threads, 0)
+        check_integer("log_every", self.log_every, 1)
+        check_integer("checkpoint_every", self.checkpoint_every, 1)
+        check_integer("keep_checkpoints", self.keep_checkpoints, 1)
+        check_integer("audio_width", self.audio_width, 4)
+        if self.augment.time_jitter_frames > self.cut.past_frames - 2:
+            raise ValueError(
+                f"augment.time_jitter_frames must leave 2 of cut.past_frames={self.cut.past_frames} frames, "
+                f"got {self.augment.time_jitter_frames}"
+            )
+
+    @classmethod
+    def from_preset(cls, name: PresetName, data: Path, out: Path) -> PretrainConfig:
+        """The settings for a laptop's CPU ("laptop") or for one GPU ("gpu")."""
+        check_choice("preset", name, ("laptop", "gpu"))
+        if name == "laptop":
+            return cls(data, out)
+        return cls(
+            data,
+            out,
+            preset="gpu",
+            steps=50_000,
+            batch_size=512,
+            frame_stride=1,
+            checkpoint_every=1000,
+            encoder=EncoderConfig("resnet34", 64, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=512),
+            audio_width=64,
+            features=LogMelConfig(),
+            augment=AugmentConfig(
+                shift_pixels=4, gamma_range=0.2, contrast_range=0.2, brightness_range=0.1, pixel_noise=0.02
+            ),
+            objective=ObjectiveConfig(dim=512),
+            optimizer=OptimizerConfig(learning_rate=1e-3),
+        )

@@ -1,0 +1,18 @@
+"""Settings of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One self-contained HTML page about a run."""
+
+    run: Path
+    """Directory of a pretraining run, evaluated or not."""
+    out: Path | None = None
+    """The page; by default report.html in the run's directory."""
+    data: Path | None = None
+    """Packed shards for the contact sheet; the run's own data by default."""

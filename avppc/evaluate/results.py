@@ -1,0 +1,94 @@
+"""Rows of the lip-reading table: as JSON beside the run, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from avppc.config.plain import config_from_dict
+from avppc.files import read_json, write_json
+
+TITLES = {
+    "random": "random encoder, frozen",
+    "supervised": "supervised from scratch",
+    "frozen": "AV-PPC, frozen",
+    "finetuned": "AV-PPC, fine-tuned",
+    "ceiling": "true mouth trajectories (ceiling)",
+}
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of the table."""
+
+    row: str
+    """"random", "supervised", "frozen", "finetuned" or "ceiling"."""
+    labels_per_word: int
+    """Labelled clips a word; 0: all."""
+    wcr: float
+    """Word classification rate on the test clips, mean over the draws, 0 to 1."""
+    interval95: float
+    """Half-width of its 95% interval."""
+    chance: float
+    """Rate of guessing."""
+    chosen: dict[str, Any]
+    """Head and learning rates with the best validation rate."""
+    trials: list[dict[str, Any]]
+    """All that were tried, with their validation rates on the first draw."""
+    draws: list[dict[str, Any]]
+    """Seed, validation and test rate of each draw of the labels."""
+    words: list[str]
+    tested: int
+    """Number of test clips."""
+    confusion: list[list[int]]
+    """[words spoken, words chosen], counts over all draws."""
+    seconds: float
+    """Wall time of the row."""
+    settings: dict[str, Any]
+    """The settings of the evaluation."""
+
+
+def _path(run: Path, row: str, labels_per_word: int) -> Path:
+    return run / "evaluation" / f"{row}-{labels_per_word or 'all'}.json"
+
+
+def write_row(run: Path, result: RowResult) -> None:
+    """Writes a row to run/evaluation/ROW-LABELS.json."""
+    write_json(_path(run, result.row, result.labels_per_word), asdict(result))
+
+
+def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]) -> RowResult | None:
+    """A row that was evaluated before with the same settings, or None."""
+    path = _path(run, row, labels_per_word)
+    if not path.exists():
+        return None
+    result = config_from_dict(RowResult, read_json(path), str(path))
+    return result if result.settings == settings else None
+
+
+def read_rows(run: Path) -> list[RowResult]:
+    """All rows of a run, in the order of the table."""
+    order = list(TITLES)
+    rows = [config_from_dict(RowResult, read_json(path), str(path)) for path in (run / "evaluation").glob("*-*.json")]
+    return sorted(rows, key=lambda result: (result.labels_per_word or 10**9, order.index(result.row)))
+
+
+def print_table(results: Sequence[RowResult]) -> None:
+    """Prints the rows to standard output."""
+    first = results[0]
+    labels = f"{first.labels_per_word} labels a word" if first.labels_per_word else "all labels"
+    table = Table(
+        title=f"Lip reading: {len(first.words)} words, {labels}, {first.tested} test clips of unseen speakers"
+    )
+    for column in ("encoder", "head", "words right", "draws"):
+        table.add_column(column, justify="left" if column in ("encoder", "head") else "right")
+    for result in results:
+        rate = f"{100 * result.wcr:.1f} ± {100 * result.interval95:.1f} %"
+        table.add_row(TITLES[result.row], result.chosen["head"], rate, str(len(result.draws)))
+    table.caption = f"Chance is {100 * first.chance:.1f} %. ±: 95% interval over label draws and test clips."
+    Console(width=100).print(table)

@@ -1,0 +1,27 @@
+"""Means with intervals that cover both which clips were labelled and which clips were tested."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+# Student's t, two-sided 95%, by degrees of freedom 1 to 10
+_STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float]:
+    """Mean of the draws' rates (0 to 1) and the half-width of its 95% interval.
+
+    Two independent parts in quadrature: Student's interval over the draws of the labelled clips (none for one draw),
+    and the binomial interval of the test clips, which all draws share.
+    """
+    if not rates or tested < 1:
+        raise ValueError(f"rates must hold at least one draw and tested be positive, got {len(rates)} and {tested}")
+    mean = sum(rates) / len(rates)
+    half = 1.96 * math.sqrt(mean * (1.0 - mean) / tested)
+    if len(rates) > 1:
+        deviation = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1))
+        freedom = len(rates) - 1
+        student = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96 + 2.4 / freedom
+        half = math.hypot(half, student * deviation / math.sqrt(len(rates)))
+    return mean, half

@@ -1,0 +1,67 @@
+"""One file that holds a visual encoder: safetensors with its configuration in the header."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from avppc.config.model import EncoderConfig
+from avppc.config.plain import config_from_dict, config_to_dict
+from avppc.models.video import VideoEncoder
+
+FORMAT, VERSION = "avppc-encoder", "1"
+ENCODER_FILE = "encoder.safetensors"
+
+
+def save_encoder(encoder: VideoEncoder, path: Path) -> None:
+    """Writes the encoder's weights and configuration, atomically."""
+    from safetensors.torch import save_file
+
+    metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(config_to_dict(encoder.config))}
+    tensors = {name: value.detach().contiguous().cpu() for name, value in encoder.state_dict().items()}
+    temporary = path.with_name(f".{path.name}")
+    save_file(tensors, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
+    """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run.
+
+    >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
+    >>> features = encoder(avppc.crop_video(crops, 64, 32))             # doctest: +SKIP
+
+    Raises:
+        FileNotFoundError: there is no such file, or the run has not finished.
+        ValueError: the file is not an encoder file, or is damaged; the text names it.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    file = Path(path)
+    if file.is_dir():
+        file = file / ENCODER_FILE
+    if not file.exists():
+        raise FileNotFoundError(
+            f"there is no encoder at {file}: give an encoder file or the directory of a finished run"
+        )
+    try:
+        with safe_open(file, "pt") as header:
+            metadata = header.metadata() or {}
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise ValueError(
+            f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata or 'nothing'}"
+        )
+    try:
+        values = json.loads(metadata.get("config", ""))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: the configuration in its header is not JSON: {error}") from error
+    encoder = VideoEncoder(config_from_dict(EncoderConfig, values, str(file)))
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{file}: the weights do not fit its configuration: {error}") from error
+    return encoder.eval()

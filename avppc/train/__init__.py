@@ -1,0 +1,1 @@
+"""Pretraining: the loop, the optimiser, checkpoints, logs."""

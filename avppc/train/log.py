@@ -1,0 +1,122 @@
+"""What a run says of itself: progress bar, metrics.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Meter:
+    """Running means of tensors that stay on their device: adding one costs no synchronisation."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._count += 1
+
+    def take(self) -> dict[str, Any]:
+        """The means as numbers or lists; starts anew."""
+        means = {name: (total / self._count).tolist() for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+
+class MetricsLog:
+    """metrics.jsonl, one JSON object a logged step, and the same figures as TensorBoard events."""
+
+    def __init__(self, run: Path, first_step: int) -> None:
+        """Lines of steps past first_step are dropped: they come again."""
+        self.path = run / METRICS_FILE
+        rows = [row for row in read_metrics(run) if row["step"] <= first_step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorBoard's own imports warn of their dependencies
+            from torch.utils.tensorboard import SummaryWriter
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes a row; values that JSON lacks (NaN, infinities) become null."""
+        clean = {name: _finite_or_none(value) for name, value in row.items()}
+        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if isinstance(value, float):
+                self._events.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line that was cut short by a kill is left out."""
+    path = run / METRICS_FILE
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
+    return rows
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite_or_none(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TrainingProgress(Progress):
+    """A bar with loss, clips a second, share of time spent waiting for data, and accuracies."""
+
+    def __init__(self, name: str, steps: int, done: int) -> None:
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+        )
+        self._bar = self.add_task(name, total=steps, completed=done, figures="")
+
+    def show(self, step: int, figures: str) -> None:
+        self.update(self._bar, completed=step, figures=figures)
+
+    def step_to(self, step: int) -> None:
+        self.update(self._bar, completed=step)
+
+
+class Stopwatch:
+    """Seconds since it was last read."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds

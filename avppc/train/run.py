@@ -1,0 +1,57 @@
+"""The directory of a run: its configuration, and the refusal to mix two runs in one place."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avppc._version import __version__
+from avppc.config.plain import config_from_dict, config_to_dict
+from avppc.config.pretrain import PretrainConfig
+from avppc.files import read_json, write_json
+
+CONFIG_FILE = "config.json"
+TASK_FILE = "task.json"
+
+
+def open_run(config: PretrainConfig) -> None:
+    """Makes the run's directory, or checks that the run in it is this one.
+
+    Raises:
+        ValueError: the directory holds a run with other settings; the text names those that differ.
+    """
+    path = config.out / CONFIG_FILE
+    wanted = config_to_dict(config)
+    if path.exists():
+        differing = sorted(_differences(wanted, read_json(path)))
+        if differing:
+            raise ValueError(
+                f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): "
+                "give the same settings to go on with it, or another --out"
+            )
+        return
+    if config.out.exists() and any(config.out.iterdir()):
+        raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
+    write_json(path, wanted)
+    versions = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    write_json(config.out / "environment.json", {**versions, "machine": platform.machine()})
+
+
+def read_run_config(run: Path) -> PretrainConfig:
+    """The configuration of the run in a directory."""
+    path = run / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{run} holds no run: there is no {CONFIG_FILE}")
+    return config_from_dict(PretrainConfig, read_json(path), str(path))
+
+
+def _differences(wanted: Any, found: Any, name: str = "") -> list[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        lines = []
+        for key in sorted(wanted.keys() | found.keys()):
+            lines += _differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else str(key))
+        return lines
+    return [] if wanted == found else [f"{name} is {found!r} there, {wanted!r} here"]

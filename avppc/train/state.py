@@ -1,0 +1,131 @@
+"""Checkpoints: safetensors for the tensors, JSON for the progress, each whole or absent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from avppc.files import read_json, sha256_of, sync_directory, write_json
+
+FORMAT, VERSION = "avppc-checkpoint", 1
+_PROGRESS = "progress.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved moment of a run."""
+
+    directory: Path
+    step: int
+    """Steps that were done."""
+    progress: dict[str, Any]
+    """What else was saved as JSON."""
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors saved under a name."""
+        return load_file(self.directory / f"{name}.safetensors")
+
+
+class CheckpointStore:
+    """The checkpoints of a run: `step_00000250/` holds NAME.safetensors files and progress.json, their checksums."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = directory
+        self.keep = keep
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(".step_*"):  # of a run that was killed while it saved
+            shutil.rmtree(leftover)
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
+        """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves what was there."""
+        final = self.directory / f"step_{step:08d}"
+        temporary = self.directory / f".{final.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            checksums = {}
+            for name, values in tensors.items():
+                path = temporary / f"{name}.safetensors"
+                save_file({key: value.detach().contiguous().cpu() for key, value in values.items()}, path)
+                _sync_file(path)
+                checksums[path.name] = sha256_of(path)
+            header = {"format": FORMAT, "version": VERSION, "step": step, "files": checksums}
+            write_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(temporary, final)
+        sync_directory(self.directory)
+        for old in self._directories()[self.keep :]:
+            shutil.rmtree(old)
+        return final
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; a damaged one is said in the log and passed over."""
+        for directory in self._directories():
+            try:
+                return read_checkpoint(directory)
+            except (OSError, ValueError) as error:
+                logger.warning("passing over a damaged checkpoint: %s", error)
+        return None
+
+    def _directories(self) -> list[Path]:
+        return sorted(self.directory.glob("step_*"), reverse=True)
+
+
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Checks a checkpoint's progress.json and the checksums of its files; ValueError or OSError names what is wrong."""
+    path = directory / _PROGRESS
+    header = read_json(path)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{path} is not the progress of an avppc checkpoint")
+    if header.get("version") != VERSION:
+        raise ValueError(f"{path} has version {header.get('version')!r}, this package reads version {VERSION}")
+    step, files, progress = header.get("step"), header.get("files"), header.get("progress")
+    if not isinstance(step, int) or not isinstance(files, dict) or not isinstance(progress, dict):
+        raise ValueError(f"{path} lacks step, files or progress")
+    for name, checksum in files.items():
+        if Path(name).name != name:
+            raise ValueError(f"{path} names a file outside its directory: {name!r}")
+        if sha256_of(directory / name) != checksum:
+            raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {_PROGRESS}")
+    return Checkpoint(directory, step, progress)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state, each tensor under "PARAMETER.KEY"."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}.{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Restores what `optimizer_tensors` gave, in each parameter's memory layout, so that the arithmetic repeats."""
+    for name, parameter in model.named_parameters():
+        prefix = f"{name}."
+        state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+        state = {key: value for key, value in state.items() if "." not in key}
+        for key, value in state.items():
+            if value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
+        if state:
+            optimizer.state[parameter] = state
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
