@@ -29,9 +29,7 @@ class Command:
 
 
 COMMANDS = {
-    "synth": Command(
-        "Writes talking mouths, a synthetic data set in LRW's layout.", "SynthConfig", "avppc.synth.dataset"
-    ),
+    "synth": Command("Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset"),
     "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
     "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
     "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),

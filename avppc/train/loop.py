@@ -47,12 +47,12 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
-    open_run(config)
 
     dataset = PackedDataset(config.data, "train", verify=config.verify_data)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but {config.data} has {len(dataset)} training clips")
     sampler = EpochSampler(len(dataset), config.batch_size, seed=config.seed)
+    open_run(config)
 
     torch.manual_seed(config.seed)
     task = make_task("av-permutative", config).to(device)
@@ -62,7 +62,7 @@ def pretrain(config: PretrainConfig) -> Path:
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     step = _restore(store, task, optimizer, sampler)
     log = MetricsLog(config.out, step)
-    meter, watch, logged_step = Meter(), Stopwatch(), step
+    meter, watch, logged_step, waited = Meter(), Stopwatch(), step, 0.0
     task.train()
     with (
         contextlib.closing(ClipLoader(dataset, sampler, device=device)) as loader,
@@ -84,8 +84,8 @@ def pretrain(config: PretrainConfig) -> Path:
 
             if step % config.log_every == 0 or step == config.steps:
                 row = {"step": step, "learning_rate": rate, "grad_norm": norm.item(), **meter.take()}
-                row |= _speed(config, step - logged_step, watch.lap(), loader.take_wait_seconds())
-                logged_step = step
+                row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
+                logged_step, waited = step, loader.wait_seconds
                 log.write(row)
                 _check_finite(row)
                 progress.show(step, _figures(row, task))

@@ -1,0 +1,43 @@
+# `make demo` and `make test` work as the first command in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+DATA := data/demo
+
+.PHONY: setup demo test lint bench clean
+
+# The marker is newer than everything the environment and the compiled extension are made from.
+SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	touch $@
+
+# Talking mouths -> packed shards -> pretraining without labels -> lip reading with 10 labels a word -> a page.
+# Each step keeps what is finished: the same command goes on after an interruption.
+demo: setup
+	$(BIN)/avppc synth --out $(DATA)/videos --words 20 --clips-per-word 100
+	$(BIN)/avppc prepare --data $(DATA)/videos --out $(DATA)/packed
+	$(BIN)/avppc pretrain --data $(DATA)/packed --out $(DEMO)
+	$(BIN)/avppc evaluate --run $(DEMO) --trajectories $(DATA)/videos
+	$(BIN)/avppc report --run $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr
+
+clean:
+	rm -rf build dist *.egg-info avppc/_C*.so avppc/lib
