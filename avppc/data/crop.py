@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class LumaReader:
             frame = frame.reformat(format="yuv420p", dst_color_range="MPEG")
         plane = frame.planes[0]
         values = np.frombuffer(memoryview(plane), np.dtype("<u2" if self._shift else np.uint8))
-        luma = values.reshape(-1, plane.line_size // values.itemsize)[: frame.height, : frame.width]
+        luma: NDArray[Any] = values.reshape(-1, plane.line_size // values.itemsize)[: frame.height, : frame.width]
         if self._turns:
             luma = np.rot90(luma, self._turns)
         luma = luma[self._box]
