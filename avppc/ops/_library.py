@@ -29,7 +29,8 @@ def _load(name: str) -> str | None:
     if not path.exists():
         return f"{path.name} was not built: run `{BUILD_COMMAND}` in the source tree"
     try:
-        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]  # torch does not annotate it
+        load_library: Callable[[str], None] = torch.ops.load_library
+        load_library(str(path))
     except OSError as error:
         return f"{path} does not load with torch {torch.__version__} ({error}): build again with `{BUILD_COMMAND}`"
     return None

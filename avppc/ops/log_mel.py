@@ -1,0 +1,155 @@
+"""Log-mel features of a batch of waveforms: the public op, its checks and dispatch, and its nn.Module."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from avppc.config.checks import check_choice
+from avppc.config.features import LogMelConfig
+from avppc.ops import _library
+from avppc.ops.reference_log_mel import log_mel_reference
+
+BACKENDS = ("auto", "cpp", "cuda", "reference")
+_DEFAULT_CONFIG = LogMelConfig()
+_LENGTH_DTYPES = (torch.int32, torch.int64)
+_logger = logging.getLogger(__name__)
+
+
+def log_mel(
+    waveform: Tensor,  # [..., S]
+    config: LogMelConfig = _DEFAULT_CONFIG,
+    *,
+    lengths: Tensor | None = None,  # [...]
+    backend: str = "auto",
+) -> Tensor:  # [..., F, features]
+    """Log-mel features [..., F, features] of each waveform, as `log_mel_reference` defines them.
+
+    There is no gradient: a waveform that requires one is refused (`log_mel_reference` is differentiable).
+
+    Args:
+        waveform: [..., S] float32, full scale +-1, or int16, which means x / 32768; float64 for the reference alone.
+        config: what the features are; the default gives ln(mel power + 1e-6), 80 bands, 100 frames a second at 16 kHz.
+        lengths: [...] int32 or int64, samples of each clip that count, 0 to S. A clip's features are those of the clip
+            alone; frames past its end hold what a silent frame of the clip would.
+        backend: "cpp" (CPU tensors), "cuda" (CUDA tensors), "reference" (plain torch), or "auto": the compiled one for
+            the waveform's device where it is there, else the reference.
+
+    Returns:
+        [..., F, features] float32 (float64 for float64), F = config.num_frames(S), features = config.features.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape, device or value, or S is too short for one frame.
+        RuntimeError: the backend asked for is not there; says what to run.
+    """
+    _check_waveform(waveform, config)
+    if lengths is not None:
+        _check_lengths(lengths, waveform)
+    backend = _pick_backend(waveform, backend)
+    if backend == "reference":
+        return log_mel_reference(waveform.detach(), config, lengths)
+    samples = waveform.shape[-1]
+    flat_lengths = None if lengths is None else lengths.reshape(-1).to(torch.int64)
+    features: Tensor = torch.ops.avppc.log_mel(
+        waveform.reshape(-1, samples).contiguous(), flat_lengths, config.to_text()
+    )
+    return features.reshape(*waveform.shape[:-1], *features.shape[-2:])
+
+
+class LogMel(nn.Module):
+    """`log_mel` as a module without parameters: [..., S] -> [..., F, features]."""
+
+    def __init__(self, config: LogMelConfig = _DEFAULT_CONFIG, *, backend: str = "auto") -> None:
+        super().__init__()
+        check_choice("backend", backend, BACKENDS)
+        self.config = config
+        self.backend = backend
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The features of each waveform; arguments as `log_mel` has them."""
+        return log_mel(waveform, self.config, lengths=lengths, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{self.config}, backend={self.backend!r}"
+
+
+def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
+    if not isinstance(waveform, Tensor):
+        raise TypeError(f"waveform must be a torch.Tensor, got {type(waveform).__name__}")
+    if not isinstance(config, LogMelConfig):
+        raise TypeError(f"config must be a LogMelConfig, got {type(config).__name__}")
+    if waveform.dtype not in (torch.float32, torch.int16, torch.float64):
+        raise TypeError(f"waveform must be float32 or int16 (float64 on the reference), got {waveform.dtype}")
+    if waveform.ndim < 1 or waveform.numel() == 0:
+        raise ValueError(f"waveform must have shape [..., S] with at least one sample, got {tuple(waveform.shape)}")
+    if config.num_frames(waveform.shape[-1]) < 1:
+        raise ValueError(
+            f"waveform has {waveform.shape[-1]} samples a clip, too few for one frame with framing={config.framing!r}, "
+            f"window_samples={config.window_samples}, hop_samples={config.hop_samples}, "
+            f"drop_last_frame={config.drop_last_frame}"
+        )
+    if waveform.requires_grad and torch.is_grad_enabled():
+        raise ValueError("waveform must not require a gradient: log_mel has none; detach it or use log_mel_reference")
+
+
+def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths must be a torch.Tensor, got {type(lengths).__name__}")
+    if lengths.dtype not in _LENGTH_DTYPES:
+        raise TypeError(f"lengths must be int32 or int64, got {lengths.dtype}")
+    if lengths.shape != waveform.shape[:-1]:
+        raise ValueError(
+            f"lengths must have the waveform's leading shape {tuple(waveform.shape[:-1])}, got {tuple(lengths.shape)}"
+        )
+    if lengths.device != waveform.device:
+        raise ValueError(f"lengths must be on the waveform's device {waveform.device}, got {lengths.device}")
+    # On a GPU a look at the values would wait for it; the kernel limits them to 0..S instead.
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 0 or high > waveform.shape[-1]:
+            raise ValueError(f"lengths must be from 0 to {waveform.shape[-1]}, got values from {low} to {high}")
+
+
+def _pick_backend(waveform: Tensor, backend: str) -> str:
+    """ "cpp", "cuda" or "reference" for this waveform."""
+    check_choice("backend", backend, BACKENDS)
+    device = waveform.device.type
+    if backend == "auto":
+        compiled = {"cpu": "cpp", "cuda": "cuda"}.get(device)
+        if compiled is None or waveform.dtype == torch.float64:
+            return "reference"
+        reason = _library.missing_reason(compiled)
+        if reason is not None:
+            _log_fallback(reason)
+            return "reference"
+        return compiled
+    if backend == "reference":
+        return backend
+    if waveform.dtype == torch.float64:
+        raise TypeError(f"waveform must be float32 or int16 with backend={backend!r}, got torch.float64")
+    needed = {"cpp": "cpu", "cuda": "cuda"}[backend]
+    if device != needed:
+        raise ValueError(f"waveform must be on a {needed} device with backend={backend!r}, got {waveform.device}")
+    _library.require(backend, "log_mel")
+    return backend
+
+
+_logged: set[str] = set()
+
+
+def _log_fallback(reason: str) -> None:
+    if not torch.compiler.is_compiling() and reason not in _logged:
+        _logged.add(reason)
+        _logger.debug("log_mel falls back to plain torch: %s", reason)
+
+
+def _log_mel_fake(waveform: Tensor, lengths: Tensor | None, config: str) -> Tensor:
+    settings = LogMelConfig.from_text(config)
+    frames = settings.num_frames(waveform.shape[-1])
+    return waveform.new_empty((waveform.shape[0], frames, settings.features), dtype=torch.float32)
+
+
+if _library.has_cpp_ops():
+    torch.library.register_fake("avppc::log_mel", _log_mel_fake)
