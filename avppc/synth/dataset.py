@@ -1,0 +1,224 @@
+"""The whole data set: what to make, who makes it, what is already there."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import multiprocessing
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from avppc.config.plain import config_to_dict
+from avppc.config.synth import SynthConfig
+from avppc.files import read_json, write_atomically, write_json
+from avppc.synth.words import WORDS
+
+if TYPE_CHECKING:
+    from avppc.synth.clip import Job
+
+UNLABELED = "_UNLABELED"
+_FORMAT, _VERSION = "avppc talking mouths", 1
+_SETTINGS, _MANIFEST, _JOURNAL, _SHEET = "synth.json", "manifest.jsonl", "manifest.partial.jsonl", "contact_sheet.png"
+_HOW_NOT_WHAT = ("out", "workers", "overwrite")  # settings that leave the clips as they are
+_JOBS_IN_FLIGHT = 4  # a worker
+
+Record = dict[str, Any]
+
+
+def run(config: SynthConfig) -> int:
+    """Makes the data set, or what is missing of it; returns 0 when all of it is there, 1 when a worker died.
+
+    Raises:
+        ImportError: a package of avppc[synth] is missing.
+        ValueError: config.out holds something else, or a data set of other settings.
+    """
+    _require_extras()
+    _claim_folder(config)
+    jobs = list(plan(config))
+    records = _finished(config.out)
+    to_do = [job for job in jobs if f"{job.stem}.mp4" not in records]
+    begin = time.perf_counter()
+    try:
+        _make_all(config, to_do, records, len(jobs))
+    except BrokenProcessPool:
+        done = len(_finished(config.out))
+        print(
+            f"A worker process died (killed, or out of memory). {done} of {len(jobs)} clips are finished and kept: "
+            "the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 1
+    _write_manifest(config.out, [records[f"{job.stem}.mp4"] for job in jobs])
+    _write_sheet(config.out)
+    seconds = time.perf_counter() - begin
+    speed = f" in {seconds:.0f} s, {len(to_do) / seconds:.1f} clips/s" if to_do else ""
+    print(f"{config.out}: {len(jobs)} clips of {config.words} words, {len(to_do)} of them made now{speed}")
+    return 0
+
+
+def plan(config: SynthConfig) -> Iterator[Job]:
+    """Every clip in the order of the manifest: one clip of every word, then the next of every word."""
+    from avppc.synth.clip import Job
+
+    counts = {"train": config.clips_per_word, "val": config.val_clips_per_word, "test": config.test_clips_per_word}
+    for split, count in counts.items():
+        for number in range(1, count + 1):
+            for word in WORDS[: config.words]:
+                yield Job(word, split, number, word)
+    for number in range(1, config.extra_clips + 1):
+        yield Job(UNLABELED, "train", number, None)
+
+
+def read_manifest(root: Path) -> list[Record]:
+    """The finished manifest of a data set, one record a clip."""
+    path = root / _MANIFEST
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _require_extras() -> None:
+    if any(importlib.util.find_spec(name) is None for name in ("cv2", "espeakng_loader")):
+        raise ImportError("avppc synth needs the extra packages: pip install avppc[synth]")
+
+
+def _identity(config: SynthConfig) -> Record:
+    """What must be equal for a data set to be continued."""
+    settings = {name: value for name, value in config_to_dict(config).items() if name not in _HOW_NOT_WHAT}
+    settings["split_by"] = ",".join(config.split_kinds)
+    return {"format": _FORMAT, "version": _VERSION, "config": settings}
+
+
+def _claim_folder(config: SynthConfig) -> None:
+    """Makes the folder ours: new, continued, or emptied of another data set where that is allowed."""
+    root, wanted = config.out, _identity(config)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"out must be a folder, got the file {root}")
+    path = root / _SETTINGS
+    if path.exists():
+        found = read_json(path)
+        if found.get("format") != _FORMAT:
+            raise ValueError(f"out: {path} is not of this program; choose another folder")
+        differences = _differences(found, wanted)
+        if not differences:
+            return
+        if not config.overwrite:
+            raise ValueError(
+                f"out: {root} holds a data set of other settings ({'; '.join(differences)}). "
+                "Choose another folder, or overwrite=True (--overwrite) to delete it"
+            )
+        _delete(root, found["folders"])
+    elif root.is_dir() and any(root.iterdir()):
+        raise ValueError(f"out must be an empty or missing folder, or one that avppc synth began; got {root}")
+    root.mkdir(parents=True, exist_ok=True)
+    from avppc.synth.visemes import PARAMETERS
+
+    words = list(WORDS[: config.words])
+    folders = words + [UNLABELED] * bool(config.extra_clips)
+    write_json(path, wanted | {"words": words, "folders": folders, "mouth_columns": list(PARAMETERS)})
+
+
+def _differences(found: Record, wanted: Record) -> list[str]:
+    """What differs between two data sets, in words."""
+    before, now = ({"version": side.get("version"), **side.get("config", {})} for side in (found, wanted))
+    return [
+        f"{name} {before.get(name)!r} there, {value!r} here" for name, value in now.items() if before.get(name) != value
+    ]
+
+
+def _delete(root: Path, folders: Sequence[str]) -> None:
+    """Deletes a data set; its settings last, so that a deletion cut short can be repeated."""
+    for folder in folders:
+        shutil.rmtree(root / Path(folder).name, ignore_errors=True)
+    for name in (_MANIFEST, _JOURNAL, _SHEET, _SETTINGS):
+        (root / name).unlink(missing_ok=True)
+
+
+def _finished(root: Path) -> dict[str, Record]:
+    """Records, by path, of the clips whose files are all there and whole."""
+    records: dict[str, Record] = {}
+    for name in (_MANIFEST, _JOURNAL):
+        path = root / name
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line of a run that was killed
+                continue
+            records[record["path"]] = record
+    return {path: record for path, record in records.items() if _is_whole(root / path, record["sha256"])}
+
+
+def _is_whole(video: Path, sha256: str) -> bool:
+    if not all(video.with_suffix(suffix).is_file() for suffix in (".mp4", ".npy", ".txt")):
+        return False
+    return hashlib.sha256(video.read_bytes()).hexdigest() == sha256
+
+
+def _make_all(config: SynthConfig, jobs: list[Job], records: dict[str, Record], total: int) -> None:
+    """Makes the clips in worker processes, adding each to records and to the journal as it is finished."""
+    if not jobs:
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with (
+        (config.out / _JOURNAL).open("a", encoding="utf-8", buffering=1) as journal,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        journal.write("\n")  # a line cut short by a kill stays alone
+        task = progress.add_task("talking mouths", total=total, completed=total - len(jobs))
+        for record in _in_workers(config, jobs):
+            journal.write(json.dumps(record) + "\n")
+            records[record["path"]] = record
+            progress.advance(task)
+
+
+def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
+    """The records of the clips as they are finished, in any order."""
+    from avppc.synth.worker import make_and_write, start_worker
+
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload(["avppc.synth.worker"])  # imports once, for all workers
+    workers = min(config.worker_processes, len(jobs))
+    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(config,))
+    pending: set[Future[Record]] = set()
+    try:
+        for job in jobs:
+            pending.add(pool.submit(make_and_write, job))
+            if len(pending) >= _JOBS_IN_FLIGHT * workers:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        for future in pending:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Speed(ProgressColumn):
+    """Clips made a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f} clips/s")
+
+
+def _write_manifest(root: Path, records: list[Record]) -> None:
+    write_atomically(root / _MANIFEST, "".join(json.dumps(record) + "\n" for record in records).encode())
+    (root / _JOURNAL).unlink(missing_ok=True)
+
+
+def _write_sheet(root: Path) -> None:
+    from avppc.synth.contact_sheet import write_contact_sheet
+
+    if not (root / _SHEET).exists():
+        write_contact_sheet(root, root / _SHEET)

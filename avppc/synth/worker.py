@@ -1,0 +1,76 @@
+"""A worker process: makes clips one after the other and ends with the process that started it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+
+from avppc.config.synth import SynthConfig
+from avppc.synth.clip import Job, make_clip
+from avppc.synth.difficulty import DIFFICULTIES
+from avppc.synth.espeak import Espeak
+from avppc.synth.files import write_clip
+from avppc.synth.speaker import Cast
+from avppc.synth.words import WORDS
+
+
+@dataclass(frozen=True)
+class _Workshop:
+    """What a process needs to make clips."""
+
+    config: SynthConfig
+    cast: Cast
+    espeak: Espeak
+
+
+_workshop: _Workshop | None = None
+
+
+def start_worker(config: SynthConfig) -> None:
+    """Prepares this process; call once before make_and_write."""
+    global _workshop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and stops the workers
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    cast = Cast(config, DIFFICULTIES[config.difficulty].identity)
+    _workshop = _Workshop(config, cast, Espeak())
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def make_and_write(job: Job) -> dict[str, Any]:
+    """Makes a clip and its files; returns its line of the manifest."""
+    assert _workshop is not None, "start_worker comes first"
+    config, cast = _workshop.config, _workshop.cast
+    speaker = cast.speaker(job.split, job.draw_speaker(config.seed, cast.sizes[job.split]))
+    clip = make_clip(
+        job,
+        speaker,
+        DIFFICULTIES[config.difficulty],
+        _workshop.espeak,
+        seed=config.seed,
+        free_words=WORDS[config.words :],
+    )
+    checksum = write_clip(config.out, job.stem, clip)
+    return {
+        "path": f"{job.stem}.mp4",
+        "word": job.word,
+        "split": job.split,
+        "speaker": speaker.number,
+        "face": speaker.face_number,
+        "voice": speaker.voice.name,
+        "sha256": checksum,
+        "seed": job.entropy(config.seed),
+        **clip.facts,
+    }

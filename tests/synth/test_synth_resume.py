@@ -1,0 +1,160 @@
+"""Runs that go on, runs that are refused, runs that are killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avppc.config.synth import SynthConfig
+from avppc.synth.dataset import read_manifest, run
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+from avppc.config.synth import SynthConfig
+from avppc.synth.dataset import run
+
+if __name__ == "__main__":
+    sys.exit(run(SynthConfig(Path(sys.argv[1]), words=3, clips_per_word=14, val_clips_per_word=1, test_clips_per_word=1,
+                      workers=2)))
+"""
+
+
+def _checksums(root: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.mp4")}
+
+
+@pytest.fixture
+def copy(small_set: Path, small_config: SynthConfig, tmp_path: Path) -> SynthConfig:
+    shutil.copytree(small_set, tmp_path / "copy")
+    return dataclasses.replace(small_config, out=tmp_path / "copy")
+
+
+def test_a_finished_set_is_left_alone(copy: SynthConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.out.rglob("*") if path.suffix in (".mp4", ".npy", ".txt")}
+    manifest = (copy.out / "manifest.jsonl").read_bytes()
+    assert run(dataclasses.replace(copy, workers=1)) == 0
+    assert "42 clips of 10 words, 0 of them made now" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
+    assert (copy.out / "manifest.jsonl").read_bytes() == manifest
+
+
+def test_only_what_is_missing_or_damaged_is_made_again(copy: SynthConfig) -> None:
+    before = _checksums(copy.out)
+    order = [record["path"] for record in read_manifest(copy.out)]
+    missing, damaged, without_mouth = (copy.out / order[index] for index in (3, 17, 41))
+    missing.unlink()
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    without_mouth.with_suffix(".npy").unlink()
+    assert run(copy) == 0
+    records = read_manifest(copy.out)
+    assert [record["path"] for record in records] == order
+    after = _checksums(copy.out)
+    assert {str(copy.out / record["path"]): record["sha256"] for record in records} == after
+    changed = {str(path) for path in (missing, damaged, without_mouth)}
+    assert {path for path in before if before[path] != after[path]} <= changed
+    assert without_mouth.with_suffix(".npy").is_file()
+
+
+def test_another_configuration_is_refused_and_replaced_only_on_demand(copy: SynthConfig) -> None:
+    other = dataclasses.replace(copy, difficulty="easy", words=1, clips_per_word=1, extra_clips=0)
+    before = _checksums(copy.out)
+    with pytest.raises(ValueError, match=r"holds a data set of other settings.*'medium' there, 'easy' here"):
+        run(other)
+    assert _checksums(copy.out) == before
+    (copy.out / "mine.txt").write_text("not of this program")
+    assert run(dataclasses.replace(other, overwrite=True)) == 0
+    assert len(_checksums(copy.out)) == 3
+    assert (copy.out / "mine.txt").exists()
+    assert json.loads((copy.out / "synth.json").read_text())["config"]["difficulty"] == "easy"
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("irreplaceable")
+    with pytest.raises(ValueError, match="out must be an empty or missing folder"):
+        run(SynthConfig(tmp_path, overwrite=True))
+    with pytest.raises(ValueError, match="out must be a folder, got the file"):
+        run(SynthConfig(tmp_path / "thesis.tex"))
+    (tmp_path / "synth.json").write_text('{"format": "of another program"}')
+    with pytest.raises(ValueError, match="is not of this program"):
+        run(SynthConfig(tmp_path, overwrite=True))
+    assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker processes in /proc")
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    """First a worker is killed, then the main process; the third run finishes, and what was done is never redone."""
+    program, out = tmp_path / "program.py", tmp_path / "set"
+    program.write_text(_PROGRAM)
+    command = [sys.executable, str(program), str(out)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    kept: dict[str, str] = {}
+    for victim, clips in (("worker", 5), ("main", 15)):
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            _wait_until(lambda clips=clips: len(_journal(out)) >= clips)
+            workers = _workers_of(process.pid)
+            assert len(workers) == 2
+            os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
+            _, errors = process.communicate(timeout=60)
+        if victim == "worker":
+            assert process.returncode == 1
+            assert "the same command goes on from there" in errors
+        _wait_until(lambda workers=workers: not any(map(_is_running, workers)))  # nobody is left behind
+        assert not (out / "manifest.jsonl").exists()
+        found = _checksums(out)
+        assert kept.items() <= found.items()
+        kept = {path: found[path] for path in (str(out / record["path"]) for record in _journal(out))}
+        assert clips <= len(kept) < 48
+    assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, timeout=120).returncode == 0
+    records = read_manifest(out)
+    assert len(records) == 48
+    found = _checksums(out)
+    assert {str(out / record["path"]): record["sha256"] for record in records} == found
+    assert kept.items() <= found.items()
+    assert not list(out.rglob(".*.tmp"))
+    assert not (out / "manifest.partial.jsonl").exists()
+
+
+def _journal(out: Path) -> list[dict[str, str]]:
+    path = out / "manifest.partial.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines if line]
+
+
+def _wait_until(condition: object, seconds: float = 60.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def _status(pid: int) -> tuple[str, int] | None:
+    """State and parent of a process."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return state, int(parent)
+
+
+def _is_running(pid: int) -> bool:
+    status = _status(pid)
+    return status is not None and status[0] != "Z"
+
+
+def _workers_of(pid: int) -> list[int]:
+    """Grandchildren: the fork server's children."""
+    parents = {int(path.name): _status(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdigit()}
+    children = {child for child, status in parents.items() if status and status[1] == pid}
+    return sorted(child for child, status in parents.items() if status and status[1] in children)
