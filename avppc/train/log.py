@@ -94,7 +94,7 @@ class TrainingProgress(Progress):
     def __init__(self, name: str, steps: int, done: int) -> None:
         super().__init__(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),

@@ -61,12 +61,12 @@ def pretrain(config: PretrainConfig) -> Path:
 
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     step = _restore(store, task, optimizer, sampler)
-    log = MetricsLog(config.out, step)
     meter, watch, logged_step, waited = Meter(), Stopwatch(), step, 0.0
     task.train()
     with (
+        contextlib.closing(MetricsLog(config.out, step)) as log,
         contextlib.closing(ClipLoader(dataset, sampler, device=device)) as loader,
-        TrainingProgress("pretraining", config.steps, step) as progress,
+        TrainingProgress("pretrain", config.steps, step) as progress,
     ):
         while step < config.steps:
             rate = learning_rate_at(step, config.steps, config.optimizer)
@@ -94,7 +94,6 @@ def pretrain(config: PretrainConfig) -> Path:
             if step % config.checkpoint_every == 0 or step == config.steps:
                 tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
                 store.save(step, tensors, {"sampler": loader.state()})
-    log.close()
     return _finish(config, task)
 
 
@@ -138,5 +137,5 @@ def _figures(row: dict[str, Any], task: ProxyTask) -> str:
 def _finish(config: PretrainConfig, task: ProxyTask) -> Path:
     path = config.out / ENCODER_FILE
     save_encoder(task.video_encoder, path)
-    Console(stderr=True).print(f"encoder written to {path}")
+    Console(stderr=True, soft_wrap=True).print(f"encoder written to {path}")
     return path

@@ -1,0 +1,152 @@
+"""Encoders: shapes, torchvision's names, what they ignore, and the file they are kept in."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from avppc import EncoderConfig, VideoEncoder, load_encoder
+from avppc.models.audio import AudioEncoder
+from avppc.models.encoder_file import save_encoder
+from avppc.models.resnet import ResNet, load_torchvision_weights
+from avppc.models.temporal import HEADS, ElementPool, make_head
+from avppc.models.video import motion_channels
+
+LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
+CONFIGS = {
+    "conv4": EncoderConfig(),
+    "small": EncoderConfig("resnet10", 8, "small"),
+    "2d": LUMA,
+    "3d": EncoderConfig("resnet18", 4, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=16),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_features_have_one_vector_a_frame(name: str) -> None:
+    config = CONFIGS[name]
+    encoder = VideoEncoder(config).eval()
+    video = torch.rand(2, 7, config.input_pixels, config.input_pixels)
+    features = encoder(video)
+    assert features.shape == (2, 7, config.features)
+    strided = encoder(video, frame_stride=3, frame_phase=1)
+    torch.testing.assert_close(strided, features[:, 1::3], rtol=1e-4, atol=1e-5)
+
+
+def test_resnet34_has_torchvisions_parameters() -> None:
+    names = dict(ResNet((3, 4, 6, 3), in_channels=3).named_parameters())
+    # torchvision's resnet34 has 21,797,672 parameters, 513,000 of them in its classifier
+    assert sum(parameter.numel() for parameter in names.values()) == 21_797_672 - 513_000
+    for name in (
+        "conv1.weight",
+        "bn1.bias",
+        "layer1.2.conv2.weight",
+        "layer2.0.downsample.1.weight",
+        "layer4.2.bn2.bias",
+    ):
+        assert name in names
+
+
+def test_torchvision_weights_load_with_colours_summed() -> None:
+    colour, luma = ResNet((1, 1, 1, 1), 8, in_channels=3).eval(), ResNet((1, 1, 1, 1), 8, in_channels=1).eval()
+    weights = {**colour.state_dict(), "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
+    load_torchvision_weights(luma, weights)
+    frames = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(luma(frames), colour(frames.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    del weights["layer3.0.conv1.weight"]
+    with pytest.raises(ValueError, match=r"missing \['layer3.0.conv1.weight'\]"):
+        load_torchvision_weights(luma, weights)
+
+
+def test_motion_ignores_a_constant_face() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mouth = torch.rand(1, 5, 8, 8, generator=generator)
+    face = torch.rand(1, 1, 8, 8, generator=generator)
+    motion = motion_channels(mouth)[:, :, :3]
+    torch.testing.assert_close(motion_channels(mouth + face)[:, :, :3], motion, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(motion[:, 1:, 0], motion[:, :-1, 1])
+    torch.testing.assert_close(motion[:, :-1, 2], motion[:, 1:, 1])
+
+
+def test_wrong_video_is_refused_by_name() -> None:
+    encoder = VideoEncoder()
+    with pytest.raises(ValueError, match=r"video must be \[N, T, 32, 32\].*\[2, 3, 96, 96\]"):
+        encoder(torch.rand(2, 3, 96, 96))
+    with pytest.raises(TypeError, match=r"video must be floating point.*uint8"):
+        encoder(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"backbone": "vgg"}, "backbone must be one of"),
+        ({"crop_pixels": 97}, "crop_pixels must be from 8 to 96"),
+        ({"input_pixels": 33}, "input_pixels must divide crop_pixels"),
+        ({"backbone": "resnet10", "stem": "3d"}, "channels='luma'"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EncoderConfig(**values)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_audio_encoder_follows_the_video_clock_and_ignores_level() -> None:
+    encoder = AudioEncoder(bands=40, features=16, width=4).eval()
+    log_mel = torch.randn(3, 4 * 14, 40)
+    features = encoder(log_mel)
+    assert features.shape == (3, 14, 16)
+    torch.testing.assert_close(encoder(2.0 * log_mel + 3.0), features, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_give_one_logit_a_word(name: str) -> None:
+    head = make_head(name, 16, 5).eval()  # type: ignore[arg-type]
+    features = torch.randn(4, 29, 16)
+    assert head(features).shape == (4, 5)
+    # Each head reads the order of the frames.
+    assert not torch.allclose(head(features), head(features.flip(1)), atol=1e-3)
+
+
+def test_element_pool_is_the_last_state() -> None:
+    pool = ElementPool(8, 6).eval()
+    frames = torch.randn(2, 9, 8)
+    changed = frames.clone()
+    changed[:, 0] += 1.0
+    assert pool(frames).shape == (2, 6)
+    assert not torch.allclose(pool(frames), pool(changed))
+
+
+def test_encoder_file_keeps_every_bit(tmp_path) -> None:
+    encoder = VideoEncoder(LUMA).eval()
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    loaded = load_encoder(tmp_path)
+    assert loaded.config == LUMA
+    assert not loaded.training
+    video = torch.rand(1, 3, 88, 88)
+    assert torch.equal(loaded(video), encoder(video))
+
+
+def test_damaged_encoder_files_are_refused_by_name(tmp_path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no encoder at .*encoder\.safetensors"):
+        load_encoder(tmp_path)
+    save_encoder(VideoEncoder(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is not a whole safetensors file"):
+        load_encoder(path)
+    path.write_bytes(whole)
+    weights = load_file(path)
+    save_file(weights, path)
+    with pytest.raises(ValueError, match="is not an avppc encoder"):
+        load_encoder(path)
+    config = {"backbone": "conv4", "depth": 3}
+    save_file(weights, path, {"format": "avppc-encoder", "version": "1", "config": json.dumps(config)})
+    with pytest.raises(ValueError, match=r"unknown fields \['depth'\]"):
+        load_encoder(path)
+    del weights["project.0.weight"]
+    save_file(weights, path, {"format": "avppc-encoder", "version": "1", "config": json.dumps({})})
+    with pytest.raises(ValueError, match=r"(?s)weights do not fit.*project\.0\.weight"):
+        load_encoder(path)

@@ -1,0 +1,145 @@
+"""The pretraining task: what it sees of a clip, and what it must not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from avppc import ClipBatch, LogMelConfig
+from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
+from avppc.config import AugmentConfig, CutConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
+from avppc.data.elements import cut_elements
+from avppc.tasks.permutative_task import PermutativeTask
+
+CONFIG = PretrainConfig(
+    Path("data"),
+    Path("out"),
+    objective=ObjectiveConfig(dim=16),
+    encoder=EncoderConfig(width=4, features=16),
+    audio_width=4,
+)
+CUT = CONFIG.cut
+FUTURE = slice(CUT.future_start, CUT.future_start + CUT.future_frames)
+
+
+def make_batch(clips: int = 6, seed: int = 0) -> ClipBatch:
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.arange(clips)
+    return ClipBatch(
+        torch.randint(0, 256, (clips, CLIP_FRAMES, 96, 96), generator=generator, dtype=torch.uint8),
+        torch.randint(-9000, 9000, (clips, CLIP_SAMPLES), generator=generator, dtype=torch.int16),
+        numbers % 3,
+        numbers,
+        torch.zeros_like(numbers),
+    )
+
+
+def samples(frames: slice) -> slice:
+    return slice(frames.start * SAMPLES_PER_FRAME, frames.stop * SAMPLES_PER_FRAME)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("side", ["past", "future"])
+def test_a_changed_frame_or_sound_never_changes_the_other_side(training: bool, side: str) -> None:
+    torch.manual_seed(0)
+    task = PermutativeTask(CONFIG).train(training)
+    if training:  # batch statistics are shared by all rows on purpose; what is asked is what each row sees
+        for module in task.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    batch, changed = make_batch(), make_batch()
+    frames = FUTURE if side == "future" else slice(0, CUT.past_frames)
+    changed.video[:, frames] = 255 - changed.video[:, frames]
+    changed.audio[:, samples(frames)] = changed.audio[:, samples(frames)].flip(1)
+    # the gap is seen by neither side
+    gap = slice(CUT.past_frames, CUT.future_start)
+    changed.video[:, gap] = 0
+    changed.audio[:, samples(gap)] = 0
+    with torch.no_grad():
+        before = task.embed(batch, torch.Generator().manual_seed(1))
+        after = task.embed(changed, torch.Generator().manual_seed(1))
+    for first, second in zip(before, after, strict=True):
+        past_same = torch.equal(first[:6], second[:6])
+        future_same = torch.equal(first[6:], second[6:])
+        assert (past_same, future_same) == ((True, False) if side == "future" else (False, True))
+
+
+def test_sound_is_cut_with_the_picture() -> None:
+    batch = make_batch(clips=8)
+    frame_of_sample = torch.arange(CLIP_SAMPLES) // SAMPLES_PER_FRAME
+    batch = dataclasses.replace(
+        batch,
+        video=torch.arange(CLIP_FRAMES, dtype=torch.uint8)[None, :, None, None].expand(8, -1, 4, 4).contiguous(),
+        audio=frame_of_sample.to(torch.int16).expand(8, -1).contiguous(),
+    )
+    elements = cut_elements(batch, CUT, jitter_frames=3, generator=torch.Generator().manual_seed(0))
+    assert elements.video.shape == (16, 11, 4, 4)
+    frames = elements.video[:, :, 0, 0]
+    torch.testing.assert_close(frames.repeat_interleave(SAMPLES_PER_FRAME, 1).to(torch.int16), elements.audio)
+    assert torch.equal(frames[:, 1:] - frames[:, :-1], torch.ones_like(frames[:, 1:]))
+    assert frames[:8].max() < CUT.past_frames
+    assert frames[8:].min() >= CUT.future_start
+    # past and future of a clip, and different clips, have draws of their own
+    assert len(frames[:8, 0].unique()) > 1
+    assert not torch.equal(frames[:8, 0] + CUT.future_start, frames[8:, 0])
+
+
+def test_loss_is_near_chance_at_first_and_falls() -> None:
+    torch.manual_seed(0)
+    task = PermutativeTask(CONFIG).train()
+    optimizer = torch.optim.Adam(task.parameters(), 3e-3)
+    batch = make_batch(clips=6)
+    losses = []
+    for _ in range(30):
+        output = task(batch, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert abs(losses[0] - torch.tensor(6.0).log().item()) < 0.5
+    assert losses[-1] < 0.7 * losses[0]
+    assert output.metrics["task_loss"].shape == output.metrics["task_accuracy"].shape == (42,)
+    assert not output.metrics["task_loss"].requires_grad
+
+
+def test_every_parameter_learns() -> None:
+    task = PermutativeTask(CONFIG).train()
+    task(make_batch(), torch.Generator().manual_seed(0)).loss.backward()
+    without = [
+        name for name, parameter in task.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+def test_weights_choose_the_subtasks() -> None:
+    between_only = dataclasses.replace(CONFIG, objective=ObjectiveConfig(dim=16, other_weight=0.0))
+    torch.manual_seed(0)
+    task = PermutativeTask(between_only).eval()
+    output = task(make_batch(), torch.Generator().manual_seed(0))
+    between = torch.tensor([subtask.between_modalities for subtask in task.loss.subtasks])
+    assert between.sum() == 18
+    torch.testing.assert_close(output.loss.detach(), output.metrics["task_loss"][between].mean())
+
+
+def test_features_must_follow_the_video_clock() -> None:
+    with pytest.raises(ValueError, match=r"hop_samples=160, got 16000 and 80"):
+        PermutativeTask(dataclasses.replace(CONFIG, features=LogMelConfig(hop_samples=80)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CutConfig(past_frames=15), "must be equal"),
+        (lambda: CutConfig(past_frames=15, future_frames=15), "need 31 frames, a clip has 29"),
+        (lambda: AugmentConfig(flip_probability=1.5), "flip_probability must be from 0 to 1, got 1.5"),
+        (lambda: dataclasses.replace(CONFIG, batch_size=1), "batch_size must be at least 2, got 1"),
+        (lambda: dataclasses.replace(CONFIG, augment=AugmentConfig(time_jitter_frames=13)), "time_jitter_frames"),
+        (lambda: ObjectiveConfig(between_weight=0.0, other_weight=0.0), "must not both be 0"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

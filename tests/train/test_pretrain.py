@@ -1,0 +1,167 @@
+"""Pretraining runs: what they leave behind, and that a kill at any moment changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import tiny_config
+
+from avppc import load_encoder
+from avppc.cli import main
+from avppc.config.plain import config_to_dict
+from avppc.train.log import read_metrics
+from avppc.train.loop import pretrain
+from avppc.train.run import read_run_config
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain(tiny_config(tiny_set, out))
+    return out
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    last = sorted((run / "checkpoints").iterdir())[-1]
+    assert last.name == "step_00000012"
+    return {**load_file(last / "model.safetensors"), **load_file(last / "optimizer.safetensors")}
+
+
+def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
+def test_run_leaves_everything_needed(whole_run: Path, tiny_set: Path) -> None:
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.json", "environment.json", "task.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names
+    assert read_run_config(whole_run) == tiny_config(tiny_set, whole_run)
+    rows = read_metrics(whole_run)
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert all(len(row["task_accuracy"]) == 42 and row["clips_per_second"] > 0 for row in rows)
+    assert len(json.loads((whole_run / "task.json").read_text())["task_loss"]) == 42
+    assert sorted(path.name for path in (whole_run / "checkpoints").iterdir()) == ["step_00000010", "step_00000012"]
+    encoder = load_encoder(whole_run)
+    saved = final_tensors(whole_run)
+    assert all(torch.equal(value, saved[f"video_encoder.{name}"]) for name, value in encoder.state_dict().items())
+    assert any(path.name.startswith("events") for path in (whole_run / "tensorboard").iterdir())
+
+
+def test_kill_at_three_moments_gives_the_same_bits(whole_run: Path, tiny_set: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    for rows_seen in (1, 2, 3):
+        process = start_run(tiny_set, out)
+        try:
+            wait_for_rows(out, rows_seen, process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+        assert not (out / "encoder.safetensors").exists()
+    pretrain(tiny_config(tiny_set, out))
+    assert_same_bits(final_tensors(out), final_tensors(whole_run))
+    same = ("step", "loss", "task_loss", "task_accuracy", "learning_rate", "grad_norm")
+    rows, undisturbed = read_metrics(out), read_metrics(whole_run)
+    # A row covers the steps since the row before it, or since the start of the process: the last row is whole.
+    assert [row["step"] for row in rows] == [row["step"] for row in undisturbed]
+    assert {name: rows[-1][name] for name in same} == {name: undisturbed[-1][name] for name in same}
+
+
+def start_run(data: Path, out: Path) -> subprocess.Popen[bytes]:
+    """The same run in a process of its own, which dawdles so that it can be killed in the middle."""
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; from tiny_runs import tiny_config; from avppc.train import loop\n"
+        "clip = loop.torch.nn.utils.clip_grad_norm_\n"
+        "def slow(*args): time.sleep(0.25); return clip(*args)\n"
+        "loop.torch.nn.utils.clip_grad_norm_ = slow\n"
+        "loop.pretrain(tiny_config(Path(sys.argv[2]), Path(sys.argv[3])))\n"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "default"}
+    arguments = [sys.executable, "-c", code, str(TESTS), str(data), str(out)]
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL)
+
+
+def wait_for_rows(run: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while len(read_metrics(run)) < rows:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_finished_run_is_left_as_it_is(whole_run: Path, tiny_set: Path) -> None:
+    before = final_tensors(whole_run)
+    rows = read_metrics(whole_run)
+    pretrain(tiny_config(tiny_set, whole_run))
+    assert_same_bits(before, final_tensors(whole_run))
+    assert read_metrics(whole_run) == rows
+
+
+def test_other_settings_are_refused_by_name(whole_run: Path, tiny_set: Path) -> None:
+    with pytest.raises(ValueError, match=r"other settings \(seed is 0 there, 1 here\)"):
+        pretrain(tiny_config(tiny_set, whole_run, seed=1))
+
+
+def test_directory_of_something_else_is_refused(tiny_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="is not empty and holds no run"):
+        pretrain(tiny_config(tiny_set, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_too_few_clips_leave_no_run_behind(tiny_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 64, but .* has 24 training clips"):
+        pretrain(tiny_config(tiny_set, tmp_path / "run", batch_size=64))
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_checkpoint_is_passed_over(whole_run: Path, tiny_set: Path, tmp_path: Path, caplog) -> None:
+    out = tmp_path / "damaged"
+    pretrain(tiny_config(tiny_set, out, steps=12))
+    path = out / "checkpoints" / "step_00000012" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    pretrain(tiny_config(tiny_set, out))
+    assert "passing over a damaged checkpoint" in caplog.text
+    assert_same_bits(final_tensors(out), final_tensors(whole_run))
+
+
+def test_accumulated_batches_are_averaged(tiny_set: Path, tmp_path: Path) -> None:
+    pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2, accumulate=3, checkpoint_every=1))
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["step"] == 2
+    progress = json.loads((tmp_path / "run" / "checkpoints" / "step_00000002" / "progress.json").read_text())
+    assert progress["progress"]["sampler"] == {"epoch": 2, "batches_consumed": 0}  # 6 batches, 3 an epoch
+
+
+def test_loss_that_is_not_finite_stops_the_run(tiny_set: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run")
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=1e30, clip_norm=1e30, warmup_fraction=0.0)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step"):
+        pretrain(dataclasses.replace(config, optimizer=optimizer))
+
+
+def test_command_line_gives_the_same_settings(tiny_set: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    flags = ["--steps", "2", "--batch-size", "8", "--threads", "1", "--encoder.width", "4", "--device", "cpu"]
+    assert main(["pretrain", "--data", str(tiny_set), "--out", str(out), *flags]) == 0
+    saved = json.loads((out / "config.json").read_text())
+    assert saved == config_to_dict(read_run_config(out))
+    assert (saved["steps"], saved["encoder"]["width"], saved["preset"]) == (2, 4, "laptop")
+    assert main(["pretrain", "--data", str(tiny_set), "--out", str(out), *flags, "--seed", "3"]) == 2
+    assert "seed is 0 there, 3 here" in " ".join(capsys.readouterr().err.split())
