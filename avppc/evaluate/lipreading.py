@@ -21,7 +21,8 @@ from avppc.evaluate.labels import draw_labeled_clips
 from avppc.evaluate.results import RowResult, print_table, read_row, write_row
 from avppc.evaluate.sources import EncoderWithHead, PictureSource, encode_features, read_trajectories
 from avppc.evaluate.statistics import mean_and_interval
-from avppc.models.encoder_file import load_encoder
+from avppc.files import sha256_of
+from avppc.models.encoder_file import ENCODER_FILE, load_encoder
 from avppc.models.temporal import make_head
 from avppc.models.video import VideoEncoder
 from avppc.train.hardware import keep_memory, resolve_device, use_bf16
@@ -84,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> list[RowResult]:
     device = resolve_device(config.device)
     run_config = read_run_config(config.run)
     encoder = load_encoder(config.run).to(device)
+    checksum = sha256_of(config.run / ENCODER_FILE)
     data = config.data or run_config.data
     splits = {split: PackedDataset(data, split) for split in ("train", "val", "test")}
     if "ceiling" in config.rows and config.trajectories is None:
@@ -98,7 +100,7 @@ def evaluate(config: EvaluateConfig) -> list[RowResult]:
         bench = Bench(config, splits, encoder, device, use_bf16(config.precision, device), advance)
         progress.update(bar, total=sum(_count_fits(config, row) for row in config.rows))
         for row in config.rows:
-            settings = _settings(config, row)
+            settings = {**_settings(config), "encoder_sha256": checksum}
             result = read_row(config.run, row, config.labels_per_word, settings)
             if result is None:
                 result = _evaluate_row(bench, row, settings)
@@ -227,7 +229,7 @@ def _count_fits(config: EvaluateConfig, row: RowName) -> int:
     return sum(1 for _ in _trials(config, row)) + draws + (row in ("random", "frozen"))
 
 
-def _settings(config: EvaluateConfig, row: RowName) -> dict[str, Any]:
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
     """The settings on which a row depends; a finished row of the same settings is not computed again."""
     settings = config_to_dict(config)
     for name in ("rows", "run", "threads", "trajectories"):

@@ -18,7 +18,9 @@ def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float
     if not rates or tested < 1:
         raise ValueError(f"rates must hold at least one draw and tested be positive, got {len(rates)} and {tested}")
     mean = sum(rates) / len(rates)
-    half = 1.96 * math.sqrt(mean * (1.0 - mean) / tested)
+    # Agresti and Coull's: two right and two wrong are added, so that 100% is not called certain
+    centre = (mean * tested + 2.0) / (tested + 4.0)
+    half = 1.96 * math.sqrt(centre * (1.0 - centre) / (tested + 4.0))
     if len(rates) > 1:
         deviation = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1))
         freedom = len(rates) - 1

@@ -1,0 +1,177 @@
+"""Lip-reading evaluation: the protocol, its figures, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import SPLITS, WORDS, make_clip, tiny_config, write_tiny_set
+from torch import nn
+
+import avppc.evaluate.lipreading as lipreading
+from avppc.config import EvaluateConfig
+from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
+from avppc.evaluate.labels import draw_labeled_clips
+from avppc.evaluate.results import print_table, read_rows
+from avppc.evaluate.sources import FeatureSource
+from avppc.evaluate.statistics import mean_and_interval
+from avppc.train.loop import pretrain
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny run and the trajectories of its clips."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    pretrain(tiny_config(write_tiny_set(folder / "packed"), folder / "run", steps=4))
+    for place, (split, clips) in enumerate(SPLITS.items()):
+        for number in range(clips):
+            word = number % len(WORDS)
+            sound = make_clip(word, 1000 * place + number)["audio"].reshape(29, 640).astype(np.float32)
+            path = folder / "videos" / WORDS[word] / split / f"{number}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.repeat(np.log1p(sound.std(1, keepdims=True)), 8, 1).astype(np.float16))
+    return folder / "run", folder / "videos"
+
+
+def quick_config(run: Path, videos: Path | None, **changes: object) -> EvaluateConfig:
+    settings: dict[str, object] = {
+        "trajectories": videos,
+        "labels_per_word": 4,
+        "draws": 3,
+        "training_draws": 2,
+        "heads": ("bins", "tconv"),
+        "head_learning_rates": (1e-2,),
+        "encoder_learning_rates": (3e-3,),
+        "epochs": 8,
+        "training_epochs": 4,
+        "selection_epochs": 2,
+        "batch_size": 6,
+        "threads": 1,
+        "device": "cpu",
+        **changes,
+    }
+    return EvaluateConfig(run, **settings)  # type: ignore[arg-type]
+
+
+def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkeypatch, capsys) -> None:
+    run, videos = finished_run
+    tested = []
+
+    def count_tests(model: nn.Module, data: object, split: str) -> torch.Tensor:
+        tested.append(split)
+        return predict(model, data, split)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lipreading, "predict", count_tests)
+    config = quick_config(run, videos)
+    results = lipreading.evaluate(config)
+    assert [result.row for result in results] == ["random", "supervised", "frozen", "finetuned", "ceiling"]
+    # The test clips are looked at once for each draw of each row, never to choose anything.
+    assert tested == ["test"] * (3 + 2 + 3 + 2 + 3)
+    for result in results:
+        draws = 2 if result.row in ("supervised", "finetuned") else 3
+        assert len(result.draws) == draws
+        assert len(result.trials) == 2
+        assert result.tested == SPLITS["test"]
+        assert np.sum(result.confusion) == draws * result.tested
+        rates = [draw["test_wcr"] for draw in result.draws]
+        assert result.wcr == pytest.approx(np.mean(rates))
+        assert np.trace(result.confusion) / np.sum(result.confusion) == pytest.approx(result.wcr)
+        best = max(trial["val_wcr"] for trial in result.trials)
+        assert any(t["val_wcr"] == best and t["head"] == result.chosen["head"] for t in result.trials)
+    assert results[-1].wcr > 0.8  # the true movement tells three such words apart
+    assert read_rows(run) == results
+    printed = capsys.readouterr().out
+    assert "AV-PPC, frozen" in printed
+    assert "Chance is 33.3 %" in printed
+
+    tested.clear()
+    assert lipreading.evaluate(config) == results
+    assert tested == []  # the same settings are read, not computed again
+
+
+def test_ceiling_needs_trajectories(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run, _ = finished_run
+    with pytest.raises(ValueError, match="'ceiling' needs trajectories"):
+        lipreading.evaluate(quick_config(run, None))
+    with pytest.raises(FileNotFoundError, match=r"OPEN/train/\d+\.npy is missing"):
+        lipreading.evaluate(quick_config(run, tmp_path, rows=("ceiling",), labels_per_word=2))
+
+
+def test_all_labels_make_one_draw(finished_run: tuple[Path, Path]) -> None:
+    run, videos = finished_run
+    results = lipreading.evaluate(quick_config(run, videos, rows=("ceiling",), labels_per_word=0, epochs=2))
+    assert len(results[0].draws) == 1
+    assert (run / "evaluation" / "ceiling-all.json").exists()
+    assert [row.labels_per_word for row in read_rows(run)][-1] == 0
+    print_table(results)
+
+
+def test_a_run_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no run: there is no config\.json"):
+        lipreading.evaluate(quick_config(tmp_path, None, rows=("frozen",)))
+
+
+def test_label_draws_are_fixed_balanced_and_different() -> None:
+    labels = torch.tensor([word for word in range(4) for _ in range(9)] + [-1] * 5)
+    first, again, other = (draw_labeled_clips(labels, 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert labels[first].bincount().tolist() == [3, 3, 3, 3]
+    assert len(first.unique()) == 12
+    assert draw_labeled_clips(labels, 0, 0).tolist() == list(range(36))
+    with pytest.raises(ValueError, match="labels_per_word is 10, but word number 0 has 9"):
+        draw_labeled_clips(labels, 10, 0)
+    with pytest.raises(ValueError, match="no labelled clips"):
+        draw_labeled_clips(torch.full((3,), -1), 1, 0)
+
+
+def test_interval_covers_draws_and_test_clips() -> None:
+    mean, half = mean_and_interval([0.5], 100)
+    assert (mean, half) == (0.5, pytest.approx(1.96 * 0.5 / math.sqrt(104)))
+    assert mean_and_interval([1.0], 9)[1] > 0.1  # nine right of nine does not prove that all are
+    mean, half = mean_and_interval([0.4, 0.5, 0.6], 10**9)
+    assert mean == pytest.approx(0.5)
+    assert half == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    with pytest.raises(ValueError, match="at least one draw"):
+        mean_and_interval([], 10)
+
+
+def test_interval_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        rate = 0.4 + generator.normal(0, 0.03, 5)  # what five draws of labels would reach on endless test clips
+        clips = generator.random(300)  # how hard each test clip is; all draws share them
+        mean, half = mean_and_interval([float((clips < r).mean()) for r in rate], 300)
+        held += abs(mean - 0.4) <= half
+    assert 0.93 < held / 2000 < 0.99
+
+
+def test_classifier_keeps_its_best_epoch() -> None:
+    """With a rate that destroys the weights at the end, what is kept is the best epoch, not the last."""
+    torch.manual_seed(0)
+    features = torch.randn(40, 7, 4)
+    labels = (features.mean((1, 2)) > 0).long()
+    source = FeatureSource(features[None, :20], features[20:30], features[30:], torch.arange(20))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(28, 2))
+    groups: list[dict[str, object]] = [{"params": model.parameters(), "lr": 0.05}]
+    settings = FitConfig(epochs=20, batch_size=10, validate_every=1, seed=0)
+    best = fit_classifier(model, groups, source, (torch.arange(20), labels[:20]), labels[20:30], settings)
+    assert (predict(model, source, "val") == labels[20:30]).float().mean().item() == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": ("frozen", "thawed")}, "rows must be one of"),
+        ({"heads": ()}, "heads must name at least one"),
+        ({"draws": 0}, "draws must be at least 1"),
+        ({"head_learning_rates": (-1.0,)}, "head_learning_rates must be at least 0"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quick_config(Path("run"), None, **changes)
