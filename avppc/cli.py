@@ -11,6 +11,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 import avppc.config
 from avppc._version import __version__
@@ -93,5 +94,5 @@ def _usage() -> str:
 
 
 def _fail(text: str, code: int = 2) -> int:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]avppc:[/] {text}", highlight=False, markup=True)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]avppc:[/] {escape(text)}")
     return code

@@ -36,6 +36,10 @@ class EvaluateConfig:
     """Draws for the rows that train the encoder."""
     heads: tuple[HeadName, ...] = HEADS
     """Heads that are tried: "gru", "tconv" (temporal convolution), "bins" (linear over seven bins of time)."""
+    head_hidden: int = 64
+    """Width of the heads; for LRW with all labels 512 is usual."""
+    gru_layers: int = 1
+    """Layers of the GRU head; for LRW with all labels 2 is usual."""
     head_learning_rates: tuple[float, ...] = (3e-3, 1e-2)
     """Learning rates of the head that are tried where the encoder is frozen; the smallest is used elsewhere."""
     encoder_learning_rates: tuple[float, ...] = (1e-3, 3e-3)
@@ -73,6 +77,8 @@ class EvaluateConfig:
         check_integer("labels_per_word", self.labels_per_word, 0)
         for name in ("draws", "training_draws", "epochs", "training_epochs", "selection_epochs", "validate_every"):
             check_integer(name, getattr(self, name), 1)
+        check_integer("head_hidden", self.head_hidden, 4)
+        check_integer("gru_layers", self.gru_layers, 1)
         check_integer("batch_size", self.batch_size, 2)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
         check_integer("threads", self.threads, 0)

@@ -200,7 +200,8 @@ def _fit_pictures(bench: Bench, row: RowName) -> Fit:
 
 def _make_head(bench: Bench, trial: Trial, features: int, draw: int) -> nn.Module:
     torch.manual_seed(bench.config.seed + draw)
-    return make_head(trial.head, features, len(bench.words))
+    config = bench.config
+    return make_head(trial.head, features, len(bench.words), config.head_hidden, config.gru_layers)
 
 
 def _fit(

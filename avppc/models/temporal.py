@@ -84,10 +84,10 @@ class BinsHead(nn.Module):
         return self.classify(self.dropout(bins.flatten(1)))
 
 
-def make_head(name: HeadName, features: int, words: int, hidden: int = 64) -> nn.Module:
+def make_head(name: HeadName, features: int, words: int, hidden: int = 64, gru_layers: int = 1) -> nn.Module:
     """A word classifier over frame features: "gru", "tconv" (temporal convolution) or "bins" (seven-bin linear)."""
     if name == "gru":
-        return GRUHead(features, words, hidden)
+        return GRUHead(features, words, hidden, gru_layers)
     if name == "tconv":
         return TemporalConvHead(features, words, hidden)
     if name == "bins":
