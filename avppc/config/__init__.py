@@ -1,6 +1,7 @@
 """Every setting of the package: frozen dataclasses, one docstring a field, checked when they are made."""
 
 from avppc.config.augment import AugmentConfig
+from avppc.config.data import PrepareConfig
 from avppc.config.evaluate import EvaluateConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
@@ -16,6 +17,7 @@ __all__ = [
     "LogMelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PrepareConfig",
     "PretrainConfig",
     "ReportConfig",
     "SynthConfig",

@@ -23,6 +23,7 @@ from avppc.data.reader import ClipError, DecodedClip, StreamReader
 Source = str | os.PathLike[str] | bytes
 OnRefused = Callable[[int, str], None]
 
+UNREADABLE = "cannot be read"  # the one reason that another try may mend
 _SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
 # Only containers whose demuxers read nothing but the file itself: no play lists, no image sequences.
 _OPEN_OPTIONS = {
@@ -108,7 +109,9 @@ def _clips(
     except (DecodeError, GeneratorExit):
         raise
     except av.FFmpegError as error:
-        raise DecodeError(name, f"damaged or not a video ({error.strerror})") from error
+        raise DecodeError(name, f"damaged or not a video: {error.strerror}") from error
+    except OSError as error:
+        raise DecodeError(name, f"{UNREADABLE}: {error.strerror}") from error
     # A damaged file makes PyAV raise anything, from UnicodeDecodeError to MemoryError: nothing of it may get past here.
     except Exception as error:
         raise DecodeError(name, str(error) or type(error).__name__) from error
@@ -124,6 +127,8 @@ def _open(source: Source) -> InputContainer:
         raise ValueError("not a regular file")
     if status.st_size == 0:
         raise ValueError("the file is empty")
+    with open(source, "rb"):  # the system's own word on permissions; FFmpeg's may also be about what is in the file
+        pass
     # An absolute path is never taken for a protocol such as "concat:".
     return av.open(str(Path(source).absolute()), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
 
@@ -133,6 +138,8 @@ def _cut(
 ) -> Iterator[DecodedClip]:
     """Clips out of what the reader has decoded, as soon as it has it."""
     start, found = reader.first_frame, False
+    if stride is None:
+        reader.note_length(start + num_frames)
     while reader.fill(start + num_frames):
         found = True
         try:
@@ -150,4 +157,4 @@ def _cut(
     reader.check_declared_end()
     if not found:
         needed = start + num_frames
-        raise DecodeError(name, f"the video has {reader.total_frames} frames of 1/25 s, {needed} are needed")
+        raise DecodeError(name, f"too short: {reader.total_frames} frames of 1/25 s, {needed} are needed")

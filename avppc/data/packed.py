@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -171,7 +172,7 @@ class PackedDataset:
         return rows
 
 
-def verify_shards(folder: Path, records: tuple[ShardRecord, ...]) -> None:
+def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:
     """ValueError that names the first shard whose content is not what its record says."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         digests = pool.map(lambda record: sha256_of(folder / record.file), records)
@@ -227,14 +228,15 @@ def _parse_index(content: Any) -> PackedIndex:
     words = _strings(content["words"], "words")
     if not isinstance(content["splits"], dict) or not content["splits"].keys() <= set(SPLITS):
         raise ValueError(f"splits must be among {', '.join(SPLITS)}")
-    splits = {split: tuple(map(_parse_record, records)) for split, records in content["splits"].items()}
+    splits = {split: tuple(map(parse_record, records)) for split, records in content["splits"].items()}
     names = [record.file for records in splits.values() for record in records]
     if len(set(names)) < len(names):
         raise ValueError("a shard is listed twice")
     return PackedIndex(shape, words, splits)
 
 
-def _parse_record(entry: Any) -> ShardRecord:
+def parse_record(entry: Any) -> ShardRecord:
+    """A shard's record from JSON values; ValueError, KeyError or TypeError where it is damaged."""
     record = ShardRecord(
         file=str(entry["file"]),
         clips=_integer(entry["clips"], "clips", 1, 1 << 32),

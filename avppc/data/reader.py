@@ -64,6 +64,7 @@ class StreamReader:
         self._video_done = False
         self._audio_done = False
         self._idle_packets = 0
+        self._notes: list[str] = []
         if seek:
             self._seek(first_frame)
         self._packets = container.demux(self._video, self._audio)
@@ -93,6 +94,13 @@ class StreamReader:
     def _wants_audio(self, end_frame: int) -> bool:
         return not self._audio_done and (self._sound is None or self._sound.end < end_frame * SAMPLES_PER_FRAME)
 
+    def note_length(self, end_frame: int) -> None:
+        """Notes it where the file declares a longer video than is going to be used."""
+        duration = _seconds(self._video, self._video.duration)
+        if duration is not None and duration * VIDEO_FPS > end_frame + 1:
+            used = end_frame / VIDEO_FPS
+            self._notes.append(f"longer than the clip: {float(duration):.2f} s, up to {used:.2f} s are used")
+
     def clip(self, start: int, count: int) -> DecodedClip:
         """Frames start to start + count with their sound."""
         assert self._sound is not None
@@ -102,9 +110,9 @@ class StreamReader:
         if len(present) < count:
             first = next(number for number, image in enumerate(images, start) if image is None)
             seconds = first / VIDEO_FPS
-            raise ClipError(f"{count - len(present)} of {count} frames are missing, the first at {seconds:.2f} s")
+            raise ClipError(f"frames missing: {count - len(present)} of {count}, the first at {seconds:.2f} s")
         samples, missing = self._sound.take(start * SAMPLES_PER_FRAME, count * SAMPLES_PER_FRAME)
-        notes = [*self._luma.notes, *_missing_sound(missing, len(samples))]
+        notes = [*self._notes, *self._luma.notes, *_missing_sound(missing, len(samples))]
         if (note := self._grid.rate_note) is not None:
             notes.append(note)
         return DecodedClip(
@@ -126,7 +134,7 @@ class StreamReader:
             return
         end = self._grid.end_seconds + self._grid.frame_seconds
         if end < float(duration) - max(float(_DECLARED_TOLERANCE_SECONDS), 2 * self._grid.frame_seconds):
-            raise ValueError(f"the video ends at {end:.2f} s, the file declares {float(duration):.2f} s: truncated")
+            raise ValueError(f"truncated: the video ends at {end:.2f} s, the file declares {float(duration):.2f} s")
 
     def _step(self) -> None:
         """Decodes one packet; the last one of a stream is empty and drains its decoder."""
@@ -136,16 +144,16 @@ class StreamReader:
             self._end_audio()
             return
         if packet.is_corrupt:
-            raise ValueError("a damaged packet")
+            raise ValueError("damaged: a packet")
         # A packet without content says "show the last frame again"; the time stamps around it say so too.
         frames = [] if packet.size == 0 and packet.dts is not None else packet.decode()
         self._idle_packets = 0 if frames else self._idle_packets + 1
         if self._idle_packets > _MAX_IDLE_PACKETS:
-            raise ValueError(f"{_MAX_IDLE_PACKETS} packets in a row give no frame")
+            raise ValueError(f"damaged: {_MAX_IDLE_PACKETS} packets in a row give no frame")
         for frame in frames:
             assert isinstance(frame, (av.VideoFrame, av.AudioFrame))
             if frame.is_corrupt:
-                raise ValueError("a damaged frame" if frame.time is None else f"a damaged frame at {frame.time:.2f} s")
+                raise ValueError("damaged: a frame" + ("" if frame.time is None else f" at {frame.time:.2f} s"))
             if isinstance(frame, av.VideoFrame):
                 self._push_video(frame)
             else:
@@ -211,7 +219,7 @@ class StreamReader:
         declared += _seconds(self._audio, self._audio.start_time) or 0
         if end < declared - _DECLARED_TOLERANCE_SECONDS:
             raise ValueError(
-                f"the audio ends at {float(end):.2f} s, the file declares {float(declared):.2f} s: truncated"
+                f"truncated: the sound ends at {float(end):.2f} s, the file declares {float(declared):.2f} s"
             )
 
 
@@ -250,11 +258,10 @@ def _missing_sound(missing: list[tuple[int, int]], count: int) -> list[str]:
     for first, last in missing:
         first_ms, last_ms = (1000 * sample // SAMPLE_RATE_HZ for sample in (first, last))
         if first > 0 and last < count and last - first > _MAX_HOLE_SAMPLES:
-            raise ClipError(f"no sound from {first_ms} to {last_ms} ms of the clip")
+            raise ClipError(f"sound missing: {first_ms} to {last_ms} ms of the clip")
         notes.append(f"sound padded with zeros: {first_ms} to {last_ms} ms of the clip")
     total = sum(last - first for first, last in missing)
     if 2 * total > count:
-        raise ClipError(
-            f"only {1000 * (count - total) // SAMPLE_RATE_HZ} of {1000 * count // SAMPLE_RATE_HZ} ms have sound"
-        )
+        present_ms, all_ms = (1000 * samples // SAMPLE_RATE_HZ for samples in (count - total, count))
+        raise ClipError(f"sound missing: only {present_ms} of {all_ms} ms")
     return notes

@@ -128,8 +128,10 @@ class ShardWriter:
                 os.fsync(file.fileno())
                 size = file.tell()
             os.replace(partial, path)
-        except BaseException:
+        except BaseException as error:
             partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise
         sync_directory(path.parent)
         record = ShardRecord(path.name, clips, size, digest.hexdigest(), tuple(self._sources))

@@ -1,0 +1,84 @@
+"""Settings of `avppc prepare`: how videos become packed shards."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from avppc.clip import CLIP_FRAMES
+from avppc.config.checks import check_choice, check_integer, check_number
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Decodes videos once into packed shards; the same command again goes on where it was stopped."""
+
+    data: Path
+    """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
+    of videos (training clips without label). A DATA/manifest.jsonl may tell the speaker of each path."""
+    out: Path
+    """Folder of the packed data set."""
+    frames: int = CLIP_FRAMES
+    """Frames a clip, of 1/25 s."""
+    stride: int = CLIP_FRAMES
+    """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
+    video gives one clip, its first frames."""
+    crop: Literal["auto", "window", "centre"] = "auto"
+    """What is stored as 96 x 96 pixels. "window": crop_rows and crop_columns; "centre": the middle square; "auto": the
+    window for 256 x 256 video (LRW's), the middle square for all other."""
+    crop_rows: tuple[int, int] = (115, 211)
+    """First row of the window and the one after its last, pixels."""
+    crop_columns: tuple[int, int] = (79, 175)
+    """First column of the window and the one after its last, pixels."""
+    centre_fraction: float = 1.0
+    """Side of the middle square as a part of the frame's shorter side."""
+    clips_per_shard: int = 512
+    """Most clips a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
+    workers: int = 0
+    """Processes; 0 is one a core."""
+    part: str = ""
+    """"i/n" (0/4 to 3/4, say): do the i-th of n parts, each on a machine of its own with the same OUT; the one that
+    ends last writes the index. Empty: RANK / WORLD_SIZE where the environment has them, else everything."""
+    timeout_seconds: float = 120.0
+    """A video that gives no clip for so long, twice, is refused."""
+    overwrite: bool = False
+    """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "out"):
+            if not isinstance(getattr(self, name), Path):
+                raise TypeError(f"{name} must be a pathlib.Path, got {type(getattr(self, name)).__name__}")
+        check_integer("frames", self.frames, 1, 10_000)
+        check_integer("stride", self.stride, 0)
+        check_choice("crop", self.crop, ("auto", "window", "centre"))
+        for name in ("crop_rows", "crop_columns"):
+            pair = getattr(self, name)
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError(f"{name} must be two numbers, got {pair!r}")
+            check_integer(f"{name}, first", pair[0], 0)
+            check_integer(f"{name}, second", pair[1], pair[0] + 1)
+        check_number("centre_fraction", self.centre_fraction, 0.01, 1.0)
+        check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
+        check_integer("workers", self.workers, 0, 1024)
+        check_number("timeout_seconds", self.timeout_seconds, 1.0)
+        self.part_of()
+
+    @property
+    def processes(self) -> int:
+        """Worker processes to use."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+    def part_of(self) -> tuple[int, int]:
+        """Number of this part, from 0, and of all parts."""
+        text = self.part
+        if not text and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
+        if not text:
+            return 0, 1
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ValueError(f'part must be "i/n" with i from 0 to n - 1, got {text!r}')
+        return int(match[1]), int(match[2])

@@ -1,0 +1,261 @@
+"""`avppc prepare`: videos in, packed shards out, once and for all epochs.
+
+OUT/shards/train-00000-00.safetensors ...   the clips
+OUT/units/train-00000.json ...              which videos went into which shards; what makes a run resumable
+OUT/refused.jsonl, OUT/notes.jsonl          videos that could not be used or had to be converted, and why
+OUT/prepare.json                            the folder and the settings it is all made from
+OUT/index.json                              written last, when every unit is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from avppc.clip import CROP_SIZE
+from avppc.config.data import PrepareConfig
+from avppc.data.decode import UNREADABLE
+from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
+from avppc.data.packed import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex, parse_record, verify_shards
+from avppc.data.prepare_progress import PrepareProgress
+from avppc.data.prepare_worker import UNIT_FOLDER, Unit, UnitRecord, prepare_units
+from avppc.data.shard import PARTIAL_SUFFIX, ClipShape
+from avppc.files import read_json, write_atomically, write_json
+
+LAYOUT_VERSION = 1
+CLAIM_NAME = "prepare.json"
+REFUSED_NAME = "refused.jsonl"
+NOTES_NAME = "notes.jsonl"
+_TARGET_UNITS = 64  # small data sets are cut finer, so that all processes have work
+_MIN_UNIT_BYTES = 1 << 20
+_REASONS_SHOWN = 8
+
+
+def run(config: PrepareConfig) -> int:
+    """Prepares a data set; 0: all videos are in, 3: some were refused and are listed, 1: none was usable.
+
+    Raises:
+        ValueError: the data folder is none, or its layout or manifest is wrong.
+        OSError: OUT cannot be written, because the disk is full, say; what is finished stays, and the same command goes
+            on from there.
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+    found = scan(config.data)
+    if not found.videos:  # an empty mount point, say: nothing in OUT is touched
+        print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        return 1
+    units = plan(config, found.videos)
+    _claim(config)
+    for folder in (SHARD_FOLDER, UNIT_FOLDER):
+        (config.out / folder).mkdir(parents=True, exist_ok=True)
+    number, parts = config.part_of()
+    mine = units[number::parts]
+    records = _finished(config.out, mine, console)
+    todo = [unit for unit in mine if unit.name not in records]
+    if todo:
+        # What it lists is about to be replaced; a reader must not find old checksums with new shards.
+        (config.out / INDEX_NAME).unlink(missing_ok=True)
+        _remove_partials(config.out, {unit.name for unit in todo})
+        _decode(config, todo, records, console)
+    if parts > 1:
+        records |= _finished(config.out, [unit for unit in units if unit.name not in records], console, verify=False)
+    complete = len(records) == len(units)
+    if complete:
+        _write_index(config, found, units, records)
+    refused = sorted(found.refused + [item for record in records.values() for item in record.refused])
+    notes = sorted(item for record in records.values() for item in record.notes)
+    _write_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
+    _write_lines(config.out / NOTES_NAME, ({"path": path, "note": note} for path, note in notes))
+    clips = sum(shard.clips for record in records.values() for shard in record.shards)
+    _print_summary(config, found, records, refused, notes, time.monotonic() - started)
+    if not complete:
+        missing = len(units) - len(records)
+        print(f"{missing} of {len(units)} units are for other parts; the part that ends last writes {INDEX_NAME}")
+    if complete and clips == 0:
+        return 1
+    return 3 if refused else 0
+
+
+def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
+    """Cuts the videos into units: the same ones whatever the number of processes or parts."""
+    settings = _settings(config)
+    unit_bytes = max(_MIN_UNIT_BYTES, sum(video.bytes for video in videos) // _TARGET_UNITS)
+    units: list[Unit] = []
+    for split in SPLITS:
+        groups: list[list[Video]] = []
+        room = 0
+        for video in videos:
+            if video.split != split:
+                continue
+            if not groups or room <= 0 or len(groups[-1]) == config.clips_per_shard:
+                groups.append([])
+                room = unit_bytes
+            groups[-1].append(video)
+            room -= video.bytes
+        for number, group in enumerate(groups):
+            content = json.dumps([settings, [astuple(video) for video in group]])
+            digest = hashlib.sha256(content.encode()).hexdigest()
+            units.append(Unit(f"{split}-{number:05}", digest, tuple(group)))
+    return units
+
+
+def _settings(config: PrepareConfig) -> dict[str, Any]:
+    """All that decides what is in the shards, besides the videos."""
+    return {
+        "layout": LAYOUT_VERSION,
+        "frames": config.frames,
+        "stride": config.stride,
+        "crop": config.crop,
+        "crop_rows": list(config.crop_rows),
+        "crop_columns": list(config.crop_columns),
+        "centre_fraction": config.centre_fraction,
+        "size": CROP_SIZE,
+        "clips_per_shard": config.clips_per_shard,
+    }
+
+
+def _claim(config: PrepareConfig) -> None:
+    """Notes in OUT what it is made from; ValueError where it is made from something else already."""
+    path = config.out / CLAIM_NAME
+    wanted = {"data": str(config.data.resolve())} | _settings(config)
+    if path.exists() and not config.overwrite:
+        existing = read_json(path)
+        known = existing if isinstance(existing, dict) else {}
+        differing = sorted(key for key in wanted if known.get(key) != wanted[key])
+        if differing:
+            changes = "; ".join(f"{key} was {known.get(key)!r}, is {wanted[key]!r}" for key in differing)
+            raise ValueError(f"{config.out} holds a data set made otherwise ({changes}); --overwrite replaces it")
+    write_json(path, wanted)
+
+
+def _finished(out: Path, units: Sequence[Unit], console: Console, verify: bool = True) -> dict[str, UnitRecord]:
+    """Records of the units that are done and, with verify, whose shards are as they were written."""
+    records = {}
+    with ThreadPoolExecutor(2) as pool:
+        checked = pool.map(lambda unit: _read_record(out, unit, verify), units)
+        for unit, (record, problem) in zip(units, checked, strict=True):
+            if record is not None:
+                records[unit.name] = record
+            elif problem:
+                console.print(f"made anew: {problem}", highlight=False, markup=False)
+    if records and verify:
+        console.print(f"{len(records)} of {len(units)} units were finished before and are intact", highlight=False)
+    return records
+
+
+def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None, str]:
+    """The record of a finished unit, or why there is none."""
+    path = out / UNIT_FOLDER / f"{unit.name}.json"
+    if not path.exists():
+        return None, ""
+    try:
+        content = read_json(path)
+        if content["digest"] != unit.digest:
+            return None, f"{unit.name} (its videos or the settings have changed)"
+        record = UnitRecord(
+            unit.digest,
+            [parse_record(entry) for entry in content["shards"]],
+            [(str(path), str(reason)) for path, reason in content["refused"]],
+            [(str(path), str(note)) for path, note in content["notes"]],
+        )
+        if any(reason.startswith(UNREADABLE) for _, reason in record.refused):
+            return None, f"{unit.name} (a video of it could not be read)"
+        for shard in record.shards:
+            if (out / SHARD_FOLDER / shard.file).stat().st_size != shard.bytes:
+                return None, f"{unit.name} ({shard.file} has another size than when it was written)"
+        if verify:
+            verify_shards(out / SHARD_FOLDER, record.shards)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"{unit.name} ({error})"
+    return record, ""
+
+
+def _decode(config: PrepareConfig, todo: list[Unit], records: dict[str, UnitRecord], console: Console) -> None:
+    names = {unit.digest: unit.name for unit in todo}
+    with PrepareProgress(console, sum(len(unit.videos) for unit in todo)) as progress:
+        for step in prepare_units(config, todo):
+            if step.record is not None:
+                records[names[step.record.digest]] = step.record
+            progress.add(step.videos, step.clips)
+
+
+def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records: dict[str, UnitRecord]) -> None:
+    """Writes the index, and removes shards and units that are no part of it (of a larger data set, before)."""
+    splits = {
+        split: tuple(shard for unit in units if unit.videos[0].split == split for shard in records[unit.name].shards)
+        for split in SPLITS
+    }
+    splits = {split: shards for split, shards in splits.items() if shards}
+    kept = {shard.file for shards in splits.values() for shard in shards}
+    if not kept:
+        return
+    PackedIndex(ClipShape(config.frames, CROP_SIZE, CROP_SIZE), found.words, splits).write(config.out)
+    for path in (config.out / SHARD_FOLDER).iterdir():
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+    for path in (config.out / UNIT_FOLDER).iterdir():
+        if path.stem not in records:
+            path.unlink(missing_ok=True)
+
+
+def _remove_partials(out: Path, names: set[str]) -> None:
+    """Removes what a killed run has left half written."""
+    for path in (out / SHARD_FOLDER).glob(f".*{PARTIAL_SUFFIX}"):
+        if path.name[1:].rsplit("-", 1)[0] in names:
+            path.unlink(missing_ok=True)
+
+
+def _write_lines(path: Path, entries: Iterable[dict[str, str]]) -> None:
+    write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+
+def _print_summary(
+    config: PrepareConfig,
+    found: Scan,
+    records: dict[str, UnitRecord],
+    refused: list[tuple[str, str]],
+    notes: list[tuple[str, str]],
+    seconds: float,
+) -> None:
+    counts = {split: [0, 0, 0] for split in SPLITS}
+    for name, record in records.items():
+        for shard in record.shards:
+            count = counts[name.split("-")[0]]
+            count[0] += shard.clips
+            count[1] += 1
+            count[2] += shard.bytes
+    print(f"{config.out}: {len(found.videos)} videos of {config.data}, {len(found.words)} words, {seconds:.1f} s")
+    for split, (clips, shards, size) in counts.items():
+        if clips:
+            print(f"  {split:5} {clips:8,} clips in {shards:,} shards, {size / 1e9:.3f} GB")
+    if not any(clips for clips, _, _ in counts.values()):
+        print("  no usable clip")
+    if found.others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(_REASONS_SHOWN)))
+        print(f"  not videos, left alone: {kinds}")
+    _print_kinds("converted", NOTES_NAME, [note for _, note in notes])
+    _print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
+
+
+def _print_kinds(title: str, name: str, texts: list[str]) -> None:
+    """How often each kind of text (what stands before its details) occurs."""
+    if not texts:
+        return
+    print(f"  {title}: {len(texts):,}, listed in {name}")
+    kinds = Counter(text.split(":")[0].split("(")[0].strip() for text in texts).most_common()
+    for kind, count in kinds[:_REASONS_SHOWN]:
+        print(f"    {count:6,}  {kind}")
+    if len(kinds) > _REASONS_SHOWN:
+        print(
+            f"    {sum(count for _, count in kinds[_REASONS_SHOWN:]):6,}  of {len(kinds) - _REASONS_SHOWN} other kinds"
+        )

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+
+from avppc.data.manifest import scan
+
+
+def touch(root, *paths) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+
+
+def places(found) -> list[tuple]:
+    return [(video.path, video.split, video.label, video.speaker) for video in found.videos]
+
+
+def test_lrw_layout(tmp_path):
+    touch(
+        tmp_path,
+        "ZOO/train/ZOO_00001.mp4",
+        "ABOUT/train/ABOUT_00002.mp4",
+        "ABOUT/train/ABOUT_00001.mp4",
+        "ABOUT/val/ABOUT_00001.MP4",
+        "HOUSE/test/HOUSE_00001.mp4",
+        "ABOUT/train/ABOUT_00001.txt",
+        "ABOUT/train/._ABOUT_00001.mp4",
+        "_UNLABELED/train/x.mp4",
+        "_UNLABELED/a/b/c/d.webm",
+        "README",
+    )
+    found = scan(tmp_path)
+    assert found.words == ("ABOUT", "HOUSE", "ZOO")
+    assert places(found) == [
+        ("ABOUT/train/ABOUT_00001.mp4", "train", 0, -1),
+        ("ABOUT/train/ABOUT_00002.mp4", "train", 0, -1),
+        ("ABOUT/val/ABOUT_00001.MP4", "val", 0, -1),
+        ("HOUSE/test/HOUSE_00001.mp4", "test", 1, -1),
+        ("ZOO/train/ZOO_00001.mp4", "train", 2, -1),
+        ("_UNLABELED/a/b/c/d.webm", "train", -1, -1),
+        ("_UNLABELED/train/x.mp4", "train", -1, -1),
+    ]
+    assert found.refused == []
+    assert found.others == {".txt": 1, ".mp4": 1, "README": 1}
+
+
+def test_any_tree_is_unlabelled_training_data(tmp_path):
+    touch(tmp_path, "talk.mkv", "2024/a/interview.mov", "2024/slides.pdf")
+    assert places(scan(tmp_path)) == [("2024/a/interview.mov", "train", -1, -1), ("talk.mkv", "train", -1, -1)]
+
+
+def test_lrw_one_level_down_is_told_instead_of_training_on_its_test_split(tmp_path):
+    touch(tmp_path, "lipread_mp4/ABOUT/test/ABOUT_00001.mp4")
+    with pytest.raises(ValueError, match=r"LRW's layout further down .* pass .*/lipread_mp4$"):
+        scan(tmp_path)
+
+
+class TestManifest:
+    def write(self, root, *entries) -> None:
+        lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+        (root / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+
+    def test_speakers(self, tmp_path):
+        touch(tmp_path, "A/train/1.mp4", "A/train/2.mp4", "A/train/3.mp4", "A/train/4.mp4")
+        self.write(
+            tmp_path,
+            {"path": "A/train/1.mp4", "word": "A", "speaker": 12, "face": 3},
+            {"path": "A/train/3.mp4", "face": 7},
+            "",
+            {"path": "A/train/4.mp4"},
+        )
+        assert [video.speaker for video in scan(tmp_path).videos] == [12, -1, 7, -1]
+
+    def test_named_speakers_are_numbered_in_order(self, tmp_path):
+        touch(tmp_path, "1.mp4", "2.mp4", "3.mp4")
+        self.write(
+            tmp_path,
+            {"path": "1.mp4", "speaker": "zoe"},
+            {"path": "2.mp4", "speaker": "ann"},
+            {"path": "3.mp4", "speaker": "zoe"},
+        )
+        assert [video.speaker for video in scan(tmp_path).videos] == [1, 0, 1]
+
+    def test_listed_but_missing(self, tmp_path):
+        touch(tmp_path, "1.mp4")
+        self.write(tmp_path, {"path": "1.mp4"}, {"path": "2.mp4"})
+        assert scan(tmp_path).refused == [("2.mp4", "listed in manifest.jsonl, but there is no such video")]
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ({"path": "../secret.mp4"}, "must lie below"),
+            ({"path": "a/../../secret.mp4"}, "must lie below"),
+            ({"path": "/etc/passwd"}, "must lie below"),
+            ({"path": "..\\secret.mp4"}, "must lie below"),
+            ({"path": "a\0.mp4"}, "must lie below"),
+            ({"path": ""}, "must lie below"),
+            ({"path": 3}, 'an object with a "path"'),
+            ([1], 'an object with a "path"'),
+            ("{", "Expecting property name"),
+            ({"path": "a.mp4", "speaker": -2}, "speaker must be at least 0"),
+            ({"path": "a.mp4", "speaker": 1.5}, "speaker must be a number or a name"),
+        ],
+    )
+    def test_bad_lines_are_named(self, tmp_path, line, message):
+        touch(tmp_path, "a.mp4")
+        self.write(tmp_path, {"path": "a.mp4"}, line)
+        with pytest.raises(ValueError, match=rf"manifest\.jsonl, line 2: .*{message}"):
+            scan(tmp_path)
+
+
+class TestLinks:
+    def test_links_that_leave_the_root_are_refused(self, tmp_path):
+        root = tmp_path / "root"
+        touch(tmp_path, "outside/secret.mp4", "root/A/train/1.mp4", "root/A/train/text.txt")
+        os.symlink(tmp_path / "outside/secret.mp4", root / "A/train/2.mp4")
+        os.symlink("1.mp4", root / "A/train/3.mp4")
+        os.symlink("../../../outside/secret.mp4", root / "A/train/4.mp4")
+        os.symlink("nothing.mp4", root / "A/train/5.mp4")
+        os.symlink(tmp_path / "outside", root / "B")
+        os.symlink(".", root / "loop")
+        found = scan(root)
+        assert [video.path for video in found.videos] == ["A/train/1.mp4", "A/train/3.mp4"]
+        assert found.refused == [
+            ("A/train/2.mp4", "a link that leaves the data's folder is not followed"),
+            ("A/train/4.mp4", "a link that leaves the data's folder is not followed"),
+            ("A/train/5.mp4", "a link to nothing"),
+            ("B", "a link to a folder is not followed"),
+            ("loop", "a link to a folder is not followed"),
+        ]
+
+    def test_pipes_are_not_opened(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.mp4")
+        assert scan(tmp_path).refused == [("pipe.mp4", "not a regular file")]
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are not UTF-8")
+    def test_names_that_are_not_utf8(self, tmp_path):
+        with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb") as file:
+            file.write(b"x")
+        assert scan(tmp_path).refused == [("caf\\udce9.mp4", "its name is not valid UTF-8")]
+
+
+def test_root_must_be_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        scan(tmp_path / "none")
