@@ -1,0 +1,72 @@
+"""The command line: every command documents itself, and errors are one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import avppc.config
+from avppc.cli import COMMANDS, main
+from avppc.config import PretrainConfig
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_field_of_every_command_is_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    config = getattr(avppc.config, COMMANDS[name].config)
+    for field in dataclasses.fields(config):
+        flag = "--" + field.name.replace("_", "-")
+        assert flag in text
+        # --flag TYPE help... (default: or (required): the type is one word, or choices in braces
+        described = re.split(r"\((?:default|required)", text.split(flag, 1)[1])[0]
+        assert len(described.split()) >= 5, f"{flag} has no help"
+
+
+def test_usage_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text and command.summary in text for name, command in COMMANDS.items())
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+
+
+def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dance"]) == 2
+    assert "there is no command 'dance'" in capsys.readouterr().err
+
+
+def test_bad_files_are_one_line_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "[bold]nothing"  # brackets come out as they are
+    assert main(["pretrain", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "[bold]nothing" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_set_the_defaults() -> None:
+    laptop, gpu = (PretrainConfig.from_preset(name, Path("data"), Path("out")) for name in ("laptop", "gpu"))
+    assert laptop == PretrainConfig(Path("data"), Path("out"))
+    assert (gpu.encoder.backbone, gpu.encoder.width, gpu.encoder.stem) == ("resnet34", 64, "2d")
+    with pytest.raises(ValueError, match="preset must be one of 'laptop', 'gpu'; got 'phone'"):
+        PretrainConfig.from_preset("phone", Path("data"), Path("out"))  # type: ignore[arg-type]
+
+
+def test_preset_flag_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setitem(sys.modules, "avppc.train.loop", type(sys)("avppc.train.loop"))
+    monkeypatch.setattr(sys.modules["avppc.train.loop"], "run", lambda config: seen.append(config) or 0, raising=False)
+    flags = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    assert main(["pretrain", *flags, "--preset", "gpu", "--encoder.width", "32"]) == 0
+    assert main(["pretrain", "--preset=laptop", *flags, "--steps", "7"]) == 0
+    assert main(["pretrain", *flags, "--preset", "phone"]) == 2
+    gpu, laptop = seen
+    assert (gpu.preset, gpu.encoder.backbone, gpu.encoder.width) == ("gpu", "resnet34", 32)
+    assert (laptop.preset, laptop.encoder.backbone, laptop.steps) == ("laptop", "conv4", 7)
