@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from avppc.config.checks import check_choice
+from avppc.ops import _library
+from avppc.ops.info_nce_cpu import info_nce_cpu_mean, info_nce_cpu_rows
 from avppc.ops.info_nce_problem import Pairs, Problem, make_problem
 from avppc.ops.reference_info_nce import (
     info_nce_accuracy_reference,
@@ -134,30 +136,74 @@ def solve(
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     check_choice("reduction", reduction, REDUCTIONS)
+    if _pick_backend(problem, backend) == "cpp":
+        loss, stats = _solve_cpp(problem, reduction, task_weights)
+        return (loss, stats) if return_stats else loss
+    return _solve_reference(problem, reduction, task_weights, return_stats)
+
+
+def _pick_backend(problem: Problem, backend: str) -> str:
+    """ "cpp" or "reference" for this problem."""
     check_choice("backend", backend, BACKENDS)
-    if backend in ("cpp", "triton"):
-        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no kernels in this installation")
+    device, dtype = problem.contexts.device.type, problem.contexts.dtype
+    # vmap, jvp and their like are traced by torch.compile, and refused by the compiled operators
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if backend == "auto":
+        cpp = device == "cpu" and dtype != torch.float64 and not transformed and _library.has_cpp_ops()
+        return "cpp" if cpp else "reference"
+    if backend == "reference":
+        return backend
+    if dtype == torch.float64:
+        raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
+    if transformed:
+        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no torch.func transforms; use 'reference'")
+    if backend == "triton":
+        raise RuntimeError("bilinear_info_nce(backend='triton') is not available: there are no Triton kernels yet")
+    if device != "cpu":
+        raise ValueError(f"contexts must be on the CPU with backend={backend!r}, got {problem.contexts.device}")
+    _library.require(backend, "bilinear_info_nce")
+    return backend
+
+
+def _solve_reference(
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, return_stats: bool
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
     with torch.autocast(problem.contexts.device.type, enabled=False):
         s = info_nce_logits_reference(*problem[:-1])
         rows = info_nce_rows_reference(s, problem.positive_offset, problem.symmetric)
-        loss = reduce_rows(rows, reduction, task_weights)
+        loss = _reduce(rows, reduction, task_weights)
         if not return_stats:
             return loss
         accuracy = info_nce_accuracy_reference(s.detach(), problem.positive_offset)
         return loss, InfoNCEStats(rows.detach().mean(1), accuracy)
 
 
-def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
+def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] | None) -> tuple[Tensor, InfoNCEStats]:
+    if reduction == "mean":
+        shares = _shares(task_weights, problem.tasks, problem.scale)
+        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares)
+    else:
+        rows, accuracy = info_nce_cpu_rows(problem)
+        loss, task_loss = _reduce(rows, reduction, None), rows.mean(1)
+    return loss, InfoNCEStats(task_loss.detach(), accuracy)
+
+
+def _reduce(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
     """[K, N] losses reduced: "none", "task" (mean over rows) or "mean" (over sub-tasks too, weighted)."""
     if reduction == "none":
         return rows
     tasks = rows.mean(1)
     if reduction == "task":
         return tasks
+    return (_shares(task_weights, rows.shape[0], rows) * tasks).sum()
+
+
+def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> Tensor:
+    """[K], of the dtype and device of `like`: what each sub-task's loss counts in the mean; they sum to 1."""
     if task_weights is None:
-        return tasks.mean()
-    shares = torch.tensor(task_weights, dtype=rows.dtype, device=rows.device) / math.fsum(task_weights)
-    return (shares * tasks).sum()
+        return like.new_full((tasks,), 1 / tasks)
+    total = math.fsum(task_weights)
+    return torch.tensor([weight / total for weight in task_weights], dtype=like.dtype, device=like.device)
 
 
 def to_autocast_dtype(*embeddings: Any) -> tuple[Any, ...]:

@@ -31,10 +31,9 @@ def info_nce_logits_reference(
 
 def info_nce_rows_reference(s: Tensor, positive_offset: int, symmetric: bool) -> Tensor:  # [K, N, M] -> [K, N]
     """loss[k, i] = logsumexp_j s[k, i, j] - s[k, i, i + positive_offset]; symmetric: averaged with that of column i."""
-    positive = s.diagonal(positive_offset, 1, 2)
-    loss = s.logsumexp(2) - positive
+    loss = -s.log_softmax(2).diagonal(positive_offset, 1, 2)
     if symmetric:
-        loss = (loss + s.logsumexp(1) - positive) / 2
+        loss = (loss - s.log_softmax(1).diagonal(0, 1, 2)) / 2
     return loss
 
 

@@ -1,0 +1,344 @@
+// The bilinear InfoNCE loss and its gradients on the CPU, with one block of logits for each thread.
+//
+// A unit of work is a block of rows of one sub-task: q = c W^T, s = scale q z^T, one pass that turns s into losses and,
+// in place, into the gradient dS; then dq = dS z and the sums dz += scale dS^T q, dc += scale dq W, dW += scale dq^T c.
+// Where the weight of each row's loss is known beforehand, one round over the units does it all; otherwise the backward
+// computes s again. The symmetric loss needs the log-sum-exp of whole columns before dS: a second round.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <tuple>
+
+#include "info_nce_cpu_kernel.h"
+#include "info_nce_problem.h"
+#include "ordered_units.h"
+
+namespace avppc {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+constexpr int64_t TARGET_SLICE = 1024;  // rows of dz that one unit adds to while the next one waits for them
+
+struct Wanted {
+  bool contexts, targets, weights, scale;
+};
+
+struct Statistics {
+  Tensor rows, correct;        // [K, N]: losses, and 1 where the positive beats every negative
+  Tensor row_lse, column_lse;  // [2, K, N]: maximum and log of the sum; [2, K, M] of a symmetric loss, else empty
+};
+
+struct Gradients {
+  Tensor contexts, targets, weights, scale;  // float32; empty where not wanted
+};
+
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
+
+// Rows such that a block of logits stays in the second-level cache and each thread has several blocks.
+int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
+  static const int64_t budget = std::getenv("AVPPC_BUDGET") ? std::atoll(std::getenv("AVPPC_BUDGET")) : (1 << 19);
+  int64_t rows = std::max<int64_t>(budget / p.M, 128);
+  while (rows > 64 && divide_up(p.N, rows) * p.K < 4 * threads) rows /= 2;
+  return std::min(round_up(rows, 16), p.N);
+}
+
+class Solver {
+ public:
+  explicit Solver(const InfoNCEProblem& problem, const Tensor& like)
+      : p_(problem), like_(like), threads_(torch::stable::get_num_threads()), rows_(choose_rows(p_, threads_)),
+        units_(p_.units(rows_)), s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)) {
+    const int64_t size = s_size_ + (p_.element == Element::float32 ? 2 : 3) * q_size_;
+    scratch_ = empty({threads_, size});
+  }
+
+  // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
+  Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
+    const int64_t columns = p_.symmetric ? p_.M : 0;
+    Statistics result{empty({p_.K, p_.N}), empty({p_.K, p_.N}), empty({2, p_.K, p_.N}), empty({2, p_.K, columns})};
+    const bool at_once = du != nullptr && !p_.symmetric;
+    if (at_once) start(wanted, gradients);
+    const LogSumExp row_lse = halves(result.row_lse), column_lse = halves(result.column_lse);
+    std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
+    std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
+    Doors tasks(p_.K);
+    run_in_order(units_.size(), threads_, [&](int64_t index, int64_t thread, const Failure& failure) {
+      const Unit& unit = units_[index];
+      const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
+      const Scratch scratch = scratch_of(thread);
+      const Factor q = project(unit, scratch);
+      const LogitBlock s = logits(unit, q, scratch);
+      const bool gradient = at_once && any(du + row, unit.rows);
+      if (p_.symmetric) {
+        const Doors::Turn turn(tasks, unit.task, unit.task_turn, failure);
+        AVPPC_CPU_SELECT(info_nce_columns)(s, column_lse.maximum + column, column_lse.log_sum + column);
+      }
+      AVPPC_CPU_SELECT(info_nce_rows)
+      (s, at(row_lse, row), result.rows.mutable_data_ptr<float>() + row,
+       result.correct.mutable_data_ptr<float>() + row, gradient ? du + row : nullptr, p_.element);
+      if (at_once) add_gradients(index, q, scratch, gradient, failure);
+    });
+    if (p_.symmetric) finish_columns(result.rows.mutable_data_ptr<float>(), row_lse, column_lse);
+    if (at_once) finish();
+    if (du != nullptr && p_.symmetric) *gradients = backward(du, result.row_lse, result.column_lse, wanted);
+    return result;
+  }
+
+  // Gradients from du and the log-sum-exps of an earlier forward.
+  Gradients backward(const float* du, const Tensor& row_lse, const Tensor& column_lse, const Wanted& wanted) {
+    Gradients gradients;
+    start(wanted, &gradients);
+    std::vector<float> half(p_.symmetric ? p_.K * p_.N : 0);  // the loss is the mean of a row's and a column's
+    std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
+    const float* weight = p_.symmetric ? half.data() : du;
+    run_in_order(units_.size(), threads_, [&](int64_t index, int64_t thread, const Failure& failure) {
+      const Unit& unit = units_[index];
+      const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
+      const Scratch scratch = scratch_of(thread);
+      const bool gradient = p_.symmetric ? any(du + column, p_.M) : any(du + row, unit.rows);
+      Factor q{};
+      if (gradient) {
+        q = project(unit, scratch);
+        AVPPC_CPU_SELECT(info_nce_gradient)
+        (logits(unit, q, scratch), at(halves(row_lse), row), weight + row, at(halves(column_lse), column),
+         p_.symmetric ? weight + column : nullptr, p_.element);
+      }
+      add_gradients(index, q, scratch, gradient, failure);
+    });
+    finish();
+    return gradients;
+  }
+
+ private:
+  struct Scratch {
+    float *s, *q, *dq;           // [rows, M], [rows, Dz] twice
+    uint16_t *q_half, *dq_half;  // what products take of q and dq, where that is bfloat16
+  };
+  struct Sums {  // the sums that units add to in turn
+    Doors contexts, targets, tasks;
+  };
+
+  // The two halves of a tensor [2, ...], and what belongs to its rows or columns from n on.
+  static LogSumExp halves(const Tensor& lse) {
+    float* maximum = lse.mutable_data_ptr<float>();
+    return {maximum, maximum + lse.numel() / 2};
+  }
+  static LogSumExp at(const LogSumExp& lse, int64_t n) { return {lse.maximum + n, lse.log_sum + n}; }
+
+  static bool any(const float* x, int64_t count) {
+    return std::any_of(x, x + count, [](float value) { return value != 0.0f; });
+  }
+
+  Tensor empty(std::vector<int64_t> shape) const { return torch::stable::new_empty(like_, shape, ScalarType::Float); }
+  Tensor zeros(std::vector<int64_t> shape) const { return torch::stable::new_zeros(like_, shape, ScalarType::Float); }
+
+  Scratch scratch_of(int64_t thread) const {
+    float* s = scratch_.mutable_data_ptr<float>() + thread * scratch_.size(1);
+    float* q = s + s_size_;
+    auto* halves = reinterpret_cast<uint16_t*>(q + 2 * q_size_);
+    return {s, q, q + q_size_, halves, halves + q_size_};
+  }
+
+  // q = c W^T as the products take it.
+  Factor project(const Unit& unit, const Scratch& scratch) const {
+    const Factor c = p_.context_rows(unit);
+    if (p_.weights == nullptr) return c;
+    multiply(p_.element, c, p_.weight(unit).turned(), 1.0f, 0.0f, scratch.q, p_.Dz);
+    return as_factor(unit, scratch.q, scratch.q_half);
+  }
+
+  Factor as_factor(const Unit& unit, const float* x, uint16_t* half) const {
+    if (p_.element == Element::float32) return {x, unit.rows, p_.Dz, p_.Dz};
+    AVPPC_CPU_SELECT(float_to_bfloat16)(x, half, unit.rows * p_.Dz);
+    return {half, unit.rows, p_.Dz, p_.Dz};
+  }
+
+  LogitBlock logits(const Unit& unit, const Factor& q, const Scratch& scratch) const {
+    multiply(p_.element, q, p_.target_rows(unit).turned(), p_.scale, 0.0f, scratch.s, p_.M);
+    p_.leave_out(unit, scratch.s);
+    return {scratch.s, unit.rows, p_.M, p_.M, unit.first + p_.positive_offset};
+  }
+
+  void finish_columns(float* rows, const LogSumExp& row_lse, const LogSumExp& column_lse) const {
+    for (int64_t n = 0; n < p_.K * p_.N; ++n) {
+      column_lse.log_sum[n] = std::log(column_lse.log_sum[n]);
+      const float maxima = column_lse.maximum[n] - row_lse.maximum[n];
+      rows[n] += (maxima + column_lse.log_sum[n] - row_lse.log_sum[n]) / 2;  // (row_lse + column_lse) / 2 - positive
+    }
+  }
+
+  void start(const Wanted& wanted, Gradients* gradients) {
+    using Shape = std::vector<int64_t>;
+    const auto zeros_if = [&](bool is_wanted, Shape shape) { return zeros(is_wanted ? shape : Shape{0}); };
+    *gradients = {zeros_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), zeros_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
+                  zeros_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), zeros_if(wanted.scale, Shape())};
+    wanted_ = wanted;
+    gradients_ = gradients;
+    scale_terms_.assign(units_.size(), 0.0);
+    sums_.emplace(Sums{Doors(p_.C * divide_up(p_.N, rows_)), Doors(p_.U * divide_up(p_.M, TARGET_SLICE)), Doors(p_.K)});
+  }
+
+  void finish() const {
+    if (!wanted_.scale) return;
+    double sum = 0.0;
+    for (const double term : scale_terms_) sum += term;
+    *gradients_->scale.mutable_data_ptr<float>() = static_cast<float>(sum);
+  }
+
+  // Adds a unit's terms to the gradients, from the dS in scratch.s; without any, only lets the next unit have its turn.
+  void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, const Failure& failure) {
+    const Unit& unit = units_[index];
+    const Factor ds{scratch.s, unit.rows, p_.M, p_.element == Element::float32 ? p_.M : 2 * p_.M};
+    Factor dq{};
+    if (any && (wanted_.contexts || wanted_.weights || wanted_.scale)) {
+      multiply(p_.element, ds, p_.target_rows(unit), 1.0f, 0.0f, scratch.dq, p_.Dz);
+      if (wanted_.scale) scale_terms_[index] = q_dot_dq(q, scratch);
+      if (p_.weights != nullptr) dq = as_factor(unit, scratch.dq, scratch.dq_half);
+    }
+    if (wanted_.targets) add_to_targets(unit, ds.turned(), q, any, failure);
+    if (wanted_.contexts) {
+      const int64_t door = unit.context * divide_up(p_.N, rows_) + unit.first / rows_;
+      const Doors::Turn turn(sums_->contexts, door, unit.context_turn, failure);
+      float* dc = gradients_->contexts.mutable_data_ptr<float>() + (unit.context * p_.N + unit.first) * p_.Dc;
+      if (any && p_.weights != nullptr) multiply(p_.element, dq, p_.weight(unit), p_.scale, 1.0f, dc, p_.Dc);
+      if (any && p_.weights == nullptr) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
+    }
+    if (wanted_.weights) {
+      const Doors::Turn turn(sums_->tasks, unit.task, unit.task_turn, failure);
+      float* dw = gradients_->weights.mutable_data_ptr<float>() + unit.task * p_.Dz * p_.Dc;
+      if (any) multiply(p_.element, dq.turned(), p_.context_rows(unit), p_.scale, 1.0f, dw, p_.Dc);
+    }
+  }
+
+  void add_to_targets(const Unit& unit, const Factor& ds_turned, const Factor& q, bool any, const Failure& failure) {
+    const int64_t slices = divide_up(p_.M, TARGET_SLICE);
+    float* dz = gradients_->targets.mutable_data_ptr<float>() + unit.target * p_.M * p_.Dz;
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const Doors::Turn turn(sums_->targets, unit.target * slices + slice, unit.target_turn, failure);
+      if (!any) continue;
+      Factor part = ds_turned;
+      const int64_t first = slice * TARGET_SLICE;
+      part.rows = std::min(TARGET_SLICE, p_.M - first);
+      part.data = static_cast<const char*>(part.data) + first * (p_.element == Element::float32 ? 4 : 2);
+      multiply(p_.element, part, q, p_.scale, 1.0f, dz + first * p_.Dz, p_.Dz);
+    }
+  }
+
+  // A unit's term of dscale, for s = scale q z^T and dq = dS z.
+  double q_dot_dq(const Factor& q, const Scratch& scratch) const {
+    const int64_t count = q.rows * p_.Dz;
+    const auto* floats = static_cast<const float*>(q.data);
+    if (p_.element == Element::bfloat16) {
+      AVPPC_CPU_SELECT(bfloat16_to_float)(static_cast<const uint16_t*>(q.data), scratch.q, count);
+      floats = scratch.q;
+    }
+    return AVPPC_CPU_SELECT(dot)(floats, scratch.dq, count);
+  }
+
+  const InfoNCEProblem& p_;
+  const Tensor& like_;
+  const int64_t threads_, rows_;
+  const std::vector<Unit> units_;
+  const int64_t s_size_, q_size_;
+  Tensor scratch_;
+  Wanted wanted_{};
+  Gradients* gradients_ = nullptr;
+  std::vector<double> scale_terms_;  // one a unit, so that they are summed in one order
+  std::optional<Sums> sums_;
+};
+
+Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {
+  return dtype == ScalarType::Float ? tensor : torch::stable::to(tensor, dtype);
+}
+
+// The means over rows of x [K, N].
+Tensor mean_of_rows(const Tensor& x) {
+  const int64_t K = x.size(0), N = x.size(1);
+  Tensor result = torch::stable::new_empty(x, {K});
+  for (int64_t k = 0; k < K; ++k) {
+    const float* row = x.const_data_ptr<float>() + k * N;
+    const double sum = std::accumulate(row, row + N, 0.0);
+    result.mutable_data_ptr<float>()[k] = static_cast<float>(sum / static_cast<double>(N));
+  }
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu(
+    const Tensor& contexts, const Tensor& targets, const Optional& weights, const Tensor& pairs, const Tensor& scale,
+    int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric) {
+  const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
+  const Statistics result = Solver(p, contexts).forward(nullptr, {}, nullptr);
+  return {result.rows, mean_of_rows(result.correct), result.row_lse, result.column_lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_cpu_mean(
+    const Tensor& contexts, const Tensor& targets, const Optional& weights, const Tensor& pairs, const Tensor& scale,
+    int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric,
+    const Tensor& shares, bool need_contexts, bool need_targets, bool need_weights, bool need_scale) {
+  const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
+  check_dtype("shares", shares, ScalarType::Float);
+  check_contiguous("shares", shares);
+  AVPPC_CHECK(shares.dim() == 1 && shares.numel() == p.K, "shares must have shape [", p.K, "]");
+  const float* share = shares.const_data_ptr<float>();
+  std::vector<float> du(p.K * p.N);
+  for (int64_t n = 0; n < p.K * p.N; ++n) du[n] = share[n / p.N] / static_cast<float>(p.N);
+  Gradients d;
+  const Statistics result = Solver(p, contexts).forward(
+      du.data(), {need_contexts, need_targets, need_weights && weights.has_value(), need_scale}, &d);
+  const Tensor task_loss = mean_of_rows(result.rows);
+  Tensor loss = torch::stable::new_empty(result.rows, {});
+  *loss.mutable_data_ptr<float>() =
+      static_cast<float>(std::inner_product(share, share + p.K, task_loss.const_data_ptr<float>(), 0.0));
+  return {loss, task_loss, mean_of_rows(result.correct), in_dtype(d.contexts, p.dtype), in_dtype(d.targets, p.dtype),
+          in_dtype(d.weights, p.dtype), d.scale};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu_backward(
+    const Tensor& contexts, const Tensor& targets, const Optional& weights, const Tensor& pairs, const Tensor& scale,
+    int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric,
+    const Tensor& row_lse, const Tensor& column_lse, const Tensor& drows, bool need_contexts, bool need_targets,
+    bool need_weights, bool need_scale) {
+  const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
+  check_dtype("drows", drows, ScalarType::Float);
+  AVPPC_CHECK(drows.dim() == 2 && drows.size(0) == p.K && drows.size(1) == p.N, "drows must have shape [", p.K, ", ",
+              p.N, "]");
+  AVPPC_CHECK(row_lse.numel() == 2 * p.K * p.N && row_lse.is_contiguous(),
+              "row_lse must be what info_nce_cpu returned");
+  AVPPC_CHECK(column_lse.numel() == (symmetric ? 2 * p.K * p.M : 0) && column_lse.is_contiguous(),
+              "column_lse must be what info_nce_cpu returned");
+  const Tensor du = torch::stable::contiguous(drows);
+  const Gradients d = Solver(p, contexts).backward(
+      du.const_data_ptr<float>(), row_lse, column_lse,
+      {need_contexts, need_targets, need_weights && weights.has_value(), need_scale});
+  return {in_dtype(d.contexts, p.dtype), in_dtype(d.targets, p.dtype), in_dtype(d.weights, p.dtype), d.scale};
+}
+
+}  // namespace
+}  // namespace avppc
+
+// The arguments up to `symmetric` are those of avppc.bilinear_info_nce, checked there.
+#define AVPPC_INFO_NCE_PROBLEM                                                                          \
+  "Tensor contexts, Tensor targets, Tensor? weights, Tensor pairs, Tensor scale, int positive_offset, " \
+  "Tensor? context_ids, Tensor? target_ids, bool symmetric"
+#define AVPPC_INFO_NCE_NEEDS "bool need_contexts, bool need_targets, bool need_weights, bool need_scale"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(avppc, library) {
+  library.def("info_nce_cpu(" AVPPC_INFO_NCE_PROBLEM
+              ") -> (Tensor rows, Tensor accuracy, Tensor row_lse, Tensor column_lse)");
+  library.def("info_nce_cpu_backward(" AVPPC_INFO_NCE_PROBLEM
+              ", Tensor row_lse, Tensor column_lse, Tensor drows, " AVPPC_INFO_NCE_NEEDS
+              ") -> (Tensor dcontexts, Tensor dtargets, Tensor dweights, Tensor dscale)");
+  // loss = sum_k shares[k] mean_i rows[k, i], and its gradients along the way
+  library.def("info_nce_cpu_mean(" AVPPC_INFO_NCE_PROBLEM ", Tensor shares, " AVPPC_INFO_NCE_NEEDS
+              ") -> (Tensor loss, Tensor task_loss, Tensor accuracy, "
+              "Tensor dcontexts, Tensor dtargets, Tensor dweights, Tensor dscale)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(avppc, CPU, library) {
+  library.impl("info_nce_cpu", TORCH_BOX(&avppc::info_nce_cpu));
+  library.impl("info_nce_cpu_backward", TORCH_BOX(&avppc::info_nce_cpu_backward));
+  library.impl("info_nce_cpu_mean", TORCH_BOX(&avppc::info_nce_cpu_mean));
+}

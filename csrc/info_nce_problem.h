@@ -1,0 +1,58 @@
+// K bilinear InfoNCE losses over shared embeddings, as plain pointers, and the order of the work on their blocks.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+#include "products.h"
+
+namespace avppc {
+
+struct Pair {
+  int64_t context, target;
+};
+
+// Rows first..first + rows - 1 of sub-task `task`; the turns number the units that add to the same gradient.
+struct Unit {
+  int64_t task, context, target, first, rows;
+  int64_t context_turn, target_turn, task_turn;
+};
+
+class InfoNCEProblem {
+ public:
+  InfoNCEProblem(const Tensor& contexts, const Tensor& targets, const std::optional<Tensor>& weights,
+                 const Tensor& pairs, const Tensor& scale, int64_t positive_offset,
+                 const std::optional<Tensor>& context_ids, const std::optional<Tensor>& target_ids, bool symmetric);
+
+  int64_t C, N, Dc, U, M, Dz, K;  // contexts [C, N, Dc], targets [U, M, Dz], weights [K, Dz, Dc]
+  Element element;                // of the three
+  const void* contexts;
+  const void* targets;
+  const void* weights;  // null: plain dot products
+  std::vector<Pair> pairs;
+  float scale;
+  int64_t positive_offset;
+  bool symmetric;
+  ScalarType dtype;  // of the tensors that came, and of their gradients
+
+  // Blocks of up to `rows` rows of every sub-task; neighbours share contexts and targets as little as possible.
+  std::vector<Unit> units(int64_t rows) const;
+
+  // The rows of a unit's context, a target, a sub-task's weights.
+  Factor context_rows(const Unit& unit) const;
+  Factor target_rows(const Unit& unit) const;
+  Factor weight(const Unit& unit) const;
+
+  // Puts -inf where a unit's logits s [rows, M] belong to no negative: equal ids, but for the positive.
+  void leave_out(const Unit& unit, float* s) const;
+
+ private:
+  const void* at(const void* data, int64_t offset) const;
+
+  std::vector<Tensor> held_;                          // what the pointers point into: contiguous, in `element`
+  std::vector<int64_t> columns_by_id_;                // target rows sorted by id
+  std::vector<std::pair<int64_t, int64_t>> same_id_;  // the range of these whose id a context row shares
+};
+
+}  // namespace avppc

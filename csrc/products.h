@@ -1,0 +1,27 @@
+// Matrix products from inside a thread of torch's pool: each runs on that thread alone.
+#pragma once
+
+#include <cstdint>
+
+namespace avppc {
+
+// What a product's factors hold.
+enum class Element { float32, bfloat16 };
+
+// A factor [rows, columns]; row-major, or column-major where transposed, with `stride` elements between rows (columns).
+struct Factor {
+  const void* data;
+  int64_t rows, columns, stride;
+  bool transposed = false;
+
+  Factor turned() const { return {data, columns, rows, stride, !transposed}; }
+};
+
+// c = alpha a b + beta c, where c is row-major with `stride` floats between rows; sums are float32.
+// beta == 0 never reads c. bfloat16 needs has_bfloat16_products().
+void multiply(Element type, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride);
+
+// Whether products of bfloat16 factors with float32 sums are there and fast: MKL in torch, AMX in the CPU.
+bool has_bfloat16_products();
+
+}  // namespace avppc

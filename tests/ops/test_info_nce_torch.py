@@ -1,0 +1,202 @@
+"""bilinear_info_nce inside torch: torch.compile, autocast, torch.func, the dispatcher's own checks."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from info_nce_cases import CPP_MISSING, Case, leaves, with_gradients
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+
+from avppc.ops import _library
+from avppc.ops.info_nce import bilinear_info_nce
+from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.ops.info_nce_problem import Problem, make_problem
+
+pytestmark = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
+
+
+def quietly(function: Any, *args: Any) -> Any:
+    """What a function returns that makes torch warn about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args)
+
+
+def problem_of(case: Case) -> Problem:
+    return make_problem(**case.arguments())
+
+
+CASES = [Case(N=10, Dc=8, Dz=6), Case(N=10, extra=3, offset=1, ids=4), Case(N=10, symmetric=True, weighted=False)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck_of_the_rows(case: Case) -> None:
+    opcheck(torch.ops.avppc.info_nce_cpu, tuple(problem_of(case)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck_of_the_mean(case: Case) -> None:
+    opcheck(torch.ops.avppc.info_nce_cpu_mean, (*problem_of(case), torch.rand(3), True, True, case.weighted, True))
+
+
+@pytest.mark.parametrize("needs", [(True, True, True, True), (False, True, False, False)], ids=str)
+@pytest.mark.parametrize("case", CASES[:2], ids=str)
+def test_opcheck_of_the_backward(case: Case, needs: tuple[bool, ...]) -> None:
+    with torch.no_grad():
+        problem = Problem(*(x.detach() if isinstance(x, Tensor) else x for x in problem_of(case)))
+        _, _, row_lse, column_lse = torch.ops.avppc.info_nce_cpu(*problem)
+    opcheck(torch.ops.avppc.info_nce_cpu_backward, (*problem, row_lse, column_lse, torch.rand(3, 10), *needs))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiles_to_one_graph_for_changing_sizes(reduction: str) -> None:
+    torch._dynamo.reset()
+
+    def step(contexts: Tensor, targets: Tensor, weights: Tensor, scale: Tensor, ids: Tensor) -> Any:
+        return bilinear_info_nce(
+            contexts,
+            targets,
+            weights,
+            [(k % 3, k % 2) for k in range(3)],
+            scale=scale,
+            context_ids=ids,
+            target_ids=ids,
+            symmetric=True,
+            reduction=reduction,
+            backend="cpp",
+            return_stats=True,
+        )
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled_step = torch.compile(step, fullgraph=True, backend=counter)
+    for n in (10, 11, 17, 32):
+        arguments = Case(N=n).arguments(seed=n)
+        inputs = [*leaves(arguments).values(), torch.arange(n) // 2]
+        loss, stats = quietly(compiled_step, *inputs)
+        expected, expected_stats = step(*inputs)
+        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(
+            with_gradients(loss, upstream, arguments), with_gradients(expected, upstream, arguments)
+        )
+        torch.testing.assert_close(stats, expected_stats)
+    assert counter.frame_count == 2, "one graph for the first size, one for all others"
+
+
+def test_module_compiles_with_inductor() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = BilinearInfoNCE(8, 6, pairs=[(0, 1), (1, 0)], learn_scale=True, normalize="layer_norm")
+    contexts, targets = torch.randn(2, 9, 8), torch.randn(2, 9, 6)
+    function = torch.compile(module, fullgraph=True)
+    expected = torch.autograd.grad(module(contexts, targets), list(module.parameters()))
+    got = torch.autograd.grad(quietly(function, contexts, targets), list(module.parameters()))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_compiled_graph_still_checks_the_pairs() -> None:
+    torch._dynamo.reset()
+    arguments = Case(N=6).arguments()
+
+    def step(pairs: Tensor) -> Tensor:
+        return bilinear_info_nce(arguments["contexts"], arguments["targets"], arguments["weights"], pairs)
+
+    function = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert quietly(function, torch.tensor([[0, 0], [1, 1], [2, 0]])).shape == ()
+    with pytest.raises(RuntimeError, match="pairs must hold context indices from 0 to 2, got 3"):
+        quietly(function, torch.tensor([[0, 0], [1, 1], [3, 0]]))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_its_dtype(backend: str, dtype: torch.dtype) -> None:
+    arguments = Case(N=30).arguments()
+    with torch.autocast("cpu", dtype):
+        loss = bilinear_info_nce(**arguments, backend=backend)
+    got = with_gradients(loss, torch.tensor(1.0), arguments)
+    cast = {
+        name: value.detach().to(dtype).requires_grad_() for name, value in leaves(arguments).items() if name != "scale"
+    }
+    expected = bilinear_info_nce(**{**arguments, **cast}, backend=backend)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(got["loss"], expected.detach())
+    assert all(got[name].dtype == torch.float32 for name in cast)
+    for name, gradient in zip(cast, torch.autograd.grad(expected, list(cast.values())), strict=True):
+        torch.testing.assert_close(got[name], gradient.float())
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    arguments = {**Case(N=5).arguments(), "scale": 0.7}
+    doubles = {name: arguments[name].detach().double() for name in ("contexts", "targets", "weights")}
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bilinear_info_nce(**{**arguments, **doubles}).dtype == torch.float64
+
+
+def test_auto_falls_back_under_torch_func_and_cpp_says_so() -> None:
+    """vmap, grad and their like see through plain torch alone."""
+    arguments = Case(N=6).arguments()
+    contexts = arguments.pop("contexts")
+
+    def loss(c: Tensor, backend: str = "auto") -> Tensor:
+        return bilinear_info_nce(c, **arguments, backend=backend)
+
+    torch.testing.assert_close(torch.func.grad(loss)(contexts), torch.autograd.grad(loss(contexts), contexts)[0])
+    batch = torch.stack([contexts, 2 * contexts])
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([loss(c) for c in batch]))
+    with pytest.raises(RuntimeError, match=r"backend='cpp'\) has no torch.func transforms; use 'reference'"):
+        torch.func.grad(loss)(contexts, "cpp")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_derivative_is_refused_not_wrong(reduction: str) -> None:
+    arguments = Case(N=6).arguments()
+    loss = bilinear_info_nce(**arguments, reduction=reduction, backend="cpp").sum()
+    with pytest.raises(RuntimeError, match="has no second derivative; use backend='reference'"):
+        torch.autograd.grad(loss, arguments["contexts"], create_graph=True)
+
+
+def test_forward_mode_is_refused() -> None:
+    arguments = Case(N=6).arguments()
+    value = arguments.pop("contexts").detach()
+    with forward_ad.dual_level():
+        dual = quietly(forward_ad.make_dual, value, value)
+        with pytest.raises(NotImplementedError, match="jvp"):
+            bilinear_info_nce(dual, **arguments, backend="cpp")
+
+
+def test_backends_that_cannot_run_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.ones(3, 2)
+    with pytest.raises(
+        TypeError, match="contexts must be float32, bfloat16 or float16 with backend='cpp', got float64"
+    ):
+        bilinear_info_nce(x.double(), x.double(), backend="cpp")
+    with pytest.raises(RuntimeError, match=r"bilinear_info_nce\(backend='triton'\)"):
+        bilinear_info_nce(x, x, backend="triton")
+    monkeypatch.setattr(_library, "_find", lambda _: "it was not built")
+    with pytest.raises(RuntimeError, match=r"backend='cpp'\) needs the compiled extension: it was not built"):
+        bilinear_info_nce(x, x, backend="cpp")
+    assert bilinear_info_nce(x, x) > 1.0  # auto: the reference
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"pairs": torch.tensor([[0, 0], [0, 2], [0, 0]])}, "pairs must hold target indices from 0 to 1, got 2"),
+        ({"pairs": torch.zeros(0, 2, dtype=torch.int64)}, r"pairs must have shape \[K, 2\], got \[0, 2\]"),
+        ({"positive_offset": 1}, "positive_offset must be from 0 to M - N = 0, got 1"),
+        ({"contexts": torch.ones(3, 6, 8, dtype=torch.float64)}, "contexts must be float32, bfloat16 or float16"),
+        ({"contexts": torch.ones(3, 0, 8)}, "must not be empty"),
+        ({"weights": torch.ones(3, 8, 7)}, r"weights must have shape \[3, 8, 8\]"),
+        ({"context_ids": torch.arange(6)}, "must be given together"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_the_operator_trusts_nobody(changes: dict[str, Any], text: str) -> None:
+    """Called past the Python checks it still never reads out of bounds."""
+    with torch.no_grad(), pytest.raises(RuntimeError, match=text):
+        torch.ops.avppc.info_nce_cpu(*problem_of(Case(N=6))._replace(**changes))
