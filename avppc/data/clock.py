@@ -7,6 +7,8 @@ stream may start late or early, a cut may keep frames that are not to be shown.
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import groupby
+from typing import Any
 
 import av
 import numpy as np
@@ -15,12 +17,15 @@ from numpy.typing import NDArray
 from avppc.clip import SAMPLE_RATE_HZ, VIDEO_FPS
 
 Image = NDArray[np.uint8]
+Samples = NDArray[np.int16 | np.float32]
 
 MAX_VIDEO_GAP_SECONDS = 10
 MAX_AUDIO_GAP_SECONDS = 600
 MIN_SAMPLE_RATE_HZ = 4_000
 MAX_SAMPLE_RATE_HZ = 384_000
-_STAMP_TOLERANCE_SECONDS = Fraction(1, 40)  # some formats round time stamps to milliseconds, or to whole packets
+_INT16 = {"s16", "s16p"}
+_FLOAT32 = {"flt", "fltp"}
+_STAMP_TOLERANCE_SECONDS = 0.025  # some formats round time stamps to milliseconds, or to whole packets
 
 
 class FrameGrid:
@@ -106,14 +111,16 @@ class AudioTimeline:
     def __init__(self, origin_seconds: Fraction, first: int = 0) -> None:
         """Keeps the samples from number `first` on."""
         self.origin_seconds = origin_seconds
-        self._chunks: list[NDArray[np.int16]] = []
+        self._chunks: list[Samples] = []
         self._first = first
         self._end = first
         self._holes: list[tuple[int, int]] = []
         self._resampler: av.AudioResampler | None = None
         self._kind: tuple[int, str, str] | None = None
-        self._run_start = Fraction(0)  # seconds from the origin
-        self._run_samples = 0  # at the source's rate
+        self._run_pts = 0  # frames that follow each other without a gap are a run
+        self._run_tick_seconds = 0.0
+        self._run_rate = 1  # Hz
+        self._run_samples = 0  # at that rate
         self._write_at = first  # where the run's next sample goes
 
     @property
@@ -123,23 +130,19 @@ class AudioTimeline:
 
     def push(self, frame: av.AudioFrame) -> None:
         """Appends a decoded frame; frames come in order of time."""
-        if frame.pts is None or frame.time_base is None:
+        if frame.pts is None:
             raise ValueError("the audio has frames without time stamps")
-        start = frame.pts * frame.time_base - self.origin_seconds
         kind = (frame.sample_rate, frame.layout.name, frame.format.name)
-        expected = self._run_start + Fraction(self._run_samples, frame.sample_rate)
-        if kind != self._kind or abs(start - expected) > _STAMP_TOLERANCE_SECONDS:
+        if kind != self._kind or self._off_by_seconds(frame.pts) > _STAMP_TOLERANCE_SECONDS:
+            self._begin_run(frame, frame.pts)
             self._kind = kind
-            self._begin_run(start, frame)
         self._run_samples += frame.samples
         if self._resampler is not None:
             for converted in self._resampler.resample(frame):
                 self._append(converted.to_ndarray()[0])
             return
-        samples = frame.to_ndarray()[0]
-        if samples.dtype != np.int16:
-            samples = np.rint(np.clip(samples * 32768.0, -32768, 32767)).astype(np.int16)
-        self._append(samples)
+        dtype: np.dtype[Any] = np.dtype(np.int16 if kind[2] in _INT16 else np.float32)
+        self._append(np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples).copy())
 
     def finish(self) -> None:
         """Appends what the resampler still holds."""
@@ -169,19 +172,27 @@ class AudioTimeline:
         self._first += skipped
         self._holes = [(a, b) for a, b in self._holes if b > self._first]
 
-    def _begin_run(self, start: Fraction, frame: av.AudioFrame) -> None:
+    def _off_by_seconds(self, pts: int) -> float:
+        """How far a frame's time stamp is from the end of those before it."""
+        return abs((pts - self._run_pts) * self._run_tick_seconds - self._run_samples / self._run_rate)
+
+    def _begin_run(self, frame: av.AudioFrame, pts: int) -> None:
+        time_base = frame.time_base
+        if time_base is None:
+            raise ValueError("the audio has frames without time stamps")
         if not MIN_SAMPLE_RATE_HZ <= frame.sample_rate <= MAX_SAMPLE_RATE_HZ:
             raise ValueError(
                 f"audio of {frame.sample_rate} Hz; {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz are allowed"
             )
         self.finish()
-        self._run_start, self._run_samples = start, 0
-        self._write_at = round(start * SAMPLE_RATE_HZ)
+        self._run_pts, self._run_samples = pts, 0
+        self._run_tick_seconds, self._run_rate = float(time_base), frame.sample_rate
+        self._write_at = round((pts * time_base - self.origin_seconds) * SAMPLE_RATE_HZ)
         plain = frame.sample_rate == SAMPLE_RATE_HZ and frame.layout.nb_channels == 1
-        if not (plain and frame.format.name in ("flt", "fltp", "s16", "s16p")):
+        if not (plain and frame.format.name in _INT16 | _FLOAT32):
             self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)
 
-    def _append(self, samples: NDArray[np.int16]) -> None:
+    def _append(self, samples: Samples) -> None:
         start = self._write_at
         self._write_at += len(samples)
         if start > self._end:
@@ -196,6 +207,18 @@ class AudioTimeline:
             self._end += len(fresh)
 
     def _merged(self) -> NDArray[np.int16]:
-        if len(self._chunks) != 1:
-            self._chunks = [np.concatenate(self._chunks)] if self._chunks else [np.zeros(0, np.int16)]
-        return self._chunks[0]
+        """All samples kept, as one array."""
+        alike = groupby(self._chunks, key=lambda chunk: chunk.dtype)
+        merged = [_to_int16(np.concatenate(list(chunks))) for _, chunks in alike]
+        data = merged[0] if len(merged) == 1 else np.concatenate([np.zeros(0, np.int16), *merged])
+        self._chunks = [data]
+        return data
+
+
+def _to_int16(samples: Samples) -> NDArray[np.int16]:
+    if samples.dtype == np.int16:
+        return samples.astype(np.int16, copy=False)
+    scaled = samples * np.float32(32768)
+    if not np.isfinite(scaled).all():
+        raise ValueError("damaged: the sound holds values that are not finite")
+    return np.rint(scaled, out=scaled).clip(-32768, 32767, out=scaled).astype(np.int16)

@@ -88,35 +88,37 @@ class LumaReader:
     def __init__(self, crop: Crop) -> None:
         self.crop = crop
         self.notes: list[str] = []
-        self._kind: tuple[int, int, str, int] | None = None
+        self._kind: tuple[int, int, str] | None = None
         self._box = (slice(0), slice(0))
         self._turns = 0  # quarter turns anticlockwise
         self._direct = False
         self._shift = 0  # bits of luma beyond 8
+        self._dtype: np.dtype[Any] = np.dtype(np.uint8)
         self._full_range = False
 
     def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """The crop of a frame, [size, size] uint8."""
-        kind = (frame.height, frame.width, frame.format.name, int(frame.color_range))
-        if self._kind is None:
+        kind = (frame.height, frame.width, frame.format.name)
+        if kind != self._kind:
+            if self._kind is not None:
+                raise ValueError(f"frames change from {_describe(self._kind)} to {_describe(kind)} within the video")
             self._begin(frame, *kind)
             self._kind = kind
-        elif kind != self._kind:
-            raise ValueError(f"frames change from {_describe(self._kind)} to {_describe(kind)} within the video")
         if not self._direct:
             frame = frame.reformat(format="yuv420p", dst_color_range="MPEG")
         plane = frame.planes[0]
-        values = np.frombuffer(memoryview(plane), np.dtype("<u2" if self._shift else np.uint8))
-        luma: NDArray[Any] = values.reshape(-1, plane.line_size // values.itemsize)[: frame.height, : frame.width]
+        luma: NDArray[Any] = np.frombuffer(memoryview(plane), self._dtype)
+        luma = luma.reshape(-1, plane.line_size // self._dtype.itemsize)
         if self._turns:
-            luma = np.rot90(luma, self._turns)
+            luma = np.rot90(luma[: kind[0], : kind[1]], self._turns)
         luma = luma[self._box]
-        image: NDArray[np.uint8] = (luma >> self._shift).astype(np.uint8) if self._shift else luma
+        if self._shift:
+            luma = (luma >> self._shift).astype(np.uint8)
         if self._full_range:
-            image = _TO_VIDEO_RANGE[image]
-        return self.crop.resize(image)
+            luma = _TO_VIDEO_RANGE[luma]
+        return self.crop.resize(luma)
 
-    def _begin(self, frame: VideoFrame, height: int, width: int, name: str, color_range: int) -> None:
+    def _begin(self, frame: VideoFrame, height: int, width: int, name: str) -> None:
         match = _LUMA_FIRST.fullmatch(name)
         self._direct = match is not None
         if match is None:
@@ -125,8 +127,9 @@ class LumaReader:
             bits = int(match[1] or 8)
             self._shift = bits - 8
             if self._shift:
+                self._dtype = np.dtype("<u2")
                 self.notes.append(f"{bits}-bit luma: the upper 8 bits are kept")
-            self._full_range = "yuvj" in name or color_range == _FULL_RANGE
+            self._full_range = "yuvj" in name or int(frame.color_range) == _FULL_RANGE
             if self._full_range:
                 self.notes.append("full-range luma: scaled to video range")
         rotation = frame.rotation
@@ -138,5 +141,5 @@ class LumaReader:
         self._box = self.crop.box(*((width, height) if self._turns % 2 else (height, width)))
 
 
-def _describe(kind: tuple[int, int, str, int]) -> str:
+def _describe(kind: tuple[int, int, str]) -> str:
     return f"{kind[1]} x {kind[0]} {kind[2]}"

@@ -165,11 +165,10 @@ class StreamReader:
                 self._end_audio()
 
     def _push_video(self, frame: av.VideoFrame) -> None:
-        if frame.pts is None or frame.time_base is None:
+        if frame.pts is None:
             raise ValueError("the video has frames without time stamps")
         if self._grid is None:
-            self._start_clock(frame.time_base, frame.pts)
-        assert self._grid is not None
+            self._grid = self._start_clock(frame)
         self._images += self._grid.push(frame.pts, self._luma.read(frame))
 
     def _push_audio(self, frame: av.AudioFrame) -> None:
@@ -180,24 +179,27 @@ class StreamReader:
         else:
             self._sound.push(frame)
 
-    def _start_clock(self, time_base: Fraction, origin: int) -> None:
-        self._grid = FrameGrid(time_base, origin, self.first_frame)
+    def _start_clock(self, frame: av.VideoFrame) -> FrameGrid:
+        """Begins both timelines at the first picture."""
+        origin, time_base = frame.pts, frame.time_base
+        if origin is None or time_base is None:
+            raise ValueError("the video has frames without time stamps")
         self._sound = AudioTimeline(origin * time_base, self.first_frame * SAMPLES_PER_FRAME)
-        for frame in self._waiting_audio:
-            self._sound.push(frame)
+        for sound in self._waiting_audio:
+            self._sound.push(sound)
         self._waiting_audio.clear()
         if self._audio_done:
             self._sound.finish()
+        return FrameGrid(time_base, origin, self.first_frame)
 
     def _seek(self, first_frame: int) -> None:
         """Starts the clock with the first picture, then jumps to the key frame before first_frame."""
         frame = next(self._container.decode(self._video))
         assert isinstance(frame, av.VideoFrame)
-        if frame.pts is None or frame.time_base is None:
-            raise ValueError("the video has frames without time stamps")
-        self._start_clock(frame.time_base, frame.pts)
-        target = frame.pts * frame.time_base + Fraction(first_frame, VIDEO_FPS) - _PRE_ROLL_SECONDS
-        self._container.seek(int(target / frame.time_base), stream=self._video, backward=True)
+        self._grid = self._start_clock(frame)
+        assert self._sound is not None
+        target = self._sound.origin_seconds + Fraction(first_frame, VIDEO_FPS) - _PRE_ROLL_SECONDS
+        self._container.seek(int(target * av.time_base), backward=True)
 
     def _end_video(self) -> None:
         if not self._video_done:
