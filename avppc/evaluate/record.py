@@ -1,0 +1,186 @@
+"""What a pretraining run left behind, as numbers: its settings, its curves, its lip-reading rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avppc.config.pretrain import PretrainConfig
+from avppc.evaluate.results import RowResult, read_rows
+from avppc.files import read_json
+from avppc.tasks.permutative import SUBTASKS, SubTask
+from avppc.train.log import METRICS_FILE, read_metrics
+from avppc.train.run import TASK_FILE, read_run_config
+
+FINAL_ROWS = 5
+"""Rows of the log whose mean stands for the end of training."""
+
+Array = NDArray[np.float64]
+_BY_NAME = {subtask.name: subtask for subtask in SUBTASKS}
+
+
+def mean_of_finite(values: Array, axis: int) -> Array:
+    """Mean along an axis without the NaNs; NaN where there is nothing else."""
+    finite = np.isfinite(values)
+    counts = finite.sum(axis)
+    sums = np.where(finite, values, 0.0).sum(axis)
+    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=counts > 0)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The rows of metrics.jsonl as arrays; what is missing or was not finite is NaN."""
+
+    path: Path
+    rows: Sequence[Mapping[str, Any]]
+    names: Mapping[str, Sequence[str]]
+    """Names of the entries of the metrics that are lists, from task.json."""
+
+    @property
+    def steps(self) -> Array:
+        """[R] steps done when each row was written."""
+        return np.array([row["step"] for row in self.rows], np.float64)
+
+    def column(self, name: str) -> Array:
+        """[R] values of a metric that is one number a row."""
+        return np.array([_number(row.get(name)) for row in self.rows], np.float64)
+
+    def table(self, name: str) -> Array:
+        """[R, K] values of a metric that is a list; ValueError that names the file where a row has another length."""
+        names = self.names.get(name, ())
+        table = np.full((len(self.rows), len(names)), np.nan)
+        for values, row in zip(table, self.rows, strict=True):
+            given = row.get(name)
+            if given is None:
+                continue
+            if not isinstance(given, list) or len(given) != len(names):
+                raise ValueError(
+                    f"{self.path}: {name} of step {row['step']} must hold {len(names)} values, as {TASK_FILE} says"
+                )
+            values[:] = [_number(value) for value in given]
+        return table
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a report says of a run."""
+
+    run: Path
+    config: PretrainConfig
+    environment: dict[str, Any] | None
+    metrics: Metrics
+    rows: list[RowResult]
+
+    @property
+    def steps_done(self) -> int:
+        """The last logged step, 0 before the first."""
+        return int(self.metrics.steps[-1]) if self.metrics.rows else 0
+
+    @property
+    def finished(self) -> bool:
+        return self.steps_done >= self.config.steps
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds the logged steps took, from their clips and clips a second."""
+        steps = np.diff(self.metrics.steps, prepend=0.0)
+        clips = steps * self.config.batch_size * self.config.accumulate
+        speeds = self.metrics.column("clips_per_second")
+        return float(np.divide(clips, speeds, out=np.zeros_like(clips), where=speeds > 0).sum())
+
+    @property
+    def label_counts(self) -> list[int]:
+        """The different labels_per_word of the rows, 0 ("all") last."""
+        return list(dict.fromkeys(row.labels_per_word for row in self.rows))
+
+    def rows_of(self, labels_per_word: int) -> list[RowResult]:
+        """The rows evaluated with so many labels a word, in the order of the table."""
+        return [row for row in self.rows if row.labels_per_word == labels_per_word]
+
+    @cached_property
+    def subtasks(self) -> list[SubTask]:
+        """The sub-tasks that were logged; empty where the task has none of that kind."""
+        names = self.metrics.names.get("task_accuracy", ())
+        return [_BY_NAME[name] for name in names] if all(name in _BY_NAME for name in names) else []
+
+    @cached_property
+    def task_loss(self) -> Array:
+        """[R, K] losses of the sub-tasks."""
+        return self.metrics.table("task_loss")
+
+    @cached_property
+    def task_accuracy(self) -> Array:
+        """[R, K] accuracies of the sub-tasks, 0 to 1."""
+        return self.metrics.table("task_accuracy")
+
+    def final(self, table: Array) -> Array:
+        """[K] means over the last rows of an [R, K] table."""
+        return mean_of_finite(table[-FINAL_ROWS:], 0)
+
+    @property
+    def final_steps(self) -> tuple[int, int]:
+        """First and last step that `final` averages over."""
+        steps = [0, *self.metrics.steps.astype(int).tolist()]
+        return steps[max(len(steps) - FINAL_ROWS - 1, 0)] + 1, steps[-1]
+
+
+def read_record(run: Path) -> RunRecord:
+    """What there is of a run in its directory.
+
+    Raises:
+        FileNotFoundError: the directory is not there or holds no run.
+        ValueError: a file of the run is damaged; the text names it.
+    """
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run} is not a directory: run must be the directory of a pretraining run")
+    config = read_run_config(run)
+    return RunRecord(
+        run=run,
+        config=config,
+        environment=_read_object(run / "environment.json"),
+        metrics=Metrics(run / METRICS_FILE, read_metrics(run), _read_object(run / TASK_FILE) or {}),
+        rows=read_rows(run),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def group_by_size(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
+    """Numbers of the sub-tasks by how many elements predict how many."""
+    return _group([f"{len(subtask.inputs)} → {len(subtask.targets)}" for subtask in subtasks])
+
+
+def group_by_modality(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
+    """Numbers of the sub-tasks by what has to be crossed: from modality to modality, or not, or in part."""
+    return _group([_modality_group(subtask) for subtask in subtasks])
+
+
+def _modality_group(subtask: SubTask) -> str:
+    if subtask.between_modalities:
+        return "between modalities"
+    one_modality = len({element[0] for element in (*subtask.inputs, *subtask.targets)}) == 1
+    return "within one modality" if one_modality else "mixed"
+
+
+def _group(labels: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        groups.setdefault(label, []).append(number)
+    return groups
