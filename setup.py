@@ -34,10 +34,10 @@ class CMakeBuild(build_ext):
         cmake = find_tool("cmake")
         if cmake is None:
             raise RuntimeError("building avppc needs cmake >= 3.25: pip install cmake")
-        for stale in (package / "lib").glob("libavppc_*.so"):
-            stale.unlink()
         subprocess.run([cmake, "-S", ROOT, "-B", build_dir, *configure_options()], check=True)
         subprocess.run([cmake, "--build", build_dir], check=True)
+        for stale in (package / "lib").glob("libavppc_*.so"):  # of a build with other options
+            stale.unlink()
         subprocess.run([cmake, "--install", build_dir, "--prefix", package], check=True)
 
     def get_outputs(self) -> list[str]:

@@ -1,4 +1,4 @@
-// avppc::log_mel for CPU tensors: plans (kept per configuration), work split over threads, what needs a whole clip.
+// avppc::log_mel for CPU tensors: work split over threads, and what needs a whole clip.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -8,7 +8,6 @@
 #include <new>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -17,110 +16,11 @@
 
 #include "checks.h"
 #include "log_mel_cpu_kernel.h"
+#include "log_mel_cpu_plan.h"
 #include "log_mel_index.h"
-#include "log_mel_tables.h"
 
 namespace avppc {
 namespace {
-
-constexpr double PI = 3.14159265358979323846;
-
-std::vector<int> factorize(int points) {
-  std::vector<int> radices;
-  for (const int radix : {8, 4, 2, 5, 3}) {
-    while (points % radix == 0) {
-      radices.push_back(radix);
-      points /= radix;
-    }
-  }
-  return radices;
-}
-
-// Place of value i in a decimation-in-time transform whose passes have these radices.
-int digit_reversed(int i, const std::vector<int>& radices, int points) {
-  int place = 0;
-  for (auto radix = radices.rbegin(); radix != radices.rend(); ++radix) {
-    points /= *radix;
-    place += i % *radix * points;
-    i /= *radix;
-  }
-  return place;
-}
-
-void push_rotation(std::vector<float>& table, double turns) {
-  table.push_back(static_cast<float>(std::cos(-2.0 * PI * turns)));
-  table.push_back(static_cast<float>(std::sin(-2.0 * PI * turns)));
-}
-
-// Everything that depends on the configuration alone.
-struct LogMelPlanStorage {
-  explicit LogMelPlanStorage(const LogMelConfig& config) : config(config), mel(make_mel_bands(config)), dct(make_dct(config)) {
-    window = make_window(config);
-    for (float& value : window) value *= 0.5f;  // the kernel's real transform wants half
-    const int points = config.fft_size / 2;
-    const std::vector<int> radices = factorize(points);
-    for (int i = 0; i < config.fft_size; ++i) place.push_back(2 * digit_reversed(i / 2, radices, points) + i % 2);
-    twiddles.resize(radices.size());
-    for (size_t pass = 0, done = 1; pass < radices.size(); done *= radices[pass++]) {
-      for (size_t j = 0; j < done; ++j) {
-        for (int k = 1; k < radices[pass]; ++k) push_rotation(twiddles[pass], double(j * k) / double(done * radices[pass]));
-      }
-    }
-    for (int k = 0; k <= points / 2; ++k) push_rotation(unzip, double(k) / config.fft_size);
-
-    const bool per_frame = config.preemphasis_scope == Scope::frame;
-    const bool finish = config.needs_finish();
-    plan.window_samples = config.window_samples;
-    plan.bands = config.bands;
-    plan.points = points;
-    plan.remove_dc = config.remove_dc;
-    plan.magnitude = config.power == 1;
-    plan.take_log = config.log != Log::none;
-    plan.preemphasis = per_frame ? static_cast<float>(config.preemphasis) : 0.0f;
-    plan.window = window.data();
-    plan.place = place.data();
-    plan.passes = static_cast<int>(radices.size());
-    for (size_t pass = 0; pass < radices.size(); ++pass) {
-      plan.radix[pass] = radices[pass];
-      plan.twiddles[pass] = twiddles[pass].data();
-    }
-    plan.unzip = unzip.data();
-    plan.mel_begin = mel.begin.data();
-    plan.mel_count = mel.count.data();
-    plan.mel_offset = mel.offset.data();
-    plan.mel_weights = mel.weights.data();
-    plan.log_offset = static_cast<float>(config.log_offset);
-    plan.log_floor = static_cast<float>(config.log_floor);
-    plan.log_scale = static_cast<float>(config.log_scale());
-    plan.output_scale = finish ? 1.0f : static_cast<float>(config.output_scale);
-    plan.output_shift = finish ? 0.0f : static_cast<float>(config.output_shift);
-  }
-  LogMelPlanStorage(const LogMelPlanStorage&) = delete;  // plan points into this object
-  LogMelPlanStorage& operator=(const LogMelPlanStorage&) = delete;
-
-  LogMelConfig config;
-  MelBands mel;
-  std::vector<float> dct, window, unzip;
-  std::vector<int> place;
-  std::vector<std::vector<float>> twiddles;
-  LogMelPlan plan{};
-};
-
-std::shared_ptr<const LogMelPlanStorage> find_plan(const std::string& text) {
-  static std::mutex mutex;
-  static std::unordered_map<std::string, std::shared_ptr<const LogMelPlanStorage>> plans;
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto& plan = plans[text];
-  if (plan == nullptr) {
-    try {
-      plan = std::make_shared<const LogMelPlanStorage>(LogMelConfig::parse(text));
-    } catch (...) {
-      plans.erase(text);
-      throw;
-    }
-  }
-  return plan;
-}
 
 struct Free {
   void operator()(float* memory) const { std::free(memory); }
@@ -128,10 +28,34 @@ struct Free {
 using Floats = std::unique_ptr<float[], Free>;
 
 Floats allocate_floats(int64_t count) {
-  void* memory = std::aligned_alloc(64, (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64);
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
+  void* memory = std::aligned_alloc(64, bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return Floats(static_cast<float*>(memory));
 }
+
+// Memory that a thread keeps from one call to the next, unless it is large.
+class Scratch {
+ public:
+  // Room for so many floats, 64-byte aligned; what it held is lost.
+  float* floats(int64_t count) {
+    constexpr int64_t kept = int64_t{1} << 21;
+    static thread_local Floats memory;
+    static thread_local int64_t size = 0;
+    if (count > kept) {
+      large_ = allocate_floats(count);
+      return large_.get();
+    }
+    if (count > size) {
+      memory = allocate_floats(count);
+      size = count;
+    }
+    return memory.get();
+  }
+
+ private:
+  Floats large_;
+};
 
 // Tiny numbers are taken as zero while this lives: they cannot be seen in the result, and arithmetic on them is slow.
 class FlushDenormals {
@@ -170,25 +94,48 @@ class LogMelWorker {
   void finish_clip(int64_t clip);
 
  private:
+  void prefetch(const SampleSource& source, int64_t begin, int64_t sample_bytes) const;
   void scale(int64_t clip, int64_t count) const;
   void transform_cosine(int64_t clip) const;
   void normalize(int64_t clip, int64_t count);
 
   const LogMelJob& job_;
   const LogMelConfig& config_;
-  int64_t stride_, span_;  // between two frames' samples in input_, and of all of input_
-  Floats input_, work_;
+  Scratch scratch_;
+  float* input_;  // samples of the frames of one group
+  LogMelWork work_;
   std::vector<double> mean_, deviation_;
   FlushDenormals flush_;
 };
 
 LogMelWorker::LogMelWorker(const LogMelJob& job) : job_(job), config_(job.tables.config) {
-  const int64_t readable = (config_.window_samples + 15) / 16 * 16;
-  stride_ = std::min<int64_t>(config_.hop_samples, readable);  // frames that do not overlap are loaded one by one
-  span_ = (LOG_MEL_GROUP - 1) * stride_ + readable;
-  input_ = allocate_floats(span_);
-  std::fill_n(input_.get(), span_, 0.0f);
-  work_ = allocate_floats(log_mel_work_floats(config_.fft_size, config_.bands));
+  const LogMelPlan& plan = job.tables.plan;
+  const int64_t zero_row = int64_t{plan.row_count - 1} * plan.row_width;
+  const int64_t zero_sample = int64_t{plan.window_samples} * LOG_MEL_MAX_DOUBLES;
+  const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
+  const int64_t input = aligned(job.tables.input_floats()), rows = aligned(zero_row + plan.row_width);
+  const int64_t conditioned = 2 * (zero_sample + LOG_MEL_MAX_DOUBLES);
+  const int64_t spectrum = 2 * int64_t{2} * plan.points * LOG_MEL_MAX_DOUBLES;
+  const int64_t power = int64_t{plan.points + 1} * LOG_MEL_GROUP, mel = aligned(plan.bands) * LOG_MEL_GROUP;
+  input_ = scratch_.floats(input + rows + conditioned + spectrum + power + mel);
+  work_.rows = input_ + input;
+  work_.conditioned = reinterpret_cast<double*>(work_.rows + rows);
+  work_.spectrum = work_.conditioned + conditioned / 2;
+  work_.power = reinterpret_cast<float*>(work_.spectrum + spectrum / 2);
+  work_.mel = work_.power + power;
+  std::fill_n(input_, input, 0.0f);
+  std::fill_n(work_.rows + zero_row, plan.row_width, 0.0f);
+  // With D doubles in a register the zero sample stands at D * window_samples: clear it for every D.
+  std::fill_n(work_.conditioned, conditioned / 2, 0.0);
+}
+
+// Fetches a group's samples into the cache while the group before is computed.
+void LogMelWorker::prefetch(const SampleSource& source, int64_t begin, int64_t sample_bytes) const {
+  constexpr int64_t line = 64, most = 256 * line;
+  if (begin < 0 || begin >= source.length) return;
+  const char* first = static_cast<const char*>(source.clip) + begin * sample_bytes;
+  const int64_t bytes = std::min(std::min(LOG_MEL_GROUP * job_.tables.plan.stride, source.length - begin) * sample_bytes, most);
+  for (int64_t byte = 0; byte < bytes; byte += line) __builtin_prefetch(first + byte);
 }
 
 void LogMelWorker::run_groups(int64_t begin, int64_t end) {
@@ -196,12 +143,16 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
   const auto compute = AVPPC_CPU_SELECT(log_mel_group);
   const LogMelPlan& plan = job_.tables.plan;
   const int64_t hop = config_.hop_samples, window = config_.window_samples;
-  const float silence = static_cast<float>(config_.silence()) * plan.output_scale + plan.output_shift;
+  const float silence = static_cast<float>(config_.needs_finish()
+                                               ? config_.silence()
+                                               : config_.silence() * config_.output_scale + config_.output_shift);
   SampleSource source{};
   source.is_int16 = job_.is_int16;
   source.reflect = config_.framing == Framing::center && config_.padding == Padding::reflect;
   source.preemphasis = config_.preemphasis_scope == Scope::signal ? static_cast<float>(config_.preemphasis) : 0.0f;
-  const int64_t clip_bytes = job_.samples * static_cast<int64_t>(job_.is_int16 ? sizeof(int16_t) : sizeof(float));
+  const bool in_place = plan.stride == hop && !source.is_int16 && source.preemphasis == 0.0f;
+  const int64_t sample_bytes = job_.is_int16 ? sizeof(int16_t) : sizeof(float);
+  const int64_t clip_bytes = job_.samples * sample_bytes;
 
   for (int64_t number = begin; number < end; ++number) {
     const int64_t clip = number / job_.groups, first = number % job_.groups * LOG_MEL_GROUP;
@@ -213,14 +164,19 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
       source.clip = job_.clips + clip * clip_bytes;
       source.length = job_.length(clip);
       const int64_t start = config_.first_sample() + first * hop;
-      if (stride_ == hop) {
-        load(source, start, (count - 1) * hop + window, input_.get());
+      prefetch(source, start + LOG_MEL_GROUP * hop, sample_bytes);
+      for (int64_t i = 0; i < count * config_.bands; i += 16) __builtin_prefetch(target + i, 1);
+      const float* input = input_;
+      if (in_place && start >= 0 && start + job_.tables.input_floats() <= source.length) {
+        input = static_cast<const float*>(source.clip) + start;
+      } else if (plan.stride == hop) {
+        load(source, start, (count - 1) * hop + window, input_);
       } else {
         for (int64_t frame = 0; frame < count; ++frame) {
-          load(source, start + frame * hop, window, input_.get() + frame * stride_);
+          load(source, start + frame * hop, window, input_ + frame * plan.stride);
         }
       }
-      job_.largest[number] = compute(plan, input_.get(), stride_, static_cast<int>(count), work_.get(), target);
+      job_.largest[number] = compute(plan, input, static_cast<int>(count), work_, target);
     }
     std::fill(target + count * config_.bands, target + room * config_.bands, silence);
   }
@@ -241,14 +197,10 @@ void LogMelWorker::scale(int64_t clip, int64_t count) const {
     if (value > largest || std::isnan(value)) largest = value;
   }
   const float lowest = config_.has_dynamic_range ? largest - static_cast<float>(config_.dynamic_range) : -HUGE_VALF;
-  const bool all_nan = std::isnan(lowest);
-  const float reference = config_.relative_to_max ? largest : 0.0f;
-  const float scale = static_cast<float>(config_.output_scale), shift = static_cast<float>(config_.output_shift);
-  float* values = job_.mel + clip * job_.frames * config_.bands;
-  for (int64_t i = 0; i < job_.frames * config_.bands; ++i) {
-    const float value = values[i] < lowest || all_nan ? lowest : values[i];  // a NaN in values[i] stays
-    values[i] = (value - reference) * scale + shift;
-  }
+  const float reference = std::isnan(largest) || config_.relative_to_max ? largest : 0.0f;  // NaN makes all the clip NaN
+  const int64_t size = job_.frames * config_.bands;
+  AVPPC_CPU_SELECT(scale_values)(job_.mel + clip * size, size, lowest, reference, static_cast<float>(config_.output_scale),
+                                 static_cast<float>(config_.output_shift));
 }
 
 void LogMelWorker::transform_cosine(int64_t clip) const {
@@ -266,20 +218,20 @@ void LogMelWorker::transform_cosine(int64_t clip) const {
 void LogMelWorker::normalize(int64_t clip, int64_t count) {
   const int features = config_.features();
   float* values = job_.out + clip * job_.frames * features;
+  const auto for_each = [&](const auto& body) {  // frame by frame, whatever the number of threads: sums are repeatable
+    for (int64_t frame = 0; frame < count; ++frame) {
+      for (int i = 0; i < features; ++i) body(values[frame * features + i], i);
+    }
+  };
   mean_.assign(features, 0.0);
+  for_each([&](float value, int i) { mean_[i] += value; });
+  for (double& mean : mean_) mean /= static_cast<double>(std::max<int64_t>(count, 1));
   deviation_.assign(features, 0.0);
-  for (int64_t i = 0; i < count * features; ++i) mean_[i % features] += values[i];
-  for (double& value : mean_) value /= static_cast<double>(std::max<int64_t>(count, 1));
-  for (int64_t i = 0; i < count * features; ++i) {
-    const double centred = values[i] - mean_[i % features];
-    deviation_[i % features] += centred * centred;
+  for_each([&](float value, int i) { deviation_[i] += (value - mean_[i]) * (value - mean_[i]); });
+  for (double& deviation : deviation_) {
+    deviation = std::sqrt(deviation / static_cast<double>(std::max<int64_t>(count - 1, 1))) + NORMALIZE_EPSILON;
   }
-  for (double& value : deviation_) {
-    value = std::sqrt(value / static_cast<double>(std::max<int64_t>(count - 1, 1))) + NORMALIZE_EPSILON;
-  }
-  for (int64_t i = 0; i < count * features; ++i) {
-    values[i] = static_cast<float>((values[i] - mean_[i % features]) / deviation_[i % features]);
-  }
+  for_each([&](float& value, int i) { value = static_cast<float>((value - mean_[i]) / deviation_[i]); });
   std::fill(values + count * features, values + job_.frames * features, 0.0f);
 }
 
@@ -332,7 +284,7 @@ Tensor log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths,
   const bool is_int16 = waveform.scalar_type() == ScalarType::Short;
   if (!is_int16) check_dtype("waveform", waveform, ScalarType::Float);
   const int64_t clips = waveform.size(0), samples = waveform.size(1);
-  const auto plan = find_plan(config);
+  const auto plan = find_log_mel_plan(config);
   const int64_t frames = plan->config.num_frames(samples);
   AVPPC_CHECK(clips > 0 && frames > 0, "waveform must have at least one clip and samples for one frame, got ", clips,
               " clips of ", samples, " samples");

@@ -1,10 +1,11 @@
-// Log-mel of a group of frames, frames side by side in the vector lanes: every step handles CPU_LANES frames at once and
-// needs no shuffles but the two transpositions at its ends.
+// Log-mel of a group of frames, frames side by side in the vector lanes: every step handles a register full of frames at
+// once and needs no shuffles but the two transpositions at its ends.
 //
-//   samples --transpose, window--> work [fft_size][lanes] --FFT in place--> spectrum --> power [bins][lanes]
+//   samples --transpose--> rows --window, FFT in place--> spectrum --> power [bins][16]
 //           --sparse mel, log--> [bands][lanes] --transpose--> out [frames][bands]
 //
-// The work buffer of a 512-point transform with 16 lanes is 32 KiB and stays in the first-level cache.
+// Rows: consecutive frames share most of their samples, so each is transposed only once: with h = stride,
+//   row p (p < h) = samples p, h + p, 2 h + p, ...   and sample i of frames 0, 1, ... is row i % h from column i / h on.
 #include "log_mel_cpu_kernel.h"
 
 #include "fft_lanes.h"
@@ -13,9 +14,12 @@
 namespace avppc::AVPPC_CPU_NAMESPACE {
 namespace {
 
+constexpr int L = CPU_LANES;
+constexpr int G = LOG_MEL_GROUP;
+
 // --- transposition ---------------------------------------------------------------------------------------------------
 
-inline vfloat interleave_low(vfloat a, vfloat b) {
+AVPPC_INLINE vfloat interleave_low(vfloat a, vfloat b) {
 #if defined(AVPPC_CPU_LEVEL_avx512)
   return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 #elif defined(AVPPC_CPU_LEVEL_avx2)
@@ -25,7 +29,7 @@ inline vfloat interleave_low(vfloat a, vfloat b) {
 #endif
 }
 
-inline vfloat interleave_high(vfloat a, vfloat b) {
+AVPPC_INLINE vfloat interleave_high(vfloat a, vfloat b) {
 #if defined(AVPPC_CPU_LEVEL_avx512)
   return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 #elif defined(AVPPC_CPU_LEVEL_avx2)
@@ -36,7 +40,7 @@ inline vfloat interleave_high(vfloat a, vfloat b) {
 }
 
 // log2(L) perfect shuffles of L * L values transpose them.
-inline void transpose(vfloat (&rows)[L]) {
+AVPPC_INLINE void transpose(vfloat (&rows)[L]) {
 #pragma GCC unroll 4
   for (int stage = 1; stage < L; stage *= 2) {
     vfloat shuffled[L];
@@ -52,126 +56,182 @@ inline void transpose(vfloat (&rows)[L]) {
 
 // --- the steps -------------------------------------------------------------------------------------------------------
 
-// Sample i of L frames, stride apart -> work at place[i], where the transform wants it; zero behind the window.
-void gather_frames(const LogMelPlan& plan, const float* samples, int64_t stride, float* work) {
-  const bool later = plan.remove_dc || plan.preemphasis != 0.0f;  // the window comes after these
-  for (int begin = 0; begin < plan.window_samples; begin += L) {
-    vfloat rows[L];
+void fill_rows(const LogMelPlan& plan, const float* samples, float* rows) {
+  const int width = plan.row_width, count = plan.row_count - 1;
+  for (int begin = 0; begin < count; begin += L) {
+    for (int column = 0; column < G; column += L) {
+      vfloat block[L];
 #pragma GCC unroll 16
-    for (int frame = 0; frame < L; ++frame) rows[frame] = load(samples + frame * stride + begin);
-    transpose(rows);
-    const int count = plan.window_samples - begin < L ? plan.window_samples - begin : L;
-    if (count == L) {
+      for (int i = 0; i < L; ++i) block[i] = load<vfloat>(samples + (column + i) * plan.stride + begin);
+      transpose(block);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        store(work + L * plan.place[begin + i], later ? rows[i] : rows[i] * plan.window[begin + i]);
-      }
-    } else {
-      alignas(64) float block[L * L];
-      for (int i = 0; i < L; ++i) store(block + L * i, rows[i]);
-      for (int i = 0; i < count; ++i) {
-        const vfloat row = load(block + L * i);
-        store(work + L * plan.place[begin + i], later ? row : row * plan.window[begin + i]);
-      }
+      for (int i = 0; i < L; ++i) store(rows + (begin + i) * width + column, block[i]);
     }
   }
-  for (int i = plan.window_samples; i < 2 * plan.points; ++i) store(work + L * plan.place[i], vfloat{});
+  for (int column = G; column < width; ++column) {
+    const float* source = samples + column * plan.stride;
+    for (int i = 0; i < count; ++i) rows[i * width + column] = source[i];
+  }
 }
 
-// Mean removal, preemphasis and window, in place.
-void condition_frames(const LogMelPlan& plan, float* work) {
-  vfloat mean{};
+// What the first pass reads: samples times window straight from the rows ...
+struct RowSource {
+  const float* rows;
+  const int* slot_row;
+  const double* slot_window;
+  AVPPC_INLINE vdouble operator[](int i) const { return widen(load<vhalf>(rows + slot_row[i])) * slot_window[i]; }
+  AVPPC_INLINE void skip(int count) {
+    slot_row += count;
+    slot_window += count;
+  }
+};
+
+// ... or conditioned ones.
+struct ConditionedSource {
+  const double* samples;
+  const int* slot_sample;
+  AVPPC_INLINE vdouble operator[](int i) const { return load<vdouble>(samples + D * slot_sample[i]); }
+  AVPPC_INLINE void skip(int count) { slot_sample += count; }
+};
+
+// Mean removal, preemphasis and window of D frames.
+void condition(const LogMelPlan& plan, const float* rows, double* conditioned) {
+  const int stride = static_cast<int>(plan.stride), width = plan.row_width;
+  vdouble mean{};
   if (plan.remove_dc) {
-    for (int begin = 0; begin < plan.window_samples; begin += 16) {  // sums of sums: a twentieth of the rounding error
-      vfloat part{};
-      for (int i = begin; i < begin + 16 && i < plan.window_samples; ++i) part += load(work + L * plan.place[i]);
-      mean += part;
+    vdouble sums[4] = {};  // not one chain of additions
+    for (int begin = 0; begin < plan.window_samples; begin += stride) {
+      const int count = plan.window_samples - begin < stride ? plan.window_samples - begin : stride;
+      const float* column = rows + begin / stride;
+      for (int i = 0; i < count; ++i) sums[i % 4] += widen(load<vhalf>(column + i * width));
     }
-    mean /= static_cast<float>(plan.window_samples);
+    mean = (sums[0] + sums[1] + (sums[2] + sums[3])) / static_cast<double>(plan.window_samples);
   }
-  vfloat current = load(work + L * plan.place[plan.window_samples - 1]) - mean;
-  for (int i = plan.window_samples - 1; i >= 0; --i) {
-    const vfloat previous = i > 0 ? load(work + L * plan.place[i - 1]) - mean : current;
-    store(work + L * plan.place[i], (current - previous * plan.preemphasis) * plan.window[i]);
-    current = previous;
-  }
-}
-
-void transform(const LogMelPlan& plan, float* work) {
-  int done = 1;
-  for (int pass = 0; pass < plan.passes; ++pass) {
-    switch (plan.radix[pass]) {
-      case 2: fft_pass<2>(work, plan.points, done, plan.twiddles[pass]); break;
-      case 3: fft_pass<3>(work, plan.points, done, plan.twiddles[pass]); break;
-      case 4: fft_pass<4>(work, plan.points, done, plan.twiddles[pass]); break;
-      case 5: fft_pass<5>(work, plan.points, done, plan.twiddles[pass]); break;
-      default: fft_pass<8>(work, plan.points, done, plan.twiddles[pass]);
+  vdouble previous = widen(load<vhalf>(rows)) - mean;
+  for (int begin = 0; begin < plan.window_samples; begin += stride) {
+    const int count = plan.window_samples - begin < stride ? plan.window_samples - begin : stride;
+    const float* column = rows + begin / stride;
+    for (int i = 0; i < count; ++i) {
+      const vdouble current = widen(load<vhalf>(column + i * width)) - mean;
+      store(conditioned + D * (begin + i), (current - previous * plan.preemphasis) * plan.window[begin + i]);
+      previous = current;
     }
-    done *= plan.radix[pass];
   }
 }
 
-inline vfloat magnitude_if(bool magnitude, vfloat power) {
-  if (magnitude) {
-    for (int lane = 0; lane < L; ++lane) power[lane] = __builtin_sqrtf(power[lane]);
-  }
-  return power;
-}
-
-// The transform Z of (even samples) + i (odd samples), halved -> power of bin k of the real signal at work[2 k L ...]:
+// power[k G ...] from the transform Z of (even samples) + i (odd samples), halved:
 //   X[k] = Z[k] + conj Z[P - k] - i w^k (Z[k] - conj Z[P - k]),  X[P - k] = the conjugate of that with + i
-void unzip_power(const LogMelPlan& plan, float* work) {
-  const int points = plan.points;
-  const Complex zero = {load(work) * 2.0f, load(work + L) * 2.0f};
-  const vfloat constant = zero.re + zero.im, nyquist = zero.re - zero.im;
-  store(work, magnitude_if(plan.magnitude, constant * constant));
-  store(work + int64_t{2} * L * points, magnitude_if(plan.magnitude, nyquist * nyquist));
-  for (int k = 1; k <= points / 2; ++k) {
-    float* low = work + int64_t{2} * L * k;
-    float* high = work + int64_t{2} * L * (points - k);
-    const Complex a = {load(low), load(low + L)}, b = {load(high), -load(high + L)};
-    const Complex even = a + b, odd = times(times_minus_i(a - b), plan.unzip[2 * k], plan.unzip[2 * k + 1]);
-    const Complex first = even + odd, second = even - odd;
-    store(low, magnitude_if(plan.magnitude, first.re * first.re + first.im * first.im));
-    store(high, magnitude_if(plan.magnitude, second.re * second.re + second.im * second.im));
+template <bool magnitude>
+struct PowerOfReal {
+  float* power;
+  const double* rotations;
+  int points;
+
+  AVPPC_INLINE void put(int bin, Complex value) const {
+    vhalf result = narrow(value.re * value.re + value.im * value.im);
+    if (magnitude) {
+      for (int lane = 0; lane < D; ++lane) result[lane] = __builtin_sqrtf(result[lane]);
+    }
+    store(power + int64_t{bin} * G, result);
+  }
+  AVPPC_INLINE void operator()(int, Complex zero) const {
+    put(0, {(zero.re + zero.im) * 2.0, vdouble{}});
+    put(points, {(zero.re - zero.im) * 2.0, vdouble{}});
+  }
+  AVPPC_INLINE void operator()(int k, Complex value, int partner, Complex partner_value) const {
+    const Complex conjugate = {partner_value.re, -partner_value.im};
+    Complex first = value + conjugate, second = value - conjugate;
+    combine_minus_i(first, second, broadcast(rotations[2 * k]), broadcast(rotations[2 * k + 1]));
+    put(k, first);
+    put(partner, second);
+  }
+};
+
+template <typename Source>
+void run_first_pass(int radix, const Source& source, double* part, int points, const int* live) {
+  switch (radix) {
+    case 2: return fft_first_pass<2>(source, part, points, live);
+    case 3: return fft_first_pass<3>(source, part, points, live);
+    case 4: return fft_first_pass<4>(source, part, points, live);
+    case 5: return fft_first_pass<5>(source, part, points, live);
+    default: return fft_first_pass<8>(source, part, points, live);
+  }
+}
+
+void run_pass(int radix, double* part, int points, int done, const double* twiddles) {
+  switch (radix) {
+    case 2: return fft_pass<2>(part, points, done, twiddles);
+    case 3: return fft_pass<3>(part, points, done, twiddles);
+    case 4: return fft_pass<4>(part, points, done, twiddles);
+    case 5: return fft_pass<5>(part, points, done, twiddles);
+    default: return fft_pass<8>(part, points, done, twiddles);
+  }
+}
+
+// Transform and power of D frames.
+template <bool magnitude, typename Source>
+void transform(const LogMelPlan& plan, Source source, double* spectrum, float* power) {
+  const int points = plan.points, last = plan.passes - 1;
+  // The transforms that the last pass combines, one after the other: each stays in the first-level cache.
+  const int part_points = points / plan.radix[last];
+  const int* live = plan.live;
+  for (int part = 0; part < plan.radix[last]; ++part) {
+    double* values = spectrum + int64_t{2} * D * part * part_points;
+    run_first_pass(plan.radix[0], source, values, part_points, live);
+    int done = plan.radix[0];
+    for (int pass = 1; pass < last; ++pass) {
+      run_pass(plan.radix[pass], values, part_points, done, plan.twiddles[pass]);
+      done *= plan.radix[pass];
+    }
+    source.skip(2 * part_points);
+    live += part_points / plan.radix[0];
+  }
+  const PowerOfReal<magnitude> use{power, plan.unzip, points};
+  switch (plan.radix[last]) {
+    case 2: fft_last_pass<2>(spectrum, points, plan.twiddles[last], use); break;
+    case 3: fft_last_pass<3>(spectrum, points, plan.twiddles[last], use); break;
+    case 4: fft_last_pass<4>(spectrum, points, plan.twiddles[last], use); break;
+    case 5: fft_last_pass<5>(spectrum, points, plan.twiddles[last], use); break;
+    default: fft_last_pass<8>(spectrum, points, plan.twiddles[last], use);
   }
 }
 
 // ln of positive normal numbers, infinity and NaN, within 1e-7 of the larger of 1 and the result.
-inline vfloat log_positive(vfloat x) {
+AVPPC_INLINE vfloat log_positive(vfloat x) {
   const vint bits = reinterpret_cast<vint>(x);
   const vint exponent = (bits - 0x3f3504f3) >> 23;  // x = 2^exponent * (1 + f), sqrt(1/2) <= 1 + f < sqrt(2)
   const vfloat f = reinterpret_cast<vfloat>(bits - (exponent << 23)) - 1.0f;
-  // Minimax fit of (ln(1 + f) - f + f^2 / 2) / f^3, error 6e-9 of ln(1 + f).
-  vfloat p = f * -0.0763440201f + 0.1276148171f;
-  p = p * f - 0.1316017376f;
-  p = p * f + 0.1420177172f;
-  p = p * f - 0.1662335981f;
-  p = p * f + 0.2000122634f;
-  p = p * f - 0.2500082094f;
-  p = p * f + 0.3333333171f;
-  const vfloat e = __builtin_convertvector(exponent, vfloat);
-  const vfloat square = f * f;
-  const vfloat small = (p * f - 0.5f) * square + e * -2.12194440e-4f;  // ln 2 in two parts: 0.693359375 - 2.12e-4
-  const vfloat result = e * 0.693359375f + (f + small);
+  // Minimax fit of (ln(1 + f) - f + f^2 / 2) / f^3; it errs by at most 3.2e-8 of ln(1 + f).
+  vfloat p = f * 0.0870048187f - 0.1426749349f;
+  p = p * f + 0.1491475878f;
+  p = p * f - 0.1657758433f;
+  p = p * f + 0.1996306423f;
+  p = p * f - 0.2500133699f;
+  p = p * f + 0.3333391074f;
+  p = p * f - 0.5f;
+  const vfloat fraction = p * (f * f) + f;
+  const vfloat result = __builtin_convertvector(exponent, vfloat) * 0.693147180560f + fraction;
   return x <= 3.4028234664e38f ? result : x;  // infinity and NaN stay
 }
 
-// Power at work[2 k L ...] -> mel bands, the logarithm of each, at mel[band L ...]. Returns the largest of each lane.
-vfloat mel_logs(const LogMelPlan& plan, const float* work, float* mel) {
+// Power of L frames -> mel bands, and their scaled logarithms at mel [bands][L]. Returns the largest of each lane.
+template <bool take_log, bool track_largest>
+vfloat mel_logs(const LogMelPlan& plan, const float* power, float* mel) {
   vfloat largest = vfloat{} - __builtin_inff();
+  const vfloat floor = vfloat{} + plan.log_floor;
   for (int band = 0; band < plan.bands; ++band) {
-    const float* power = work + int64_t{2} * L * plan.mel_begin[band];
+    const float* bins = power + int64_t{G} * plan.mel_begin[band];
     const float* weights = plan.mel_weights + plan.mel_offset[band];
     vfloat value{};
-    for (int i = 0; i < plan.mel_count[band]; ++i) value += load(power + int64_t{2} * L * i) * weights[i];
-    if (plan.take_log) {
+    for (int i = 0; i < plan.mel_count[band]; ++i) value += load<vfloat>(bins + int64_t{G} * i) * weights[i];
+    if (take_log) {
       value += plan.log_offset;
-      value = value < plan.log_floor ? vfloat{} + plan.log_floor : value;  // NaN stays
-      value = log_positive(value) * plan.log_scale;
+      value = floor > value ? floor : value;  // NaN stays
+      value = log_positive(value);
     }
-    largest = value > largest || value != value ? value : largest;
-    store(mel + L * band, value * plan.output_scale + plan.output_shift);
+    value = value * plan.output_scale + plan.output_shift;
+    if (track_largest) largest = value > largest || value != value ? value : largest;
+    store(mel + L * band, value);
   }
   return largest;
 }
@@ -182,7 +242,7 @@ void scatter_bands(const float* mel, int bands, int frames, float* out) {
     vfloat rows[L];
     const int count = bands - begin < L ? bands - begin : L;
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) rows[i] = load(mel + L * (begin + i));
+    for (int i = 0; i < L; ++i) rows[i] = load<vfloat>(mel + L * (begin + i));
     transpose(rows);
     alignas(64) float block[L * L];
 #pragma GCC unroll 16
@@ -190,7 +250,7 @@ void scatter_bands(const float* mel, int bands, int frames, float* out) {
     for (int frame = 0; frame < frames; ++frame) {
       float* target = out + int64_t{frame} * bands + begin;
       if (count == L) {
-        store(target, load(block + L * frame));
+        store(target, load<vfloat>(block + L * frame));
       } else {
         for (int i = 0; i < count; ++i) target[i] = block[L * frame + i];
       }
@@ -200,22 +260,39 @@ void scatter_bands(const float* mel, int bands, int frames, float* out) {
 
 }  // namespace
 
-float log_mel_group(const LogMelPlan& plan, const float* samples, int64_t stride, int frames, float* work, float* out) {
-  float* mel = work + int64_t{L} * (2 * plan.points + 2);
+float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work, float* out) {
+  fill_rows(plan, samples, work.rows);
+  for (int frame = 0; frame < frames; frame += D) {
+    if (plan.remove_dc || plan.preemphasis != 0.0) {
+      condition(plan, work.rows + frame, work.conditioned);
+      const ConditionedSource source{work.conditioned, plan.slot_sample};
+      const auto run = plan.magnitude ? transform<true, ConditionedSource> : transform<false, ConditionedSource>;
+      run(plan, source, work.spectrum, work.power + frame);
+    } else {
+      const RowSource source{work.rows + frame, plan.slot_row, plan.slot_window};
+      const auto run = plan.magnitude ? transform<true, RowSource> : transform<false, RowSource>;
+      run(plan, source, work.spectrum, work.power + frame);
+    }
+  }
+  const auto logs = plan.take_log ? (plan.track_largest ? mel_logs<true, true> : mel_logs<true, false>)
+                                  : (plan.track_largest ? mel_logs<false, true> : mel_logs<false, false>);
   float largest = -__builtin_inff();
-  for (int begin = 0; begin < frames; begin += L) {
-    const int count = frames - begin < L ? frames - begin : L;
-    gather_frames(plan, samples + begin * stride, stride, work);
-    if (plan.remove_dc || plan.preemphasis != 0.0f) condition_frames(plan, work);
-    transform(plan, work);
-    unzip_power(plan, work);
-    const vfloat lanes = mel_logs(plan, work, mel);
+  for (int frame = 0; frame < frames; frame += L) {
+    const int count = frames - frame < L ? frames - frame : L;
+    const vfloat lanes = logs(plan, work.power + frame, work.mel);
     for (int lane = 0; lane < count; ++lane) {
       if (lanes[lane] > largest || lanes[lane] != lanes[lane]) largest = lanes[lane];
     }
-    scatter_bands(mel, plan.bands, count, out + int64_t{begin} * plan.bands);
+    scatter_bands(work.mel, plan.bands, count, out + int64_t{frame} * plan.bands);
   }
   return largest;
+}
+
+void scale_values(float* values, int64_t count, float lowest, float reference, float scale, float shift) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = values[i] < lowest ? lowest : values[i];
+    values[i] = (value - reference) * scale + shift;
+  }
 }
 
 void load_samples(const SampleSource& source, int64_t begin, int64_t count, float* out) {

@@ -7,23 +7,30 @@
 
 namespace avppc {
 
-constexpr int LOG_MEL_GROUP = 16;     // frames computed side by side, in the lanes of one register or of several
+constexpr int LOG_MEL_GROUP = 16;  // frames computed together
 constexpr int LOG_MEL_MAX_PASSES = 16;
 
-// Tables for a configuration; see LogMelPlanStorage in log_mel_cpu.cpp, which owns them.
+// Tables for a configuration; LogMelPlanStorage in log_mel_cpu.cpp owns them. A slot is a place in the transform's input:
+// slots 2 i and 2 i + 1 hold the real and the imaginary part of its value i, two neighbouring samples.
 struct LogMelPlan {
-  int window_samples, hop_samples, bands, points;  // points = fft_size / 2: a real transform as a complex one of half size
+  int window_samples, bands, points;               // points = fft_size / 2: a real transform as a complex one of half size
   bool remove_dc, magnitude, take_log;
-  float preemphasis;                               // within the frame; 0: none
-  const float* window;                             // [window_samples], times 1/2
-  const int* place;                                // [fft_size] where sample i stands in the work buffer, in units of lanes
+  double preemphasis;                              // within the frame; 0: none
+  const double* window;                            // [window_samples], times 1/2
+  const double* slot_window;                       // [fft_size] of the sample in each slot; 0 behind the window
+  const int* slot_sample;                          // [fft_size] sample in each slot; window_samples: zero
+  const int* slot_row;                             // [fft_size] where that sample of frame 0 stands among the rows
+  const int* live;                                 // first pass: how many values of each butterfly are not zero
+  int row_count, row_width;                        // samples stand as rows [row_count][row_width]; the last row is zero
+  int64_t stride;                                  // from a frame's samples to the next frame's
   int passes;
   int radix[LOG_MEL_MAX_PASSES];
-  const float* twiddles[LOG_MEL_MAX_PASSES];       // pass with m values done: [m, radix - 1, 2]
-  const float* unzip;                              // [points / 2 + 1, 2] exp(-2 pi i k / fft_size)
+  const double* twiddles[LOG_MEL_MAX_PASSES];      // see Butterfly in fft_lanes.h
+  const double* unzip;                             // [points, 2] cosine and tangent of -2 pi k / fft_size
   const int *mel_begin, *mel_count, *mel_offset;   // [bands]
   const float* mel_weights;
-  float log_offset, log_floor, log_scale, output_scale, output_shift;
+  bool track_largest;                              // log_mel_group's result is wanted
+  float log_offset, log_floor, output_scale, output_shift;  // output_scale is of the natural logarithm
 };
 
 // One clip and how its samples are read.
@@ -34,16 +41,23 @@ struct SampleSource {
   float preemphasis;  // over the signal; 0: none
 };
 
-// Floats of scratch memory (64-byte aligned) that log_mel_group needs.
-constexpr int64_t log_mel_work_floats(int64_t fft_size, int64_t bands) {
-  return LOG_MEL_GROUP * (fft_size + 2 + bands + LOG_MEL_GROUP);
-}
+// Scratch memory of log_mel_group, each part 64-byte aligned.
+struct LogMelWork {
+  float* rows;           // [row_count, row_width], the last row zero
+  double* conditioned;   // [window_samples + 1, doubles of a register], the last row zero
+  double* spectrum;      // [2 * points, doubles of a register]
+  float* power;          // [points + 1, LOG_MEL_GROUP]
+  float* mel;            // [bands rounded up to 16, LOG_MEL_GROUP]
+};
+constexpr int LOG_MEL_MAX_DOUBLES = 8;  // of a register
 
 AVPPC_CPU_DECLARE(
     // Samples begin ... begin + count - 1 of a clip, as float, with what stands beyond its ends.
     void load_samples(const SampleSource& source, int64_t begin, int64_t count, float* out);
-    // samples: windows of frames <= LOG_MEL_GROUP frames, stride apart, readable up to a multiple of 16 samples each and for
-    // LOG_MEL_GROUP frames -> out [frames, bands]. Returns the largest value before output_scale, NaN if there is one.
-    float log_mel_group(const LogMelPlan& plan, const float* samples, int64_t stride, int frames, float* work, float* out);)
+    // samples: those of frames <= LOG_MEL_GROUP frames, plan.stride apart; the memory behind them is readable for
+    // row_width frames -> out [frames, bands]. Returns the largest value written, NaN if there is one.
+    float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work, float* out);
+    // Each value, raised to lowest, less reference, times scale, plus shift. NaN stays.
+    void scale_values(float* values, int64_t count, float lowest, float reference, float scale, float shift);)
 
 }  // namespace avppc

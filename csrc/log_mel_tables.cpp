@@ -161,15 +161,15 @@ double LogMelConfig::silence() const {
   return log == Log::none ? 0.0 : std::log(std::max(log_offset, log_floor)) * log_scale();
 }
 
-std::vector<float> make_window(const LogMelConfig& config) {
+std::vector<double> make_window(const LogMelConfig& config) {
   const int points = config.window_samples;
-  std::vector<float> window(points);
+  std::vector<double> window(points);
   for (int n = 0; n < points; ++n) {
     const double place = config.window == Window::hann               ? n / double(points)
                          : config.window == Window::hann_half_sample ? (n + 0.5) / points
                                                                      : n / double(points - 1);
     const double hann = 0.5 - 0.5 * std::cos(2.0 * PI * place);
-    window[n] = static_cast<float>(config.window == Window::povey ? std::pow(std::max(hann, 0.0), 0.85) : hann);
+    window[n] = config.window == Window::povey ? std::pow(std::max(hann, 0.0), 0.85) : hann;
   }
   return window;
 }

@@ -1,5 +1,4 @@
-// What the CPU and the CUDA kernels of log_mel share: the configuration and its checks, and the tables, computed in double
-// and kept in float. The meaning of every field is in avppc/config/features.py.
+// What the CPU and the CUDA kernels of log_mel share: the configuration and its checks, and the tables, computed in double. The meaning of every field is in avppc/config/features.py.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +60,7 @@ struct MelBands {
   std::vector<float> weights;
 };
 
-std::vector<float> make_window(const LogMelConfig& config);
+std::vector<double> make_window(const LogMelConfig& config);
 std::vector<double> make_filter_bank(const LogMelConfig& config);  // [bins, bands]
 MelBands make_mel_bands(const LogMelConfig& config);
 std::vector<float> make_dct(const LogMelConfig& config);  // [mfcc, bands]

@@ -1,0 +1,39 @@
+// The tables of the CPU kernel of log_mel, one set per configuration.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "log_mel_cpu_kernel.h"
+#include "log_mel_tables.h"
+
+namespace avppc {
+
+// Everything that depends on the configuration alone.
+struct LogMelPlanStorage {
+  explicit LogMelPlanStorage(const LogMelConfig& config);
+  LogMelPlanStorage(const LogMelPlanStorage&) = delete;  // plan points into this object
+  LogMelPlanStorage& operator=(const LogMelPlanStorage&) = delete;
+
+  // Floats that the kernel may read of a group's samples: more than it uses.
+  int64_t input_floats() const { return plan.row_width * plan.stride + plan.row_count + 16; }
+
+  LogMelConfig config;
+  MelBands mel;
+  std::vector<float> dct;
+  std::vector<double> window, slot_window, unzip;
+  std::vector<int> slot_sample, slot_row, live;
+  std::vector<std::vector<double>> twiddles;
+  LogMelPlan plan{};
+
+ private:
+  void plan_rows();
+  void plan_transform();
+  void plan_bands();
+};
+
+// The plan of a configuration (LogMelConfig::parse says how it is written), made at its first use and kept.
+std::shared_ptr<const LogMelPlanStorage> find_log_mel_plan(const std::string& config);
+
+}  // namespace avppc
