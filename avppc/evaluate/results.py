@@ -74,7 +74,12 @@ def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]
 def read_rows(run: Path) -> list[RowResult]:
     """All rows of a run, in the order of the table."""
     order = list(TITLES)
-    rows = [config_from_dict(RowResult, read_json(path), str(path)) for path in (run / "evaluation").glob("*-*.json")]
+    rows = []
+    for path in (run / "evaluation").glob("*-*.json"):
+        result = config_from_dict(RowResult, read_json(path), str(path))
+        if result.row not in order:
+            raise ValueError(f"{path}: row must be one of {', '.join(order)}; got {result.row!r}")
+        rows.append(result)
     return sorted(rows, key=lambda result: (result.labels_per_word or 10**9, order.index(result.row)))
 
 

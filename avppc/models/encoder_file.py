@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avppc.config.model import EncoderConfig
 from avppc.config.plain import config_from_dict, config_to_dict
+from avppc.files import write_atomically
 from avppc.models.video import VideoEncoder
 
 FORMAT, VERSION = "avppc-encoder", "1"
@@ -16,13 +17,11 @@ ENCODER_FILE = "encoder.safetensors"
 
 def save_encoder(encoder: VideoEncoder, path: Path) -> None:
     """Writes the encoder's weights and configuration, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(config_to_dict(encoder.config))}
     tensors = {name: value.detach().contiguous().cpu() for name, value in encoder.state_dict().items()}
-    temporary = path.with_name(f".{path.name}")
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    write_atomically(path, save(tensors, metadata))
 
 
 def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:

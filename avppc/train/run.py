@@ -33,7 +33,8 @@ def open_run(config: PretrainConfig) -> None:
                 "give the same settings to go on with it, or another --out"
             )
         return
-    if config.out.exists() and any(config.out.iterdir()):
+    # Hidden files may be what a killed run was writing.
+    if config.out.exists() and any(not path.name.startswith(".") for path in config.out.iterdir()):
         raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
     write_json(path, wanted)
     versions = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
