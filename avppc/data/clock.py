@@ -72,7 +72,7 @@ class FrameGrid:
         position = (stamp - self._origin) * self._tick
         if self._previous is not None:
             if position <= self._previous[0]:
-                raise ValueError(f"time stamps of the video do not grow after {self.end_seconds:.3f} s")
+                raise ValueError(f"damaged: time stamps of the video do not grow after {self.end_seconds:.3f} s")
             if position - self._previous[0] > MAX_VIDEO_GAP_SECONDS * VIDEO_FPS * self._step:
                 raise ValueError(
                     f"the video has a gap of more than {MAX_VIDEO_GAP_SECONDS} s at {self.end_seconds:.3f} s"

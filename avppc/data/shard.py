@@ -174,7 +174,10 @@ class Shard:
         return self._arrays[name].astype(np.int64)
 
     def read_ahead(self, row: int) -> None:
-        """Asks the system for a clip's pages in one piece: from a cold disk 17 times the rate of page faults."""
+        """Asks the system for a clip's pages in one piece.
+
+        Random batches came at 0.08 GB/s from a cold disk by page faults alone, at 1.3 GB/s with this (EPYC, virtual disk).
+        """
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
         for name in ("audio", "video"):

@@ -207,9 +207,7 @@ class TestInterruption:
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it was through before it could be killed"
         assert not (out / "index.json").exists()
-        again = start_prepare(data, out)
-        _, errors = again.communicate(timeout=120)
-        assert again.returncode == 0, errors
+        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
         assert checksums(out) == expected
 
     def test_a_full_disk_is_told_and_leaves_no_half_shard(self, plain, tmp_path):
@@ -224,9 +222,7 @@ class TestInterruption:
         assert "train-00000-00.safetensors" in errors or "train-00001-00.safetensors" in errors
         assert os.listdir(out / "shards") == []
         assert not (out / "index.json").exists()
-        again = start_prepare(data, out)
-        again.communicate(timeout=120)
-        assert again.returncode == 0
+        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
         assert checksums(out) == expected
 
     def test_a_damaged_shard_is_made_anew(self, plain, tmp_path, capsys):
