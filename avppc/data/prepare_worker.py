@@ -5,6 +5,7 @@ A video may crash or hang the decoder: its process is then replaced, and the vid
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -89,6 +90,10 @@ def prepare_units(config: PrepareConfig, units: Sequence[Unit]) -> Iterator[Prog
                     assert unit is not None
                     failures[unit.name, lost.path] += 1
                     if failures[unit.name, lost.path] >= _MAX_FAILURES:
+                        if not lost.path:
+                            raise RuntimeError(
+                                f"the processes that decode end before their first video: {lost}"
+                            ) from lost
                         refused = refused | {lost.path: lost.reason}
                     yield Progress(videos=-worker.videos_done, clips=-worker.clips_done)
                     worker.restart()
@@ -101,10 +106,10 @@ def prepare_units(config: PrepareConfig, units: Sequence[Unit]) -> Iterator[Prog
 
 
 class _WorkerLost(Exception):
-    """The process died or hangs while it decodes `path`."""
+    """The process died or hangs while it decodes `path`, or before its first video ("")."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
+        super().__init__(reason)
         self.path = path
         self.reason = reason
 
@@ -133,7 +138,8 @@ class _Worker:
         self.videos_done = self.clips_done = 0
         self._current = ""
         self._heard = time.monotonic()
-        self.connection.send((unit, refused))
+        with contextlib.suppress(BrokenPipeError):  # it has died: messages() is going to notice
+            self.connection.send((unit, refused))
 
     def messages(self, timeout_seconds: float) -> Iterator[Progress]:
         """What the process has said meanwhile."""
@@ -154,11 +160,9 @@ class _Worker:
                 else:
                     self.unit = None
                     yield Progress(record=value)
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self._process.join()
             code = self._process.exitcode or 0
-            if not self._current:
-                raise RuntimeError(f"a process of prepare ended with exit code {code} before its first video") from None
             cause = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise _WorkerLost(self._current, f"it crashes the decoder ({cause})") from None
         if self.unit is not None and self._current and time.monotonic() - self._heard > timeout_seconds:
