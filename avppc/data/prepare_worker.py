@@ -91,9 +91,7 @@ def prepare_units(config: PrepareConfig, units: Sequence[Unit]) -> Iterator[Prog
                     failures[unit.name, lost.path] += 1
                     if failures[unit.name, lost.path] >= _MAX_FAILURES:
                         if not lost.path:
-                            raise RuntimeError(
-                                f"the processes that decode end before their first video: {lost}"
-                            ) from lost
+                            raise RuntimeError(f"the processes that decode end outside of any video: {lost}") from lost
                         refused = refused | {lost.path: lost.reason}
                     yield Progress(videos=-worker.videos_done, clips=-worker.clips_done)
                     worker.restart()
@@ -106,7 +104,7 @@ def prepare_units(config: PrepareConfig, units: Sequence[Unit]) -> Iterator[Prog
 
 
 class _WorkerLost(Exception):
-    """The process died or hangs while it decodes `path`, or before its first video ("")."""
+    """The process died or hangs while it decodes `path`, or outside of any ("")."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(reason)
@@ -226,8 +224,10 @@ def _decode_unit(
     record = UnitRecord(unit.digest)
     folder = config.out / SHARD_FOLDER
 
-    def write() -> None:
+    def write(path: str = "") -> None:
+        connection.send(("video", ""))  # a slow disk is not the video's fault
         record.shards.append(writer.write(folder / f"{unit.name}-{len(record.shards):02}.safetensors"))
+        connection.send(("video", path))
 
     for video in unit.videos:
         connection.send(("video", video.path))
@@ -249,7 +249,7 @@ def _decode_unit(
             notes = {note.split(":")[0]: note for note in reversed(clip.notes)} | notes
             connection.send(("clip", None))
             if writer.full:
-                write()
+                write(video.path)
         record.notes += [(video.path, note) for note in notes.values()]
         connection.send(("video done", None))
     if len(writer):
