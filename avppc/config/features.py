@@ -106,6 +106,8 @@ class LogMelConfig:
         for name in ("drop_last_frame", "remove_dc", "relative_to_max"):
             check_choice(name, getattr(self, name), (False, True))
         self._check_numbers()
+        text = ";".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        self.__dict__["_text"] = text  # not a field; made here because torch.compile cannot trace the making
 
     def _check_numbers(self) -> None:
         nyquist_hz = self.sample_rate_hz / 2
@@ -156,7 +158,7 @@ class LogMelConfig:
 
     def to_text(self) -> str:
         """All fields as "name=value;...", which is how the compiled operators take them; numbers keep every bit."""
-        return ";".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        return str(self.__dict__["_text"])
 
     @classmethod
     def from_text(cls, text: str) -> LogMelConfig:

@@ -1,4 +1,4 @@
-"""The definitions of the ops in plain torch: slow, differentiable, any float dtype; the fallback and the tests' truth."""
+"""The definitions of the ops in plain torch: slow, differentiable, any float dtype; fallback and the tests' truth."""
 
 from __future__ import annotations
 

@@ -1,0 +1,144 @@
+"""log_mel as a torch operator: opcheck, torch.compile, the module; what it refuses, and life without the extension."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from make_audio import speech_like
+from torch import Tensor
+
+from avppc import LogMel, LogMelConfig, log_mel
+from avppc.ops import _library
+from avppc.ops.reference import log_mel_reference
+
+PRESETS = ("torchaudio", "librosa", "whisper", "kaldi")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=str)
+def test_opcheck(preset: str, dtype: torch.dtype) -> None:
+    waveform = (speech_like(3200) * (1 if dtype == torch.float32 else 32767)).to(dtype).reshape(2, 1600)
+    config = LogMelConfig.preset(preset).to_text()
+    for lengths in (None, torch.tensor([1600, 800])):
+        torch.library.opcheck(torch.ops.avppc.log_mel, (waveform, lengths, config))
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpp", "reference"])
+def test_compiles_into_one_graph_for_any_length(backend: str) -> None:
+    torch.compiler.reset()
+    config = LogMelConfig.preset("whisper")
+
+    def features(waveform: Tensor) -> Tensor:
+        return log_mel(waveform * 0.5, config, backend=backend) + 1
+
+    compiled = torch.compile(features, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (1600, 1920, 2500):
+        waveform = speech_like(samples).expand(2, -1)
+        torch.testing.assert_close(compiled(waveform), features(waveform), atol=1e-5, rtol=0)
+
+
+def test_compiles_with_lengths() -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, n: log_mel(x, lengths=n), fullgraph=True, backend="aot_eager")
+    waveform, lengths = torch.stack([speech_like(1600), speech_like(1600, 1)]), torch.tensor([1600, 700])
+    assert torch.equal(compiled(waveform, lengths), log_mel(waveform, lengths=lengths))
+
+
+def test_module_gives_what_the_function_gives() -> None:
+    waveform, lengths = torch.stack([speech_like(1600), speech_like(1600, 1)]), torch.tensor([1600, 700])
+    config = LogMelConfig.preset("librosa")
+    module = LogMel(config)
+    assert torch.equal(module(waveform, lengths), log_mel(waveform, config, lengths=lengths))
+    assert not list(module.parameters())
+    assert not module.state_dict()
+    assert "mel_scale='slaney'" in repr(module)
+
+
+def test_autocast_changes_nothing() -> None:
+    waveform = speech_like(1600)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(log_mel(waveform, backend="cpp"), log_mel(waveform, backend="cpp"))
+        assert log_mel(waveform, backend="cpp").dtype == torch.float32
+
+
+def test_there_is_no_gradient_but_the_definition_has_one() -> None:
+    waveform = speech_like(800).double().requires_grad_()
+    for backend in ("auto", "reference"):
+        with pytest.raises(ValueError, match="waveform must not require a gradient"):
+            log_mel(waveform, backend=backend)
+    with torch.no_grad():
+        assert not log_mel(waveform).requires_grad
+    config = LogMelConfig(fft_size=32, window_samples=30, hop_samples=16, bands=4, log_offset=1e-2)
+    short = (0.3 * torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: log_mel_reference(x, config), short)
+
+
+def test_float64_goes_to_the_definition() -> None:
+    waveform = speech_like(1600).double()
+    assert torch.equal(log_mel(waveform), log_mel_reference(waveform, LogMelConfig()))
+    assert log_mel(waveform).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda x: log_mel([0.0]), TypeError, "waveform must be a torch.Tensor, got list"),
+        (lambda x: log_mel(x.half()), TypeError, r"waveform must be float32 or int16 .*got torch.float16"),
+        (lambda x: log_mel(x.to(torch.int32)), TypeError, "got torch.int32"),
+        (lambda x: log_mel(x.double(), backend="cpp"), TypeError, "backend='cpp', got torch.float64"),
+        (lambda x: log_mel(x, "whisper"), TypeError, "config must be a LogMelConfig, got str"),
+        (lambda x: log_mel(torch.tensor(1.0)), ValueError, r"shape \[..., S\] with at least one sample, got \(\)"),
+        (lambda x: log_mel(x[:, :0]), ValueError, r"at least one sample, got \(2, 0\)"),
+        (lambda x: log_mel(x[:0]), ValueError, r"at least one sample, got \(0, 1600\)"),
+        (lambda x: log_mel(x[:, :100]), ValueError, "waveform has 100 samples a clip, too few for one frame"),
+        (lambda x: log_mel(x, backend="triton"), ValueError, "backend must be one of 'auto', 'cpp', 'cuda'"),
+        (lambda x: LogMel(backend="gpu"), ValueError, "backend must be one of"),
+        (lambda x: log_mel(x, backend="cuda"), ValueError, "waveform must be on a cuda device .*got cpu"),
+        (lambda x: log_mel(x.to("meta"), backend="cpp"), ValueError, "waveform must be on a cpu device .*got meta"),
+        (lambda x: log_mel(x, lengths=[1600, 1600]), TypeError, "lengths must be a torch.Tensor, got list"),
+        (lambda x: log_mel(x, lengths=torch.ones(2)), TypeError, "lengths must be int32 or int64, got torch.float32"),
+        (lambda x: log_mel(x, lengths=torch.tensor([1600])), ValueError, r"leading shape \(2,\), got \(1,\)"),
+        (lambda x: log_mel(x, lengths=torch.tensor([1, 1601])), ValueError, "0 to 1600, got values from 1 to 1601"),
+        (lambda x: log_mel(x, lengths=torch.tensor([-1, 5])), ValueError, "0 to 1600, got values from -1 to 5"),
+        (lambda x: log_mel(x, lengths=torch.tensor([1, 5], device="meta")), ValueError, "device cpu, got meta"),
+    ],
+)  # fmt: skip
+def test_refuses(call: Callable[[Tensor], Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        call(speech_like(3200).reshape(2, 1600))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((torch.zeros(1600), None), "waveform must have 2 dimensions, got 1"),
+        ((torch.zeros(2, 3200)[:, ::2], None), "waveform must be contiguous"),
+        ((torch.zeros(2, 1600).double(), None), "waveform must be Float, got Double"),
+        ((torch.zeros(2, 100), None), "samples for one frame, got 2 clips of 100 samples"),
+        ((torch.zeros(2, 1600), torch.tensor([1, 2], dtype=torch.int32)), "lengths must be Long, got Int"),
+        ((torch.zeros(2, 1600), torch.tensor([1])), "lengths must have 2 elements, got 1"),
+        ((torch.zeros(2, 1600), torch.tensor([1, 1601])), "lengths must be from 0 to 1600, got 1601"),
+    ],
+)
+def test_the_compiled_operator_checks_for_itself(arguments: tuple[Tensor, Tensor | None], text: str) -> None:
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.avppc.log_mel(*arguments, LogMelConfig().to_text())
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """ "auto" falls back and says so once, quietly; "cpp" raises and says what to run."""
+    reason = "libavppc_cpu.so was not built: run `pip install -e . --no-build-isolation` in the source tree"
+    monkeypatch.setattr(_library, "missing_reason", lambda backend: reason)
+    waveform = speech_like(1600)
+    with caplog.at_level(logging.DEBUG, logger="avppc.ops.log_mel"):
+        assert torch.equal(log_mel(waveform), log_mel_reference(waveform, LogMelConfig()))
+        log_mel(waveform)
+    assert [record.getMessage() for record in caplog.records] == [f"log_mel falls back to plain torch: {reason}"]
+    with pytest.raises(
+        RuntimeError, match=r"log_mel\(backend='cpp'\) needs the compiled extension: .*run `pip install"
+    ):
+        log_mel(waveform, backend="cpp")
