@@ -69,7 +69,9 @@ class PrepareConfig:
     @property
     def processes(self) -> int:
         """Worker processes to use."""
-        return self.workers or len(os.sched_getaffinity(0))
+        if self.workers:
+            return self.workers
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def part_of(self) -> tuple[int, int]:
         """Number of this part, from 0, and of all parts."""
