@@ -161,7 +161,7 @@ class Solver {
   LogitBlock logits(const Unit& unit, const Factor& q, const Scratch& scratch) const {
     multiply(p_.element, q, p_.target_rows(unit).turned(), p_.scale, 0.0f, scratch.s, p_.M);
     p_.leave_out(unit, scratch.s);
-    return {scratch.s, unit.rows, p_.M, p_.M, unit.first + p_.positive_offset};
+    return {scratch.s, unit.rows, p_.M, p_.M, p_.first_positive(unit)};
   }
 
   void finish_columns(float* rows, const LogSumExp& row_lse, const LogSumExp& column_lse) const {
@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu(
     int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric) {
   const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
   const Statistics result = Solver(p, contexts).forward(nullptr, {}, nullptr);
-  return {result.rows, mean_of_rows(result.correct), result.row_lse, result.column_lse};
+  return {result.rows, result.correct, result.row_lse, result.column_lse};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_cpu_mean(
@@ -281,6 +281,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_cpu_
     int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric,
     const Tensor& shares, bool need_contexts, bool need_targets, bool need_weights, bool need_scale) {
   const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
+  AVPPC_CHECK(positive_offset != NO_POSITIVE, "positive_offset must be at least 0, got ", positive_offset);
   check_dtype("shares", shares, ScalarType::Float);
   check_contiguous("shares", shares);
   AVPPC_CHECK(shares.dim() == 1 && shares.numel() == p.K, "shares must have shape [", p.K, "]");
@@ -329,7 +330,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu_backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(avppc, library) {
   library.def("info_nce_cpu(" AVPPC_INFO_NCE_PROBLEM
-              ") -> (Tensor rows, Tensor accuracy, Tensor row_lse, Tensor column_lse)");
+              ") -> (Tensor rows, Tensor correct, Tensor row_lse, Tensor column_lse)");
   library.def("info_nce_cpu_backward(" AVPPC_INFO_NCE_PROBLEM
               ", Tensor row_lse, Tensor column_lse, Tensor drows, " AVPPC_INFO_NCE_NEEDS
               ") -> (Tensor dcontexts, Tensor dtargets, Tensor dweights, Tensor dscale)");

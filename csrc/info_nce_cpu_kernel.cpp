@@ -104,26 +104,30 @@ template <Element TYPE>
 void rows(const LogitBlock& block, const LogSumExp& lse, float* loss, float* correct, const float* du) {
   for (int64_t r = 0; r < block.rows; ++r) {
     float* row = block.s + r * block.stride;
+    const bool has_positive = block.positive >= 0;
     const int64_t p = block.positive + r;
-    const float positive = row[p];
-    row[p] = -INFINITE;  // the passes below see the negatives alone
+    const float positive = has_positive ? row[p] : -INFINITE;
+    if (has_positive) row[p] = -INFINITE;  // the passes below see the negatives alone
     const float negative = row_maximum(row, block.columns);
-    const float maximum = negative > positive ? negative : positive;
+    float maximum = negative > positive ? negative : positive;
+    if (maximum == -INFINITE) maximum = LOWEST;  // all left out: the sum is 0, the log-sum-exp -inf, not NaN
     const float negatives = du ? exponentials<true>(row, block.columns, maximum)
                                : exponentials<false>(row, block.columns, maximum);
     const float sum = negatives + __builtin_expf(positive - maximum);
     lse.maximum[r] = maximum;
     // where the positive is the largest the loss may be far smaller than 1: keep its digits
     lse.log_sum[r] = positive < maximum ? __builtin_logf(sum) : __builtin_log1pf(negatives);
-    loss[r] = lse.log_sum[r] + (maximum - positive);
+    loss[r] = lse.log_sum[r] + (has_positive ? maximum - positive : maximum);
     correct[r] = positive > negative ? 1.0f : 0.0f;
-    row[p] = positive;
+    if (has_positive) row[p] = positive;
     if (du) {
       const float factor = du[r] / sum;
       for_each_vector(block.columns, [&](int64_t j, int64_t lanes) {
         store_gradient(row, j, load(row + j, lanes) * factor, lanes, TYPE);
       });
-      store_gradient(row, p, broadcast(-factor * negatives), 1, TYPE);  // du (p - 1) without cancellation
+      if (has_positive) {
+        store_gradient(row, p, broadcast(-factor * negatives), 1, TYPE);  // du (p - 1) without cancellation
+      }
     }
   }
 }
@@ -135,7 +139,8 @@ void gradient(const LogitBlock& block, const LogSumExp& lse, const float* du, co
     float* row = block.s + r * block.stride;
     const int64_t p = block.positive + r;
     const float maximum = lse.maximum[r], log_sum = lse.log_sum[r], weight = du[r];
-    float own = weight * __builtin_expm1f(row[p] - maximum - log_sum);
+    const bool has_positive = block.positive >= 0;
+    float own = has_positive ? weight * __builtin_expm1f(row[p] - maximum - log_sum) : 0.0f;
     if (COLUMNS) own += column_du[p] * __builtin_expm1f(row[p] - column_lse.maximum[p] - column_lse.log_sum[p]);
     for_each_vector(block.columns, [&](int64_t j, int64_t lanes) {
       const vfloat s = load(row + j, lanes);
@@ -146,7 +151,7 @@ void gradient(const LogitBlock& block, const LogSumExp& lse, const float* du, co
       }
       store_gradient(row, j, ds, lanes, TYPE);
     });
-    store_gradient(row, p, broadcast(own), 1, TYPE);
+    if (has_positive) store_gradient(row, p, broadcast(own), 1, TYPE);
   }
 }
 

@@ -61,8 +61,9 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
   AVPPC_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
               "contexts must be float32, bfloat16 or float16, got ", torch::headeronly::toString(dtype));
   check_dtype("targets", targets_tensor, dtype);
-  AVPPC_CHECK(0 <= offset && offset <= M - N, "positive_offset must be from 0 to M - N = ", M - N, ", got ", offset);
-  AVPPC_CHECK(!symmetric || M == N, "symmetric needs M == N, got ", M, " and ", N);
+  AVPPC_CHECK(offset == NO_POSITIVE || (0 <= offset && offset <= M - N), "positive_offset must be from 0 to M - N = ",
+              M - N, ", got ", offset);
+  AVPPC_CHECK(!symmetric || (M == N && offset == 0), "symmetric needs M == N, got ", M, " and ", N);
   pairs = read_pairs(pairs_tensor, C, U);
   K = pairs.size();
   check_dim("scale", scale_tensor, 0);
@@ -137,13 +138,18 @@ Factor InfoNCEProblem::target_rows(const Unit& unit) const { return {at(targets,
 
 Factor InfoNCEProblem::weight(const Unit& unit) const { return {at(weights, unit.task * Dz * Dc), Dz, Dc, Dc}; }
 
+int64_t InfoNCEProblem::first_positive(const Unit& unit) const {
+  return positive_offset == NO_POSITIVE ? NO_POSITIVE : unit.first + positive_offset;
+}
+
 void InfoNCEProblem::leave_out(const Unit& unit, float* s) const {
   if (same_id_.empty()) return;
   for (int64_t r = 0; r < unit.rows; ++r) {
     const auto [first, last] = same_id_[unit.first + r];
     for (int64_t n = first; n < last; ++n) {
       const int64_t column = columns_by_id_[n];
-      if (column != unit.first + r + positive_offset) s[r * M + column] = -std::numeric_limits<float>::infinity();
+      const bool is_positive = positive_offset != NO_POSITIVE && column == unit.first + r + positive_offset;
+      if (!is_positive) s[r * M + column] = -std::numeric_limits<float>::infinity();
     }
   }
 }

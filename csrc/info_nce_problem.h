@@ -9,6 +9,8 @@
 
 namespace avppc {
 
+constexpr int64_t NO_POSITIVE = -1;
+
 struct Pair {
   int64_t context, target;
 };
@@ -32,7 +34,7 @@ class InfoNCEProblem {
   const void* weights;  // null: plain dot products
   std::vector<Pair> pairs;
   float scale;
-  int64_t positive_offset;
+  int64_t positive_offset;  // NO_POSITIVE where these targets are a part that holds no row's positive
   bool symmetric;
   ScalarType dtype;  // of the tensors that came, and of their gradients
 
@@ -43,6 +45,9 @@ class InfoNCEProblem {
   Factor context_rows(const Unit& unit) const;
   Factor target_rows(const Unit& unit) const;
   Factor weight(const Unit& unit) const;
+
+  // The column of a unit's first row's positive, or NO_POSITIVE.
+  int64_t first_positive(const Unit& unit) const;
 
   // Puts -inf where a unit's logits s [rows, M] belong to no negative: equal ids, but for the positive.
   void leave_out(const Unit& unit, float* s) const;

@@ -136,13 +136,13 @@ def solve(
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     check_choice("reduction", reduction, REDUCTIONS)
-    if _pick_backend(problem, backend) == "cpp":
+    if pick_backend(problem, backend) == "cpp":
         loss, stats = _solve_cpp(problem, reduction, task_weights)
         return (loss, stats) if return_stats else loss
     return _solve_reference(problem, reduction, task_weights, return_stats)
 
 
-def _pick_backend(problem: Problem, backend: str) -> str:
+def pick_backend(problem: Problem, backend: str) -> str:
     """ "cpp" or "reference" for this problem."""
     check_choice("backend", backend, BACKENDS)
     device, dtype = problem.contexts.device.type, problem.contexts.dtype
@@ -171,7 +171,7 @@ def _solve_reference(
     with torch.autocast(problem.contexts.device.type, enabled=False):
         s = info_nce_logits_reference(*problem[:-1])
         rows = info_nce_rows_reference(s, problem.positive_offset, problem.symmetric)
-        loss = _reduce(rows, reduction, task_weights)
+        loss = reduce_rows(rows, reduction, task_weights)
         if not return_stats:
             return loss
         accuracy = info_nce_accuracy_reference(s.detach(), problem.positive_offset)
@@ -184,11 +184,11 @@ def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] |
         loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares)
     else:
         rows, accuracy = info_nce_cpu_rows(problem)
-        loss, task_loss = _reduce(rows, reduction, None), rows.mean(1)
+        loss, task_loss = reduce_rows(rows, reduction, None), rows.mean(1)
     return loss, InfoNCEStats(task_loss.detach(), accuracy)
 
 
-def _reduce(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
+def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
     """[K, N] losses reduced: "none", "task" (mean over rows) or "mean" (over sub-tasks too, weighted)."""
     if reduction == "none":
         return rows

@@ -21,17 +21,17 @@ _FIELDS = len(Problem._fields)
 
 def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
     """Losses [K, N], differentiable, and accuracies [K]."""
-    rows, accuracy, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
-    return rows, accuracy
+    rows, correct, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
+    return rows, correct.mean(1)
 
 
 def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sum(shares * task losses), differentiable, task losses [K] and accuracies [K]; shares [K] float32."""
     needs = [value is not None and value.requires_grad for value in _tensors(problem)]
     if not (torch.is_grad_enabled() and any(needs)):
-        rows, accuracy, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
+        rows, correct, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
         task_loss = rows.mean(1)
-        return (shares * task_loss).sum(), task_loss, accuracy
+        return (shares * task_loss).sum(), task_loss, correct.mean(1)
     loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *needs)
     return loss, task_loss, accuracy
 
@@ -54,8 +54,8 @@ def _gradients(gradients: dict[str, Tensor | None], inputs: int) -> tuple[Tensor
 
 def _rows_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     problem = Problem(*inputs)
-    _, accuracy, row_lse, column_lse = output
-    ctx.mark_non_differentiable(accuracy, row_lse, column_lse)
+    _, correct, row_lse, column_lse = output
+    ctx.mark_non_differentiable(correct, row_lse, column_lse)
     ctx.settings = problem.positive_offset, problem.symmetric
     tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
     ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, row_lse, column_lse)
@@ -98,7 +98,7 @@ def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
     rows = empty((problem.tasks, problem.rows), dtype=torch.float32)
     columns = problem.rows if problem.symmetric else 0
     row_lse, column_lse = (rows.new_empty(2, problem.tasks, length) for length in (problem.rows, columns))
-    return rows, rows.new_empty(problem.tasks), row_lse, column_lse
+    return rows, torch.empty_like(rows), row_lse, column_lse
 
 
 def _gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:

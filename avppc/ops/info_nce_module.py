@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avppc.config.checks import check_choice, check_integer, check_number
-from avppc.ops.info_nce import BACKENDS, REDUCTIONS, solve, to_autocast_dtype
+from avppc.ops.info_nce import BACKENDS, REDUCTIONS, to_autocast_dtype
+from avppc.ops.info_nce_gather import GATHERS, solve_gathered
 from avppc.ops.info_nce_problem import Pairs, make_problem
 
 NORMALIZATIONS = ("none", "layer_norm")
-GATHERS = ("none",)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class InfoNCEOptions:
     backend: str = "auto"
     """"auto", "triton", "cpp" or "reference"."""
     gather: str = "none"
-    """Whose targets are the negatives; "none": this process's own."""
+    """Whose targets are the negatives; "none": this process's own; "all", "ring": those of all processes."""
     return_stats: bool = False
     """Whether a call also returns InfoNCEStats, unless the call says otherwise."""
 
@@ -67,7 +67,10 @@ class BilinearInfoNCE(nn.Module):
         pairs: [K, 2] integers, the (context index, target index) of each sub-task; None: sub-task k uses context k
             and target k.
         learn_scale: whether the scale of the logits is a parameter.
-        gather: "none": negatives of this process alone.
+        gather: "none": negatives of this process alone. With torch.distributed, "all": the targets of all processes,
+            copied to each; "ring": the same loss and gradients, the targets passing by, with the memory of one process
+            and more arithmetic. Each process returns the mean over its own rows, such that the gradients that
+            DistributedDataParallel averages are those of one process with the whole batch.
         **options: the other fields of InfoNCEOptions: scale, normalize, task_weights, symmetric, reduction, backend,
             return_stats.
 
@@ -144,13 +147,15 @@ class BilinearInfoNCE(nn.Module):
             target_ids=target_ids,
             symmetric=options.symmetric,
         )
-        return solve(
+        loss, stats = solve_gathered(
             problem,
+            options.gather,
             reduction=options.reduction,
             task_weights=options.task_weights,
             backend=options.backend,
-            return_stats=options.return_stats if return_stats is None else return_stats,
         )
+        with_stats = options.return_stats if return_stats is None else return_stats
+        return (loss, stats) if with_stats else loss
 
     def extra_repr(self) -> str:
         tasks, target_dim, context_dim = self.weight.shape

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NO_POSITIVE = -1
+"""The positive_offset inside a ring, where these targets are another process's and hold no row's positive."""
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 Pairs = Tensor | Sequence[Sequence[int]]
@@ -29,7 +31,7 @@ class Problem(NamedTuple):
     scale: Tensor
     """0-d, multiplies the logits"""
     positive_offset: int
-    """The positive of row i is column i + positive_offset."""
+    """The positive of row i is column i + positive_offset; NO_POSITIVE: it is elsewhere."""
     context_ids: Tensor | None
     """[N] int64, or None"""
     target_ids: Tensor | None

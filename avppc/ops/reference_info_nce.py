@@ -24,7 +24,8 @@ def info_nce_logits_reference(
     s = scale * (q @ z.mT)
     if context_ids is not None and target_ids is not None:
         same = context_ids[:, None] == target_ids[None, :]
-        same = same.diagonal_scatter(torch.zeros_like(context_ids, dtype=torch.bool), positive_offset)
+        if positive_offset >= 0:
+            same = same.diagonal_scatter(torch.zeros_like(context_ids, dtype=torch.bool), positive_offset)
         s = s.masked_fill(same, -torch.inf)
     return s
 

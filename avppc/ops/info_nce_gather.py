@@ -1,0 +1,240 @@
+"""bilinear_info_nce with the targets of every process as candidates (torch.distributed).
+
+Each process scores its own N contexts against the targets of all G, and returns the mean over its own rows. A gradient
+that belongs to another process's tensor is summed there. So the average over processes, which DistributedDataParallel
+takes of its gradients, is exactly the gradient of one process that has the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from avppc.ops.info_nce import InfoNCEStats, pick_backend, reduce_rows, solve
+from avppc.ops.info_nce_problem import NO_POSITIVE, Problem
+from avppc.ops.reference_info_nce import info_nce_logits_reference
+
+GATHERS = ("none", "all", "ring")
+
+
+def solve_gathered(
+    problem: Problem,
+    gather: str,
+    *,
+    reduction: str = "mean",
+    task_weights: Sequence[float] | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, InfoNCEStats]:
+    """The loss of this process's rows, and its statistics.
+
+    Args:
+        problem: this process's own; positive_offset 0.
+        gather: "all": the targets of all processes are copied here; "ring": they pass by, one process's at a time,
+            in the forward and again in the backward; "none": this process's own are the only ones.
+        reduction, task_weights, backend: as `solve` has them.
+
+    Raises:
+        ValueError: the processes have different numbers of rows.
+    """
+    options: dict[str, Any] = {"reduction": reduction, "task_weights": task_weights, "backend": backend}
+    if gather == "none" or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        loss, stats = solve(problem, return_stats=True, **options)
+        return loss, stats
+    _check_even(problem, gather)
+    one_way = _solve_all if gather == "all" else _solve_ring
+    if not problem.symmetric:
+        return one_way(problem, **options)
+    loss, stats = one_way(problem._replace(symmetric=False), **options)
+    column_loss, column_stats = one_way(_turned(problem), **options)
+    task_loss = (stats.task_loss + column_stats.task_loss) / 2
+    return (loss + column_loss) / 2, InfoNCEStats(task_loss, stats.accuracy)
+
+
+def _turned(problem: Problem) -> Problem:
+    """The problem in which targets look for contexts."""
+    weights = None if problem.weights is None else problem.weights.mT
+    return Problem(
+        contexts=problem.targets,
+        targets=problem.contexts,
+        weights=weights,
+        pairs=problem.pairs.flip(1),
+        scale=problem.scale,
+        positive_offset=0,
+        context_ids=problem.target_ids,
+        target_ids=problem.context_ids,
+        symmetric=False,
+    )
+
+
+def _check_even(problem: Problem, gather: str) -> None:
+    backends = str(dist.get_backend_config())
+    # on the CPU where the group can, so that nobody waits for a GPU
+    device = torch.device("cpu") if "cpu:" in backends else problem.contexts.device
+    own = torch.tensor([problem.rows, problem.targets.shape[1]], device=device)
+    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own)
+    shapes = [tuple(size.tolist()) for size in sizes]
+    if len(set(shapes)) > 1:
+        found = ", ".join(f"rank {rank} has N = {n}, M = {m}" for rank, (n, m) in enumerate(shapes))
+        raise ValueError(f"gather={gather!r} needs as many contexts and targets on every rank; {found}")
+
+
+def _gather(value: Tensor) -> Tensor:
+    """[G, ...] from every process's [...]."""
+    gathered = value.new_empty((dist.get_world_size(), *value.shape))
+    dist.all_gather(list(gathered.unbind(0)), value.contiguous())
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    """[U, G M, D]: the rows [U, M, D] of all processes; the gradients of all are summed where the rows came from."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return _gather(value).transpose(0, 1).flatten(1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # [G, U, M, D], summed in float32: bfloat16 would lose what many processes add
+        parts = gradient.unflatten(1, (dist.get_world_size(), -1)).transpose(0, 1)
+        parts = parts.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, list(parts.unbind(0)))
+        return own.to(gradient.dtype)
+
+
+def _solve_all(problem: Problem, **options: Any) -> tuple[Tensor, InfoNCEStats]:
+    targets: Tensor = _GatherRows.apply(problem.targets)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    ids = problem.target_ids
+    whole = problem._replace(
+        targets=targets,
+        target_ids=None if ids is None else _gather(ids).flatten(),
+        positive_offset=dist.get_rank() * problem.targets.shape[1],
+    )
+    loss, stats = solve(whole, return_stats=True, **options)
+    return loss, stats
+
+
+def _solve_ring(
+    problem: Problem, *, reduction: str, task_weights: Sequence[float] | None, backend: str
+) -> tuple[Tensor, InfoNCEStats]:
+    rows, correct = _Ring.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
+        problem.contexts, problem.targets, problem.weights, problem.scale, problem, pick_backend(problem, backend)
+    )
+    return reduce_rows(rows, reduction, task_weights), InfoNCEStats(rows.detach().mean(1), correct.mean(1))
+
+
+class _Ring(torch.autograd.Function):
+    """Losses [K, N] and whether each positive beats every negative [K, N], with one process's targets at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, contexts: Tensor, targets: Tensor, weights: Tensor | None, scale: Tensor, own: Problem, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        own = own._replace(contexts=contexts, targets=targets, weights=weights, scale=scale)
+        rows, correct, lse = _statistics(own, backend)
+        own_maximum, own_log_sum = lse
+        for part in _others(own):
+            _, _, other = _statistics(part, backend)
+            correct = correct * (own_maximum > other[0])
+            lse = _merge(lse, other)
+        # lse - positive, from the loss among the own targets
+        rows = rows + (lse[0] - own_maximum) + (lse[1] - own_log_sum)
+        ctx.mark_non_differentiable(correct)
+        ctx.save_for_backward(contexts, targets, weights, scale, own.pairs, own.context_ids, own.target_ids, lse)
+        ctx.backend = backend
+        return rows, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        contexts, targets, weights, scale, pairs, context_ids, target_ids, lse = ctx.saved_tensors
+        own = Problem(contexts, targets, weights, pairs, scale, 0, context_ids, target_ids, False)
+        dcontexts, dtargets, dweights, dscale = _gradients(own, ctx.backend, lse, drows)
+        for part in _others(own):
+            more = _gradients(part, ctx.backend, lse, drows)
+            dcontexts, dweights, dscale = dcontexts + more[0], dweights + more[2], dscale + more[3]
+            # the gradient travels one process behind the targets that it belongs to, and so arrives home
+            dtargets = _pass_on([dtargets])[0] + more[1]
+        dtargets = _pass_on([dtargets])[0]
+        gradients = (dcontexts, dtargets, None if weights is None else dweights, dscale)
+        inputs = (contexts, targets, weights, scale)
+        return *(None if d is None else d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None, None
+
+
+def _others(own: Problem) -> Iterator[Problem]:
+    """The problem with the targets of each other process in turn; the next ones are on their way meanwhile."""
+    travellers = [value.contiguous() for value in (own.targets, own.target_ids) if value is not None]
+    works, arriving = _start_passing(travellers)
+    for step in range(1, dist.get_world_size()):
+        for work in works:
+            work.wait()
+        held = arriving
+        if step < dist.get_world_size() - 1:
+            works, arriving = _start_passing(held)
+        ids = None if own.target_ids is None else held[1]
+        yield own._replace(targets=held[0], target_ids=ids, positive_offset=NO_POSITIVE)
+
+
+def _start_passing(values: list[Tensor]) -> tuple[list[Any], list[Tensor]]:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    arriving = [torch.empty_like(value) for value in values]
+    transfers = [dist.P2POp(dist.isend, value, (rank + 1) % size) for value in values]
+    transfers += [dist.P2POp(dist.irecv, value, (rank - 1) % size) for value in arriving]
+    return dist.batch_isend_irecv(transfers), arriving
+
+
+def _pass_on(values: list[Tensor]) -> list[Tensor]:
+    works, arriving = _start_passing([value.contiguous() for value in values])
+    for work in works:
+        work.wait()
+    return arriving
+
+
+def _merge(a: Tensor, b: Tensor) -> Tensor:
+    """The log-sum-exp of two parts; each [2, K, N], the maximum and the log of the sum."""
+    maximum = torch.maximum(a[0], b[0])
+    return torch.stack([maximum, torch.logaddexp(a[0] - maximum + a[1], b[0] - maximum + b[1])])
+
+
+def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, hits [K, N] and log-sum-exps [2, K, N] among these targets; without a positive only the last counts."""
+    if backend == "cpp":
+        rows, correct, lse, _ = torch.ops.avppc.info_nce_cpu(*problem)
+        return rows, correct, lse
+    with torch.autocast(problem.contexts.device.type, enabled=False):
+        s = info_nce_logits_reference(*problem[:-1])
+    lowest = torch.finfo(s.dtype).min
+    maximum = s.amax(2).clamp_min(lowest)  # finite where all are left out
+    log_sum = (s - maximum[:, :, None]).exp().sum(2).log()
+    if problem.positive_offset == NO_POSITIVE:
+        return log_sum, log_sum, torch.stack([maximum, log_sum])
+    positive = s.diagonal(problem.positive_offset, 1, 2)
+    correct = (s >= positive[:, :, None]).sum(2) == 1
+    return maximum - positive + log_sum, correct.to(s.dtype), torch.stack([maximum, log_sum])
+
+
+def _gradients(problem: Problem, backend: str, lse: Tensor, drows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of contexts, targets, weights (empty without) and scale, at least float32, among these targets."""
+    with_weights = problem.weights is not None
+    if backend == "cpp":
+        no_columns = lse.new_empty(2, problem.tasks, 0)
+        found = torch.ops.avppc.info_nce_cpu_backward(*problem, lse, no_columns, drows, True, True, with_weights, True)
+    else:
+        names = ("contexts", "targets", "weights", "scale") if with_weights else ("contexts", "targets", "scale")
+        leaves = {name: getattr(problem, name).detach().requires_grad_() for name in names}
+        with torch.enable_grad(), torch.autocast(problem.contexts.device.type, enabled=False):
+            s = info_nce_logits_reference(*problem._replace(**leaves)[:-1])
+        ds = (s.detach() - lse[0][:, :, None] - lse[1][:, :, None]).exp() * drows[:, :, None]
+        if problem.positive_offset != NO_POSITIVE:
+            ds.diagonal(problem.positive_offset, 1, 2).sub_(drows)
+        by_name = dict(zip(names, torch.autograd.grad(s, list(leaves.values()), ds), strict=True))
+        found = [by_name.get(name, lse.new_empty(0)) for name in ("contexts", "targets", "weights", "scale")]
+    dcontexts, dtargets, dweights, dscale = (value.to(lse.dtype) for value in found)
+    return dcontexts, dtargets, dweights, dscale

@@ -1,0 +1,126 @@
+"""What one of G processes computes for the tests of gather="all" and "ring"."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from avppc.ops.info_nce_module import BilinearInfoNCE
+
+ROWS = 7  # of each process
+PAIRS = ((0, 0), (1, 1), (1, 2), (0, 1))
+
+
+@dataclass(frozen=True)
+class GatherCase:
+    """One loss over processes."""
+
+    gather: str
+    backend: str
+    dtype: torch.dtype
+    symmetric: bool = False
+    ids: bool = False
+    reduction: str = "mean"
+
+    def __str__(self) -> str:
+        flags = ["symmetric"] * self.symmetric + ["ids"] * self.ids
+        return "-".join([self.gather, self.backend, str(self.dtype).removeprefix("torch."), self.reduction, *flags])
+
+
+def all_cases(backends: list[str]) -> list[GatherCase]:
+    cases = []
+    for gather in ("all", "ring"):
+        for backend in backends:
+            dtype = torch.float64 if backend == "reference" else torch.float32
+            for symmetric in (False, True):
+                cases.append(GatherCase(gather, backend, dtype, symmetric, ids=symmetric))
+            cases.append(GatherCase(gather, backend, dtype, ids=True, reduction="task"))
+            cases.append(GatherCase(gather, backend, dtype, symmetric=True, reduction="none"))
+        cases.append(GatherCase(gather, backends[0], torch.bfloat16))
+    return cases
+
+
+class Model(nn.Module):
+    """A small encoder for each side and the loss: what DistributedDataParallel wraps."""
+
+    def __init__(self, case: GatherCase, gather: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.context_encoder = nn.Linear(3, 2 * 5)
+        self.target_encoder = nn.Linear(3, 3 * 6)
+        task_weights = (1.0, 0.1, 0.5, 0.0) if case.reduction == "mean" else None
+        self.loss = BilinearInfoNCE(
+            5,
+            6,
+            pairs=PAIRS,
+            learn_scale=True,
+            scale=1.5,
+            gather=gather,
+            symmetric=case.symmetric,
+            reduction=case.reduction,
+            task_weights=task_weights,
+            backend=case.backend,
+            return_stats=True,
+        )
+        with torch.no_grad():
+            self.loss.weight += 0.3 * torch.randn_like(self.loss.weight)
+        self.to(case.dtype)
+
+    def forward(self, seen: Tensor, heard: Tensor, ids: Tensor | None) -> Any:
+        contexts = self.context_encoder(seen).unflatten(1, (2, 5)).transpose(0, 1)
+        targets = self.target_encoder(heard).unflatten(1, (3, 6)).transpose(0, 1)
+        return self.loss(contexts, targets, ids, ids)
+
+
+def batch(case: GatherCase, processes: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The whole batch and an upstream gradient of each row's loss; equal ids lie on different processes, too."""
+    g = torch.Generator().manual_seed(1)
+    rows = ROWS * processes
+    seen, heard = (torch.randn(rows, 3, generator=g).to(case.dtype) for _ in range(2))
+    ids = torch.randint(4, (rows,), generator=g) if case.ids else None
+    upstream = torch.randn(len(PAIRS), rows, generator=g)
+    return seen, heard, ids, upstream
+
+
+def step(model: nn.Module, case: GatherCase, processes: int, rank: int | None = None) -> dict[str, Tensor]:
+    """Loss, statistics and, after a backward, the gradients of the parameters, of one process or of the whole batch."""
+    seen, heard, ids, upstream = batch(case, processes)
+    if rank is not None:
+        own = slice(rank * ROWS, (rank + 1) * ROWS)
+        seen, heard, upstream = seen[own], heard[own], upstream[:, own]
+        ids = None if ids is None else ids[own]
+    loss, stats = model(seen, heard, ids)
+    weight = {"mean": torch.tensor(1.0), "task": torch.tensor([1.0, -2.0, 0.5, 3.0]), "none": upstream}[case.reduction]
+    total = (loss * weight.to(loss.dtype)).mean() if case.reduction == "none" else (loss * weight.to(loss.dtype)).sum()
+    total.backward()
+    gradients = {name.removeprefix("module."): value.grad for name, value in model.named_parameters()}
+    return {"loss": loss.detach(), "task_loss": stats.task_loss, "accuracy": stats.accuracy, **gradients}
+
+
+def work(rank: int, processes: int, folder: str, backends: list[str]) -> None:
+    """One process: all cases under DistributedDataParallel, results into folder/rank.pt."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+    results: dict[str, Any] = {}
+    for case in all_cases(backends):
+        model = DistributedDataParallel(Model(case, case.gather))
+        results[str(case)] = step(model, case, processes, rank)
+    if processes > 1:
+        for gather in ("all", "ring"):
+            case = GatherCase(gather, backends[0], torch.float32)
+            model = Model(case, gather)
+            seen, heard, _, _ = batch(case, processes)
+            try:
+                model(seen[: 3 + rank], heard[: 3 + rank], None)
+            except ValueError as error:
+                results[f"uneven {gather}"] = str(error)
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,58 @@
+"""gather="all" and "ring": G gloo processes under DistributedDataParallel equal one process with the whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from gather_worker import GatherCase, Model, all_cases, step, work
+from info_nce_cases import CPP_MISSING
+
+BACKENDS = ["reference"] if CPP_MISSING else ["reference", "cpp"]
+CASES = all_cases(BACKENDS)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda count: f"{count}-processes")
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each process computed."""
+    folder = tmp_path_factory.mktemp(f"gather-{request.param}")
+    torch.multiprocessing.spawn(work, (request.param, str(folder), BACKENDS), request.param)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_processes_equal_one_with_the_whole_batch(results: list[dict[str, Any]], case: GatherCase) -> None:
+    expected = step(Model(case, "none"), case, len(results))
+    tolerances: dict[str, Any] = {torch.bfloat16: {"rtol": 3e-2, "atol": 3e-3}}.get(case.dtype, {})
+    got = [result[str(case)] for result in results]
+    loss = torch.cat([one["loss"] for one in got], 1) if case.reduction == "none" else mean([g["loss"] for g in got])
+    torch.testing.assert_close(loss, expected["loss"], **tolerances)
+    for name in ("task_loss", "accuracy"):
+        torch.testing.assert_close(mean([one[name] for one in got]), expected[name], **tolerances)
+    for name in set(expected) - {"loss", "task_loss", "accuracy"}:
+        for rank, one in enumerate(got):  # averaged by DistributedDataParallel: the same everywhere
+            torch.testing.assert_close(one[name], expected[name], **tolerances, msg=f"rank {rank}: {name}")
+
+
+def mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(values).mean(0)
+
+
+@pytest.mark.parametrize("gather", ["all", "ring"])
+def test_uneven_batches_are_refused_on_every_rank(results: list[dict[str, Any]], gather: str) -> None:
+    if len(results) == 1:
+        assert f"uneven {gather}" not in results[0]
+        return
+    sizes = ", ".join(f"rank {rank} has N = {3 + rank}, M = {3 + rank}" for rank in range(len(results)))
+    for result in results:
+        message = f"gather={gather!r} needs as many contexts and targets on every rank; {sizes}"
+        assert result[f"uneven {gather}"] == message
+
+
+@pytest.mark.parametrize("gather", ["all", "ring"])
+def test_without_processes_it_is_the_plain_loss(gather: str) -> None:
+    case = GatherCase(gather, "reference", torch.float64, symmetric=True)
+    plain, gathered = (step(Model(case, how), case, 1) for how in ("none", gather))
+    torch.testing.assert_close(gathered, plain, rtol=0, atol=0)
