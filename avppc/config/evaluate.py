@@ -42,8 +42,10 @@ class EvaluateConfig:
     """Layers of the GRU head; for LRW with all labels 2 is usual."""
     head_learning_rates: tuple[float, ...] = (3e-3, 1e-2)
     """Learning rates of the head that are tried where the encoder is frozen; the smallest is used elsewhere."""
-    encoder_learning_rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Learning rates of the encoder that are tried where it is trained."""
+    scratch_learning_rates: tuple[float, ...] = (3e-3, 6e-3)
+    """Learning rates of the encoder that are tried in the row "supervised"."""
+    finetune_learning_rates: tuple[float, ...] = (3e-4, 1e-3)
+    """Learning rates of the encoder that are tried in the row "finetuned"."""
     epochs: int = 50
     """Epochs over the labelled clips where the encoder is frozen."""
     training_epochs: int = 40
@@ -69,7 +71,7 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must name at least one of {', '.join(allowed)}")
             for value in values:
                 check_choice(name, value, allowed)
-        for name in ("head_learning_rates", "encoder_learning_rates"):
+        for name in ("head_learning_rates", "scratch_learning_rates", "finetune_learning_rates"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must hold at least one rate")
             for rate in getattr(self, name):

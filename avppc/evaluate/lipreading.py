@@ -146,7 +146,8 @@ def _trials(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:
     """Every choice that is tried for a row."""
     for head in config.heads:
         if row in ("supervised", "finetuned"):
-            for rate in config.encoder_learning_rates:
+            rates = config.scratch_learning_rates if row == "supervised" else config.finetune_learning_rates
+            for rate in rates:
                 yield Trial(head, min(config.head_learning_rates), rate)
         else:
             for rate in config.head_learning_rates:
