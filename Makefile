@@ -13,14 +13,17 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard cs
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: $(SOURCES)
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
-	touch $@
+	@echo "== environment: $(VENV), from requirements.txt"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq -r requirements.txt
+	@echo "== build: the C++ and CUDA parts"
+	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
+	@touch $@
 
 # Talking mouths -> packed shards -> pretraining without labels -> lip reading with 10 labels a word -> a page.
 # Each step keeps what is finished: the same command goes on after an interruption.
 demo: setup
+	@echo "== demo: about ten minutes on two cores"
 	$(BIN)/avppc synth --out $(DATA)/videos --words 20 --clips-per-word 100
 	$(BIN)/avppc prepare --data $(DATA)/videos --out $(DATA)/packed
 	$(BIN)/avppc pretrain --data $(DATA)/packed --out $(DEMO)

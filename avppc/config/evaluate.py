@@ -24,8 +24,8 @@ class EvaluateConfig:
     data: Path | None = None
     """Packed shards with train, val and test splits; the run's own data by default."""
     trajectories: Path | None = None
-    """Data set as `avppc synth` wrote it, for the row "ceiling": words from the true mouth movement."""
-    rows: tuple[RowName, ...] = ROWS
+    """Data set as `avppc synth` wrote it; adds the row "ceiling": words from the true mouth movement."""
+    rows: tuple[RowName, ...] = ("random", "supervised", "frozen", "finetuned")
     """"random": frozen encoder of random weights; "supervised": trained from scratch on the labels; "frozen" and
     "finetuned": the run's encoder; "ceiling": the true mouth trajectories instead of an encoder."""
     labels_per_word: int = 10

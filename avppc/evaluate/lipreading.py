@@ -88,7 +88,10 @@ def evaluate(config: EvaluateConfig) -> list[RowResult]:
     checksum = sha256_of(config.run / ENCODER_FILE)
     data = config.data or run_config.data
     splits = {split: PackedDataset(data, split) for split in ("train", "val", "test")}
-    if "ceiling" in config.rows and config.trajectories is None:
+    rows = config.rows
+    if config.trajectories is not None and "ceiling" not in rows:
+        rows = (*rows, "ceiling")
+    if "ceiling" in rows and config.trajectories is None:
         raise ValueError("the row 'ceiling' needs trajectories: the directory that `avppc synth` wrote")
     results = []
     with _progress() as progress:
@@ -98,8 +101,8 @@ def evaluate(config: EvaluateConfig) -> list[RowResult]:
             progress.update(bar, description=text, advance=1)
 
         bench = Bench(config, splits, encoder, device, use_bf16(config.precision, device), advance)
-        progress.update(bar, total=sum(_count_fits(config, row) for row in config.rows))
-        for row in config.rows:
+        progress.update(bar, total=sum(_count_fits(config, row) for row in rows))
+        for row in rows:
             settings = {**_settings(config), "encoder_sha256": checksum}
             result = read_row(config.run, row, config.labels_per_word, settings)
             if result is None:

@@ -96,7 +96,7 @@ def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkey
 def test_ceiling_needs_trajectories(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
     run, _ = finished_run
     with pytest.raises(ValueError, match="'ceiling' needs trajectories"):
-        lipreading.evaluate(quick_config(run, None))
+        lipreading.evaluate(quick_config(run, None, rows=("ceiling",)))
     with pytest.raises(FileNotFoundError, match=r"OPEN/train/\d+\.npy is missing"):
         lipreading.evaluate(quick_config(run, tmp_path, rows=("ceiling",), labels_per_word=2))
 
