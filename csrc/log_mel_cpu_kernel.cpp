@@ -127,20 +127,20 @@ struct PowerOfReal {
   const double* rotations;
   int points;
 
-  AVPPC_INLINE void put(int bin, Complex value) const {
+  AVPPC_INLINE void put(int bin, Complex<vdouble> value) const {
     vhalf result = narrow(value.re * value.re + value.im * value.im);
     if (magnitude) {
       for (int lane = 0; lane < D; ++lane) result[lane] = __builtin_sqrtf(result[lane]);
     }
     store(power + int64_t{bin} * G, result);
   }
-  AVPPC_INLINE void operator()(int, Complex zero) const {
+  AVPPC_INLINE void operator()(int, Complex<vdouble> zero) const {
     put(0, {(zero.re + zero.im) * 2.0, vdouble{}});
     put(points, {(zero.re - zero.im) * 2.0, vdouble{}});
   }
-  AVPPC_INLINE void operator()(int k, Complex value, int partner, Complex partner_value) const {
-    const Complex conjugate = {partner_value.re, -partner_value.im};
-    Complex first = value + conjugate, second = value - conjugate;
+  AVPPC_INLINE void operator()(int k, Complex<vdouble> value, int partner, Complex<vdouble> partner_value) const {
+    const Complex<vdouble> conjugate = {partner_value.re, -partner_value.im};
+    Complex<vdouble> first = value + conjugate, second = value - conjugate;
     combine_minus_i(first, second, broadcast(rotations[2 * k]), broadcast(rotations[2 * k + 1]));
     put(k, first);
     put(partner, second);

@@ -25,8 +25,8 @@ struct LogMelPlan {
   int64_t stride;                                  // from a frame's samples to the next frame's
   int passes;
   int radix[LOG_MEL_MAX_PASSES];
-  const double* twiddles[LOG_MEL_MAX_PASSES];      // see Butterfly in fft_lanes.h
-  const double* unzip;                             // [points, 2] cosine and tangent of -2 pi k / fft_size
+  const double* twiddles[LOG_MEL_MAX_PASSES];      // see FftPlan
+  const double* unzip;                             // [points, 2], see FftPlan
   const int *mel_begin, *mel_count, *mel_offset;   // [bands]
   const float* mel_weights;
   bool track_largest;                              // log_mel_group's result is wanted

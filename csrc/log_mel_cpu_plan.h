@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fft_plan.h"
 #include "log_mel_cpu_kernel.h"
 #include "log_mel_tables.h"
 
@@ -20,11 +21,11 @@ struct LogMelPlanStorage {
   int64_t input_floats() const { return plan.row_width * plan.stride + plan.row_count + 16; }
 
   LogMelConfig config;
+  FftPlan fft;
   MelBands mel;
   std::vector<float> dct;
-  std::vector<double> window, slot_window, unzip;
+  std::vector<double> window, slot_window;
   std::vector<int> slot_sample, slot_row, live;
-  std::vector<std::vector<double>> twiddles;
   LogMelPlan plan{};
 
  private:
