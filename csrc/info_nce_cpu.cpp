@@ -20,6 +20,7 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 constexpr int64_t LOGITS_PER_THREAD = 1 << 20;
+constexpr int64_t PRODUCTS_PER_THREAD = 1 << 22;  // multiplications of one q and s
 constexpr int64_t TARGET_SLICE = 1024;  // rows of dz that one unit adds to while the next one waits for them
 
 struct Wanted {
@@ -38,9 +39,15 @@ struct Gradients {
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
-// Rows of a block. Wide targets get fewer: 4 MiB of logits a thread are as fast as more (Xeon with 2 MiB of second-level
-// cache, D = 256: 96% of torch.mm's speed at M = 2048; 1 MiB 86%, 8 MiB 98%). Few sub-tasks get fewer, too, so that each
-// thread has something to do.
+// Threads that have at least a tenth of a millisecond's work each.
+int64_t choose_threads(const InfoNCEProblem& p) {
+  const int64_t products = p.K * p.N * p.Dz * (p.M + (p.weights == nullptr ? 0 : p.Dc));
+  return std::clamp<int64_t>(products / PRODUCTS_PER_THREAD, 1, torch::stable::get_num_threads());
+}
+
+// Rows of a block. Wide targets get fewer: 4 MiB of logits a thread are about as fast as more (Xeon with 2 MiB of
+// second-level cache, D = 256: 96% of torch.mm's speed at M = 2048; 1 MiB 86%, 8 MiB 98%). Few sub-tasks get fewer,
+// too, so that each thread has something to do.
 int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
   int64_t rows = std::min(std::max<int64_t>(LOGITS_PER_THREAD / p.M, 128), round_up(p.N, 16));
   const auto blocks = [&] { return divide_up(p.N, rows) * p.K; };
@@ -51,8 +58,9 @@ int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
 class Solver {
  public:
   explicit Solver(const InfoNCEProblem& problem, const Tensor& like)
-      : p_(problem), like_(like), threads_(torch::stable::get_num_threads()), rows_(choose_rows(p_, threads_)),
-        units_(p_.units(rows_)), s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)) {
+      : p_(problem), like_(like), threads_(choose_threads(p_)), rows_(choose_rows(p_, threads_)),
+        units_(p_.units(rows_)), blocks_(divide_up(p_.N, rows_)), slices_(divide_up(p_.M, TARGET_SLICE)),
+        s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)) {
     const int64_t size = s_size_ + (p_.element == Element::float32 ? 2 : 3) * q_size_;
     scratch_ = empty({threads_, size});
   }
@@ -66,8 +74,7 @@ class Solver {
     const LogSumExp row_lse = halves(result.row_lse), column_lse = halves(result.column_lse);
     std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
     std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
-    Doors tasks(p_.K);
-    run_in_order(units_.size(), threads_, [&](int64_t index, int64_t thread, const Failure& failure) {
+    run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
       const Unit& unit = units_[index];
       const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
       const Scratch scratch = scratch_of(thread);
@@ -75,13 +82,13 @@ class Solver {
       const LogitBlock s = logits(unit, q, scratch);
       const bool gradient = at_once && any(du + row, unit.rows);
       if (p_.symmetric) {
-        const Doors::Turn turn(tasks, unit.task, unit.task_turn, failure);
+        const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
         AVPPC_CPU_SELECT(info_nce_columns)(s, column_lse.maximum + column, column_lse.log_sum + column);
       }
       AVPPC_CPU_SELECT(info_nce_rows)
       (s, at(row_lse, row), result.rows.mutable_data_ptr<float>() + row,
        result.correct.mutable_data_ptr<float>() + row, gradient ? du + row : nullptr, p_.element);
-      if (at_once) add_gradients(index, q, scratch, gradient, failure);
+      if (at_once) add_gradients(index, q, scratch, gradient, doors);
     });
     if (p_.symmetric) finish_columns(result.rows.mutable_data_ptr<float>(), row_lse, column_lse);
     if (at_once) finish();
@@ -96,7 +103,7 @@ class Solver {
     std::vector<float> half(p_.symmetric ? p_.K * p_.N : 0);  // the loss is the mean of a row's and a column's
     std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
     const float* weight = p_.symmetric ? half.data() : du;
-    run_in_order(units_.size(), threads_, [&](int64_t index, int64_t thread, const Failure& failure) {
+    run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
       const Unit& unit = units_[index];
       const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
       const Scratch scratch = scratch_of(thread);
@@ -108,7 +115,7 @@ class Solver {
         (logits(unit, q, scratch), at(halves(row_lse), row), weight + row, at(halves(column_lse), column),
          p_.symmetric ? weight + column : nullptr, p_.element);
       }
-      add_gradients(index, q, scratch, gradient, failure);
+      add_gradients(index, q, scratch, gradient, doors);
     });
     finish();
     return gradients;
@@ -119,9 +126,14 @@ class Solver {
     float *s, *q, *dq;           // [rows, M], [rows, Dz] twice
     uint16_t *q_half, *dq_half;  // what products take of q and dq, where that is bfloat16
   };
-  struct Sums {  // the sums that units add to in turn
-    Doors contexts, targets, tasks;
-  };
+
+  // The doors to the sums that units add to: a block of dc, a slice of dz; dW, or the statistics of the columns.
+  int64_t doors() const { return p_.C * blocks_ + p_.U * slices_ + p_.K; }
+  int64_t context_door(const Unit& unit) const { return unit.context * blocks_ + unit.first / rows_; }
+  int64_t target_door(const Unit& unit, int64_t slice) const {
+    return p_.C * blocks_ + unit.target * slices_ + slice;
+  }
+  int64_t task_door(const Unit& unit) const { return p_.C * blocks_ + p_.U * slices_ + unit.task; }
 
   // The two halves of a tensor [2, ...], and what belongs to its rows or columns from n on.
   static LogSumExp halves(const Tensor& lse) {
@@ -180,7 +192,6 @@ class Solver {
     wanted_ = wanted;
     gradients_ = gradients;
     scale_terms_.assign(units_.size(), 0.0);
-    sums_.emplace(Sums{Doors(p_.C * divide_up(p_.N, rows_)), Doors(p_.U * divide_up(p_.M, TARGET_SLICE)), Doors(p_.K)});
   }
 
   void finish() const {
@@ -191,7 +202,7 @@ class Solver {
   }
 
   // Adds a unit's terms to the gradients, from the dS in scratch.s; without any, only lets the next unit have its turn.
-  void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, const Failure& failure) {
+  void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, Doors& doors) {
     const Unit& unit = units_[index];
     const Factor ds{scratch.s, unit.rows, p_.M, p_.element == Element::float32 ? p_.M : 2 * p_.M};
     Factor dq{};
@@ -200,26 +211,30 @@ class Solver {
       if (wanted_.scale) scale_terms_[index] = q_dot_dq(q, scratch);
       if (p_.weights != nullptr) dq = as_factor(unit, scratch.dq, scratch.dq_half);
     }
-    if (wanted_.targets) add_to_targets(unit, ds.turned(), q, any, failure);
-    if (wanted_.contexts) {
-      const int64_t door = unit.context * divide_up(p_.N, rows_) + unit.first / rows_;
-      const Doors::Turn turn(sums_->contexts, door, unit.context_turn, failure);
-      float* dc = gradients_->contexts.mutable_data_ptr<float>() + (unit.context * p_.N + unit.first) * p_.Dc;
-      if (any && p_.weights != nullptr) multiply(p_.element, dq, p_.weight(unit), p_.scale, 1.0f, dc, p_.Dc);
-      if (any && p_.weights == nullptr) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
-    }
+    // Two units of one target on two threads need not wait: one adds to dz, dW, dc, the other to dc, dz, dW.
+    const bool contexts_first = unit.target_turn % 2 == 1;
+    if (contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
+    if (wanted_.targets) add_to_targets(unit, ds.turned(), q, any, doors);
     if (wanted_.weights) {
-      const Doors::Turn turn(sums_->tasks, unit.task, unit.task_turn, failure);
+      const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
       float* dw = gradients_->weights.mutable_data_ptr<float>() + unit.task * p_.Dz * p_.Dc;
       if (any) multiply(p_.element, dq.turned(), p_.context_rows(unit), p_.scale, 1.0f, dw, p_.Dc);
     }
+    if (!contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
   }
 
-  void add_to_targets(const Unit& unit, const Factor& ds_turned, const Factor& q, bool any, const Failure& failure) {
-    const int64_t slices = divide_up(p_.M, TARGET_SLICE);
+  void add_to_contexts(const Unit& unit, const Factor& dq, const Scratch& scratch, bool any, Doors& doors) {
+    if (!wanted_.contexts) return;
+    const Doors::Turn turn(doors, context_door(unit), unit.context_turn);
+    float* dc = gradients_->contexts.mutable_data_ptr<float>() + (unit.context * p_.N + unit.first) * p_.Dc;
+    if (any && p_.weights != nullptr) multiply(p_.element, dq, p_.weight(unit), p_.scale, 1.0f, dc, p_.Dc);
+    if (any && p_.weights == nullptr) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
+  }
+
+  void add_to_targets(const Unit& unit, const Factor& ds_turned, const Factor& q, bool any, Doors& doors) {
     float* dz = gradients_->targets.mutable_data_ptr<float>() + unit.target * p_.M * p_.Dz;
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      const Doors::Turn turn(sums_->targets, unit.target * slices + slice, unit.target_turn, failure);
+    for (int64_t slice = 0; slice < slices_; ++slice) {
+      const Doors::Turn turn(doors, target_door(unit, slice), unit.target_turn);
       if (!any) continue;
       Factor part = ds_turned;
       const int64_t first = slice * TARGET_SLICE;
@@ -244,12 +259,12 @@ class Solver {
   const Tensor& like_;
   const int64_t threads_, rows_;
   const std::vector<Unit> units_;
+  const int64_t blocks_, slices_;  // of each context's rows, of each target's
   const int64_t s_size_, q_size_;
   Tensor scratch_;
   Wanted wanted_{};
   Gradients* gradients_ = nullptr;
   std::vector<double> scale_terms_;  // one a unit, so that they are summed in one order
-  std::optional<Sums> sums_;
 };
 
 Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {

@@ -1,6 +1,6 @@
 // The passes over a block of logits s [rows, columns] of one sub-task; see info_nce_cpu_kernel.cpp. Row-major, `stride`
-// floats from row to row. The positive of row r is column positive + r; with positive < 0 no column is, as where they are
-// a part of the targets. What must not count as a negative is -inf.
+// floats from row to row. The positive of row r is column positive + r; with positive < 0 no column is, as where these
+// targets are a part of all. What must not count as a negative is -inf.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ struct LogSumExp {
 };
 
 AVPPC_CPU_DECLARE(
-    // Statistics of each row: the log-sum-exp, loss = lse - s[positive] (lse where there is no positive), and whether the
-    // positive beats every negative.
+    // Statistics of each row: the log-sum-exp, loss = lse - s[positive] (lse where there is no positive), and whether
+    // the positive beats every negative.
     // With du (the gradient by each row's loss) the block becomes dS: floats, or bfloat16 in the first half of a row.
     void info_nce_rows(const LogitBlock& block, const LogSumExp& lse, float* loss, float* correct, const float* du,
                        Element type);

@@ -183,8 +183,8 @@ def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] |
         shares = _shares(task_weights, problem.tasks, problem.scale)
         loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares)
     else:
-        rows, accuracy = info_nce_cpu_rows(problem)
-        loss, task_loss = reduce_rows(rows, reduction, None), rows.mean(1)
+        rows, correct = info_nce_cpu_rows(problem)
+        loss, task_loss, accuracy = reduce_rows(rows, reduction, None), rows.mean(1), correct.mean(1)
     return loss, InfoNCEStats(task_loss.detach(), accuracy)
 
 

@@ -15,81 +15,98 @@ from torch import Tensor
 from avppc.ops import _library
 from avppc.ops.info_nce_problem import Problem
 
-_TENSORS = ("contexts", "targets", "weights", "scale")  # what has a gradient
 _FIELDS = len(Problem._fields)
+_NEEDS = 4  # flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale
 
 
 def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Losses [K, N], differentiable, and accuracies [K]."""
-    rows, correct, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
-    return rows, correct.mean(1)
+    """Losses [K, N], differentiable, and whether each positive beats every negative [K, N]."""
+    rows, correct = _Rows.apply(*_distinct(problem))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return rows, correct
 
 
 def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sum(shares * task losses), differentiable, task losses [K] and accuracies [K]; shares [K] float32."""
-    needs = [value is not None and value.requires_grad for value in _tensors(problem)]
-    if not (torch.is_grad_enabled() and any(needs)):
+    tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
         rows, correct, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
         task_loss = rows.mean(1)
         return (shares * task_loss).sum(), task_loss, correct.mean(1)
-    loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *needs)
+    loss, task_loss, accuracy = _Mean.apply(*_distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
     return loss, task_loss, accuracy
 
 
-def _tensors(problem: Problem) -> list[Tensor | None]:
-    return [getattr(problem, name) for name in _TENSORS]
+def _distinct(problem: Problem) -> Problem:
+    """The problem as torch.compile takes it: no tensor comes twice, as one that is both contexts and targets would."""
+    if not torch.compiler.is_compiling():
+        return problem
+    ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
+    return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
 
 
-def _refuse_double_backward(upstream: Tensor) -> None:
-    if torch.is_grad_enabled() and type(upstream) is Tensor:  # while torch.compile traces, it is a fake one
+def _refuse_double_backward() -> None:
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
         raise RuntimeError(
             "bilinear_info_nce(backend='cpp') has no second derivative; use backend='reference' with create_graph=True"
         )
 
 
-def _gradients(gradients: dict[str, Tensor | None], inputs: int) -> tuple[Tensor | None, ...]:
-    """One gradient, or None, for each of an operator's inputs."""
-    return tuple(gradients.get(name) for name in Problem._fields) + (None,) * (inputs - _FIELDS)
+def _needs(ctx: Any) -> tuple[bool, bool, bool, bool]:
+    contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
+    return contexts, targets, weights, scale
 
 
-def _rows_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    problem = Problem(*inputs)
-    _, correct, row_lse, column_lse = output
-    ctx.mark_non_differentiable(correct, row_lse, column_lse)
-    ctx.settings = problem.positive_offset, problem.symmetric
-    tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
-    ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, row_lse, column_lse)
+def _gradients(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
+    """Gradients of (contexts, targets, weights, scale) as those of all inputs: a Problem's fields, then others."""
+    contexts, targets, weights, scale = found
+    return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
 
 
-def _rows_backward(ctx: Any, drows: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    _refuse_double_backward(drows)
-    contexts, targets, weights, pairs, scale, context_ids, target_ids, row_lse, column_lse = ctx.saved_tensors
-    offset, symmetric = ctx.settings
-    problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
-    needs = [ctx.needs_input_grad[Problem._fields.index(name)] for name in _TENSORS]
-    found = torch.ops.avppc.info_nce_cpu_backward(*problem, row_lse, column_lse, drows, *needs)
-    gradients = {name: value for name, need, value in zip(_TENSORS, needs, found, strict=True) if need}
-    return _gradients(gradients, _FIELDS)
+class _Rows(torch.autograd.Function):
+    """Losses of rows; the backward computes the logits again, for only then is each row's gradient known."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        problem = Problem(*inputs)
+        rows, correct, row_lse, column_lse = torch.ops.avppc.info_nce_cpu(*problem)
+        ctx.mark_non_differentiable(correct)
+        ctx.settings = problem.positive_offset, problem.symmetric
+        tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
+        ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, row_lse, column_lse)
+        return rows, correct
+
+    @staticmethod
+    def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        contexts, targets, weights, pairs, scale, context_ids, target_ids, row_lse, column_lse = ctx.saved_tensors
+        offset, symmetric = ctx.settings
+        problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
+        needs = _needs(ctx)
+        found = torch.ops.avppc.info_nce_cpu_backward(*problem, row_lse, column_lse, drows, *needs)
+        wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
+        return _gradients(wanted, _FIELDS)
 
 
-def _mean_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, *others = output
-    ctx.mark_non_differentiable(*others)
-    ctx.inputs = len(inputs)
-    ctx.needs = inputs[-len(_TENSORS) :]
-    ctx.save_for_backward(*others[-len(_TENSORS) :])
+class _Mean(torch.autograd.Function):
+    """The weighted mean of the losses; the gradients are computed along with it."""
 
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *_needs(ctx))
+        ctx.mark_non_differentiable(task_loss, accuracy)
+        ctx.save_for_backward(*gradients)
+        return loss, task_loss, accuracy
 
-def _mean_backward(ctx: Any, dloss: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    _refuse_double_backward(dloss)
-    # loss.backward() asks for 1 times the gradients: spare the copy
-    as_they_are = type(dloss) is Tensor and dloss.item() == 1.0
-    gradients = {
-        name: (value if as_they_are else value * dloss.to(value.dtype))
-        for name, need, value in zip(_TENSORS, ctx.needs, ctx.saved_tensors, strict=True)
-        if need
-    }
-    return _gradients(gradients, ctx.inputs)
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        # loss.backward() asks for 1 times the gradients: spare the copies
+        as_they_are = not torch.compiler.is_compiling() and dloss.item() == 1.0
+        wanted = tuple(
+            (value if as_they_are else value * dloss.to(value.dtype)) if need else None
+            for need, value in zip(_needs(ctx), ctx.saved_tensors, strict=True)
+        )
+        return _gradients(wanted, _FIELDS + 1)
 
 
 def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -102,22 +119,22 @@ def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
+    values = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    dtypes = (*[problem.contexts.dtype] * 3, torch.float32)
     return [
-        torch.empty_like(value, memory_format=torch.contiguous_format)
-        if need and value is not None
-        else problem.contexts.new_empty(0, dtype=torch.float32 if name == "scale" else problem.contexts.dtype)
-        for name, value, need in zip(_TENSORS, _tensors(problem), needs, strict=True)
+        problem.contexts.new_empty(value.shape if need and value is not None else (0,), dtype=dtype)
+        for value, need, dtype in zip(values, needs, dtypes, strict=True)
     ]
 
 
 def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(_gradients_fake(Problem(*inputs[:_FIELDS]), inputs[-len(_TENSORS) :]))
+    return tuple(_gradients_fake(Problem(*inputs[:_FIELDS]), inputs[-_NEEDS:]))
 
 
 def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
     problem = Problem(*inputs[:_FIELDS])
     task_loss = problem.contexts.new_empty(problem.tasks, dtype=torch.float32)
-    gradients = _gradients_fake(problem, inputs[-len(_TENSORS) :])
+    gradients = _gradients_fake(problem, inputs[-_NEEDS:])
     return task_loss.new_empty(()), task_loss, torch.empty_like(task_loss), *gradients
 
 
@@ -125,5 +142,3 @@ if _library.has_cpp_ops():
     torch.library.register_fake("avppc::info_nce_cpu", _rows_fake)
     torch.library.register_fake("avppc::info_nce_cpu_backward", _backward_fake)
     torch.library.register_fake("avppc::info_nce_cpu_mean", _mean_fake)
-    torch.library.register_autograd("avppc::info_nce_cpu", _rows_backward, setup_context=_rows_setup_context)
-    torch.library.register_autograd("avppc::info_nce_cpu_mean", _mean_backward, setup_context=_mean_setup_context)

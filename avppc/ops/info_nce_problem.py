@@ -156,19 +156,18 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
         )
     pairs = pairs.to("cpu", torch.int64)
     if not torch.compiler.is_compiling():  # a compiled graph must not read values; the backends check again
-        check_pair_range(pairs, *sets)
+        _check_pair_range(pairs, *sets)
     return pairs
 
 
-def check_pair_range(pairs: Tensor, contexts: int, targets: int) -> None:
+def _check_pair_range(pairs: Tensor, contexts: int, targets: int) -> None:
     """Raises ValueError unless the indices lie in 0..contexts-1 and 0..targets-1."""
-    lowest, highest = pairs.amin(0).tolist(), pairs.amax(0).tolist()
-    for name, low, high, count in zip(("context", "target"), lowest, highest, (contexts, targets), strict=True):
-        if low < 0 or high >= count:
-            raise ValueError(
-                f"pairs must hold {name} indices from 0 to {count - 1}, got {low if low < 0 else high} "
-                f"with {count} {name}s"
-            )
+    for pair in pairs.tolist():
+        for name, index, count in (("context", pair[0], contexts), ("target", pair[1], targets)):
+            if not 0 <= index < count:
+                raise ValueError(
+                    f"pairs must hold {name} indices from 0 to {count - 1}, got {index} with {count} {name}s"
+                )
 
 
 def _check_positives(positive_offset: int, rows: int, columns: int, symmetric: bool) -> None:
