@@ -7,9 +7,14 @@
 
 #if defined(__CUDACC__)
 #define AVPPC_INLINE __host__ __device__ __forceinline__
-#define AVPPC_UNROLL _Pragma("unroll")
 #else
 #define AVPPC_INLINE inline __attribute__((always_inline))
+#endif
+#if defined(__CUDA_ARCH__)
+#define AVPPC_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)  // nvcc's pass for the host has no use for it
+#define AVPPC_UNROLL
+#else
 #define AVPPC_UNROLL _Pragma("GCC unroll 16")
 #endif
 

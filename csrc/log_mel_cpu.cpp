@@ -148,7 +148,7 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
                                                : config_.silence() * config_.output_scale + config_.output_shift);
   SampleSource source{};
   source.is_int16 = job_.is_int16;
-  source.reflect = config_.framing == Framing::center && config_.padding == Padding::reflect;
+  source.reflect = config_.reflects();
   source.preemphasis = config_.preemphasis_scope == Scope::signal ? static_cast<float>(config_.preemphasis) : 0.0f;
   const bool in_place = plan.stride == hop && !source.is_int16 && source.preemphasis == 0.0f;
   const int64_t sample_bytes = job_.is_int16 ? sizeof(int16_t) : sizeof(float);
@@ -163,7 +163,7 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
     if (count > 0) {
       source.clip = job_.clips + clip * clip_bytes;
       source.length = job_.length(clip);
-      const int64_t start = config_.first_sample() + first * hop;
+      const int64_t start = config_.frames().first + first * hop;
       prefetch(source, start + LOG_MEL_GROUP * hop, sample_bytes);
       for (int64_t i = 0; i < count * config_.bands; i += 16) __builtin_prefetch(target + i, 1);
       const float* input = input_;

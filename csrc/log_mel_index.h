@@ -1,4 +1,5 @@
-// Which sample a frame reads: shared by the CPU and the CUDA kernel. No standard headers, see cpu_dispatch.h.
+// Which samples a frame reads and how many frames a clip has: shared by the CPU and the CUDA kernels. No standard headers
+// with inline functions, see cpu_dispatch.h.
 #pragma once
 
 #include <stdint.h>
@@ -24,5 +25,18 @@ AVPPC_HOST_DEVICE static inline int64_t source_sample(int64_t index, int64_t len
   if (index < 0) index += period;
   return index < length ? index : period - index;
 }
+
+// Frame t of a clip reads window samples from first + t * hop on.
+struct LogMelFraming {
+  int64_t first, hop;
+  int64_t least;  // samples that the first frame needs; 0: a frame for every hop begun, the ends padded
+  bool drop_last;
+
+  AVPPC_HOST_DEVICE int64_t frames(int64_t samples) const {
+    if (samples <= 0 || samples < least) return 0;
+    const int64_t all = 1 + (samples - least) / hop;
+    return drop_last ? all - 1 : all;
+  }
+};
 
 }  // namespace avppc

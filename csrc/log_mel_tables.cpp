@@ -137,20 +137,13 @@ LogMelConfig LogMelConfig::parse(const std::string& text) {
   return config;
 }
 
-int64_t LogMelConfig::first_sample() const {
-  if (framing == Framing::snip_edges) return 0;
+LogMelFraming LogMelConfig::frames() const {
   const int64_t margin = (fft_size - window_samples) / 2;
-  return framing == Framing::left ? margin : margin - fft_size / 2;
-}
-
-int64_t LogMelConfig::num_frames(int64_t num_samples) const {
-  if (num_samples <= 0) return 0;
-  int64_t frames = 1 + num_samples / hop_samples;
-  if (framing != Framing::center) {
-    const int64_t spare = num_samples - (framing == Framing::left ? fft_size : window_samples);
-    frames = spare < 0 ? 0 : 1 + spare / hop_samples;
+  switch (framing) {
+    case Framing::center: return {margin - fft_size / 2, hop_samples, 0, drop_last_frame};
+    case Framing::left: return {margin, hop_samples, fft_size, drop_last_frame};
+    default: return {0, hop_samples, window_samples, drop_last_frame};
   }
-  return std::max<int64_t>(0, frames - (drop_last_frame ? 1 : 0));
 }
 
 double LogMelConfig::log_scale() const {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "log_mel_index.h"
+
 namespace avppc {
 
 enum class MelScale { htk, slaney, kaldi };
@@ -45,9 +47,10 @@ struct LogMelConfig {
   bool needs_finish() const {
     return relative_to_max || has_dynamic_range || mfcc > 0 || normalize != Normalize::none;
   }
-  // Sample with which the window of frame 0 begins; the window of frame t begins t * hop_samples later.
-  int64_t first_sample() const;
-  int64_t num_frames(int64_t num_samples) const;
+  LogMelFraming frames() const;
+  int64_t num_frames(int64_t num_samples) const { return frames().frames(num_samples); }
+  // Samples beyond a clip's ends are its own, reflected; otherwise zero.
+  bool reflects() const { return framing == Framing::center && padding == Padding::reflect; }
   // log(x) = log_scale() * ln(x)
   double log_scale() const;
   // What a silent frame has after the logarithm.

@@ -8,26 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_mel_configs import DALI, MFCC, NEMO, PRESETS, configurations, tolerance_of
 from make_audio import hard_cases, real_speech, speech_like
 from torch import Tensor
 
 from avppc import _C, LogMelConfig, log_mel
-from avppc.config.features import FRAMINGS, LOGS, MEL_NORMS, MEL_SCALES, PADDINGS, PREEMPHASIS_SCOPES, WINDOWS
 from avppc.ops.reference_log_mel import log_mel_reference
 
-PRESETS = ("torchaudio", "librosa", "whisper", "kaldi")
 LEVELS = ("baseline", "avx2", "avx512")
-TOLERANCE = 2e-6  # of the natural logarithm; the transform is in double, so float's last bits remain
-
-NEMO = LogMelConfig(
-    window_samples=320, bands=64, mel_scale="slaney", mel_norm="slaney", window="hann_symmetric", preemphasis=0.97,
-    log_offset=2.0**-24, normalize="per_feature", drop_last_frame=False,
-)  # fmt: skip
-DALI = LogMelConfig(
-    mel_scale="slaney", mel_norm="slaney", window="hann_half_sample", framing="snip_edges", log="db", log_offset=0.0,
-    log_floor=1e-20, relative_to_max=True, dynamic_range=80.0, drop_last_frame=False,
-)  # fmt: skip
-MFCC = LogMelConfig(mfcc=13, log="db", dynamic_range=80.0, log_offset=0.0, log_floor=1e-10, output_scale=0.5)
 
 
 @pytest.fixture(params=LEVELS)
@@ -40,12 +28,6 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return str(request.param)
 
 
-def units(config: LogMelConfig) -> float:
-    """What 1 of the natural logarithm is in this configuration's output."""
-    scale = {"none": 1.0, "ln": 1.0, "log10": 0.4343, "db": 4.343}[config.log]
-    return scale * max(abs(config.output_scale), 1e-3)
-
-
 def assert_equals_definition(waveform: Tensor, config: LogMelConfig, lengths: Tensor | None = None) -> None:
     """Compares the C++ features with the definition in float64."""
     exact = waveform.double() / (32768.0 if waveform.dtype == torch.int16 else 1.0)
@@ -53,11 +35,7 @@ def assert_equals_definition(waveform: Tensor, config: LogMelConfig, lengths: Te
     features = log_mel(waveform, config, lengths=lengths, backend="cpp")
     assert features.dtype == torch.float32
     assert features.shape == expected.shape
-    tolerance = TOLERANCE * units(config) * (10 if config.mfcc or config.normalize != "none" else 1)
-    if config.log == "none":
-        loudest = log_mel_reference(exact, dataclasses.replace(config, relative_to_max=False), lengths).abs().max()
-        tolerance *= 1 + float(loudest)
-    torch.testing.assert_close(features.double(), expected, atol=tolerance, rtol=1e-6)
+    torch.testing.assert_close(features.double(), expected, atol=tolerance_of(config, exact), rtol=1e-6)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -85,7 +63,7 @@ def test_any_length_equals_the_definition(preset: str, samples: int) -> None:
     assert_equals_definition(speech_like(samples), config)
 
 
-@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("padding", ["reflect", "constant"])
 @pytest.mark.parametrize("samples", [1, 2, 3, 7, 255, 256, 257])
 def test_clips_shorter_than_the_padding_are_reflected_again_and_again(padding: str, samples: int) -> None:
     config = LogMelConfig(drop_last_frame=False, padding=padding)
@@ -112,52 +90,15 @@ def test_quiet_bands_beside_a_loud_tone_are_right(preset: str) -> None:
     truth = log_mel_reference(waveform.double(), config)
     error = (log_mel(waveform, config, backend="cpp") - truth).abs().max()
     error_of_torch = (log_mel_reference(waveform, config) - truth).abs().max()
-    assert error <= TOLERANCE * units(config)
+    assert error <= tolerance_of(config)
     assert error <= error_of_torch
 
 
-CONFIGS = st.builds(
-    dict,
-    fft_size=st.sampled_from([16, 18, 30, 50, 64, 96, 120, 128, 200, 256, 320, 400, 512, 600, 1000, 1024, 2048]),
-    hop_samples=st.sampled_from([1, 3, 16, 100, 160, 321, 1100]),
-    bands=st.integers(1, 90),
-    mel_scale=st.sampled_from(MEL_SCALES),
-    mel_norm=st.sampled_from(MEL_NORMS),
-    min_hz=st.sampled_from([0.0, 20.0, 300.0]),
-    power=st.sampled_from([1, 2]),
-    framing=st.sampled_from(FRAMINGS),
-    padding=st.sampled_from(PADDINGS),
-    drop_last_frame=st.booleans(),
-    window=st.sampled_from(WINDOWS),
-    preemphasis=st.sampled_from([0.0, 0.5, 0.97]),
-    preemphasis_scope=st.sampled_from(PREEMPHASIS_SCOPES),
-    remove_dc=st.booleans(),
-    log=st.sampled_from(LOGS),
-    log_offset=st.sampled_from([0.0, 1e-6]),
-    log_floor=st.just(1e-10),
-    relative_to_max=st.booleans(),
-    dynamic_range=st.sampled_from([None, 3.0]),
-    output_shift=st.sampled_from([0.0, 1.5]),
-    mfcc=st.sampled_from([0, 1]),
-    normalize=st.sampled_from(["none", "none", "per_feature"]),
-)
-
-
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(
-    fields=CONFIGS,
-    window=st.floats(0.1, 1.0),
-    samples=st.integers(1, 5000),
-    int16=st.booleans(),
-    seed=st.integers(0, 9),
-)
-def test_any_configuration_equals_the_definition(
-    fields: dict[str, object], window: float, samples: int, int16: bool, seed: int
-) -> None:
-    fft_size = int(str(fields["fft_size"]))
-    config = LogMelConfig(**fields, window_samples=max(2, int(window * fft_size)))  # type: ignore[arg-type]
-    samples = max(samples, 3 * config.hop_samples + fft_size)
-    samples = min(samples, 300 * config.hop_samples + fft_size)
+@given(config=configurations(), samples=st.integers(1, 5000), int16=st.booleans(), seed=st.integers(0, 9))
+def test_any_configuration_equals_the_definition(config: LogMelConfig, samples: int, int16: bool, seed: int) -> None:
+    samples = max(samples, 3 * config.hop_samples + config.fft_size)
+    samples = min(samples, 300 * config.hop_samples + config.fft_size)
     waveform = 0.2 * torch.randn(2, samples, generator=torch.Generator().manual_seed(seed))
     if int16:
         waveform = (waveform * 8000).to(torch.int16)

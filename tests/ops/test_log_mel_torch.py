@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from log_mel_configs import PRESETS
 from make_audio import speech_like
 from torch import Tensor
 
 from avppc import LogMel, LogMelConfig, log_mel
 from avppc.ops import _library
 from avppc.ops.reference import log_mel_reference
-
-PRESETS = ("torchaudio", "librosa", "whisper", "kaldi")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
