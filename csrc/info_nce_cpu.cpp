@@ -75,6 +75,7 @@ class Solver {
     std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
     std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
     run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
+      const OnThisThread products;
       const Unit& unit = units_[index];
       const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
       const Scratch scratch = scratch_of(thread);
@@ -104,11 +105,12 @@ class Solver {
     std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
     const float* weight = p_.symmetric ? half.data() : du;
     run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
+      const OnThisThread products;
       const Unit& unit = units_[index];
       const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
       const Scratch scratch = scratch_of(thread);
       const bool gradient = p_.symmetric ? any(du + column, p_.M) : any(du + row, unit.rows);
-      Factor q{};
+      Factor q{nullptr, unit.rows, p_.Dz, p_.Dz};
       if (gradient) {
         q = project(unit, scratch);
         AVPPC_CPU_SELECT(info_nce_gradient)
@@ -147,7 +149,6 @@ class Solver {
   }
 
   Tensor empty(std::vector<int64_t> shape) const { return torch::stable::new_empty(like_, shape, ScalarType::Float); }
-  Tensor zeros(std::vector<int64_t> shape) const { return torch::stable::new_zeros(like_, shape, ScalarType::Float); }
 
   Scratch scratch_of(int64_t thread) const {
     float* s = scratch_.mutable_data_ptr<float>() + thread * scratch_.size(1);
@@ -186,13 +187,26 @@ class Solver {
 
   void start(const Wanted& wanted, Gradients* gradients) {
     using Shape = std::vector<int64_t>;
-    const auto zeros_if = [&](bool is_wanted, Shape shape) { return zeros(is_wanted ? shape : Shape{0}); };
-    *gradients = {zeros_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), zeros_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
-                  zeros_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), zeros_if(wanted.scale, Shape())};
+    const auto empty_if = [&](bool is_wanted, Shape shape) { return empty(is_wanted ? shape : Shape{0}); };
+    *gradients = {empty_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), empty_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
+                  empty_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), empty_if(wanted.scale, Shape())};
     wanted_ = wanted;
     gradients_ = gradients;
     scale_terms_.assign(units_.size(), 0.0);
+    // the first unit overwrites what it adds to; what no unit adds to is zero
+    std::vector<bool> context_used(p_.C), target_used(p_.U);
+    for (const Pair& pair : p_.pairs) context_used[pair.context] = target_used[pair.target] = true;
+    for (int64_t c = 0; wanted.contexts && c < p_.C; ++c) {
+      if (!context_used[c]) std::fill_n(dcontexts(c), p_.N * p_.Dc, 0.0f);
+    }
+    for (int64_t u = 0; wanted.targets && u < p_.U; ++u) {
+      if (!target_used[u]) std::fill_n(dtargets(u), p_.M * p_.Dz, 0.0f);
+    }
   }
+
+  float* dcontexts(int64_t c) const { return gradients_->contexts.mutable_data_ptr<float>() + c * p_.N * p_.Dc; }
+  float* dtargets(int64_t u) const { return gradients_->targets.mutable_data_ptr<float>() + u * p_.M * p_.Dz; }
+  float* dweights(int64_t k) const { return gradients_->weights.mutable_data_ptr<float>() + k * p_.Dz * p_.Dc; }
 
   void finish() const {
     if (!wanted_.scale) return;
@@ -201,11 +215,11 @@ class Solver {
     *gradients_->scale.mutable_data_ptr<float>() = static_cast<float>(sum);
   }
 
-  // Adds a unit's terms to the gradients, from the dS in scratch.s; without any, only lets the next unit have its turn.
+  // Adds a unit's terms to the gradients, from the dS in scratch.s. Without any, the next unit only gets its turn.
   void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, Doors& doors) {
     const Unit& unit = units_[index];
     const Factor ds{scratch.s, unit.rows, p_.M, p_.element == Element::float32 ? p_.M : 2 * p_.M};
-    Factor dq{};
+    Factor dq{nullptr, unit.rows, p_.Dz, p_.Dz};
     if (any && (wanted_.contexts || wanted_.weights || wanted_.scale)) {
       multiply(p_.element, ds, p_.target_rows(unit), 1.0f, 0.0f, scratch.dq, p_.Dz);
       if (wanted_.scale) scale_terms_[index] = q_dot_dq(q, scratch);
@@ -217,8 +231,7 @@ class Solver {
     if (wanted_.targets) add_to_targets(unit, ds.turned(), q, any, doors);
     if (wanted_.weights) {
       const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
-      float* dw = gradients_->weights.mutable_data_ptr<float>() + unit.task * p_.Dz * p_.Dc;
-      if (any) multiply(p_.element, dq.turned(), p_.context_rows(unit), p_.scale, 1.0f, dw, p_.Dc);
+      add(dq.turned(), p_.context_rows(unit), unit.task_turn, any, dweights(unit.task));
     }
     if (!contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
   }
@@ -226,21 +239,32 @@ class Solver {
   void add_to_contexts(const Unit& unit, const Factor& dq, const Scratch& scratch, bool any, Doors& doors) {
     if (!wanted_.contexts) return;
     const Doors::Turn turn(doors, context_door(unit), unit.context_turn);
-    float* dc = gradients_->contexts.mutable_data_ptr<float>() + (unit.context * p_.N + unit.first) * p_.Dc;
-    if (any && p_.weights != nullptr) multiply(p_.element, dq, p_.weight(unit), p_.scale, 1.0f, dc, p_.Dc);
-    if (any && p_.weights == nullptr) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
+    float* dc = dcontexts(unit.context) + unit.first * p_.Dc;
+    if (p_.weights != nullptr) {
+      add(dq, p_.weight(unit), unit.context_turn, any, dc);
+    } else {
+      if (unit.context_turn == 0) std::fill_n(dc, unit.rows * p_.Dc, 0.0f);
+      if (any) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
+    }
   }
 
   void add_to_targets(const Unit& unit, const Factor& ds_turned, const Factor& q, bool any, Doors& doors) {
-    float* dz = gradients_->targets.mutable_data_ptr<float>() + unit.target * p_.M * p_.Dz;
     for (int64_t slice = 0; slice < slices_; ++slice) {
       const Doors::Turn turn(doors, target_door(unit, slice), unit.target_turn);
-      if (!any) continue;
-      Factor part = ds_turned;
       const int64_t first = slice * TARGET_SLICE;
+      Factor part = ds_turned;
       part.rows = std::min(TARGET_SLICE, p_.M - first);
       part.data = static_cast<const char*>(part.data) + first * (p_.element == Element::float32 ? 4 : 2);
-      multiply(p_.element, part, q, p_.scale, 1.0f, dz + first * p_.Dz, p_.Dz);
+      add(part, q, unit.target_turn, any, dtargets(unit.target) + first * p_.Dz);
+    }
+  }
+
+  // sum += scale a b, where any. The first turn overwrites what is there.
+  void add(const Factor& a, const Factor& b, int64_t turn, bool any, float* sum) const {
+    if (any) {
+      multiply(p_.element, a, b, p_.scale, turn == 0 ? 0.0f : 1.0f, sum, b.columns);
+    } else if (turn == 0) {
+      std::fill_n(sum, a.rows * b.columns, 0.0f);
     }
   }
 

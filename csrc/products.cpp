@@ -25,6 +25,14 @@ GemmBfloat16 gemm_bfloat16() {
   return function;
 }
 
+// Sets how many threads MKL may use for the calling one; 0: as many as for all. Returns what was set before.
+using SetThreads = int (*)(int);
+
+SetThreads set_threads() {
+  static const auto function = reinterpret_cast<SetThreads>(torch_symbol("MKL_Set_Num_Threads_Local"));
+  return function;
+}
+
 Tensor borrow(const void* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
   return torch::stable::from_blob(const_cast<void*>(data), {rows, columns}, {row_stride, column_stride},
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Float);
@@ -36,6 +44,14 @@ Tensor borrow(const Factor& factor) {
 }
 
 }  // namespace
+
+OnThisThread::OnThisThread() {
+  if (set_threads() != nullptr) before_ = set_threads()(1);
+}
+
+OnThisThread::~OnThisThread() {
+  if (set_threads() != nullptr) set_threads()(before_);
+}
 
 bool has_bfloat16_products() {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// Matrix products from inside a thread of torch's pool: each runs on that thread alone.
+// Matrix products for one thread of several that each work on something of their own.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,19 @@ struct Factor {
 // c = alpha a b + beta c, where c is row-major with `stride` floats between rows; sums are float32.
 // beta == 0 never reads c. bfloat16 needs has_bfloat16_products().
 void multiply(Element type, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride);
+
+// While one lives, MKL keeps to the calling thread. Inside a parallel region it does anyway; outside, as with a single
+// thread at work, each small product would wake and await the others.
+class OnThisThread {
+ public:
+  OnThisThread();
+  ~OnThisThread();
+  OnThisThread(const OnThisThread&) = delete;
+  OnThisThread& operator=(const OnThisThread&) = delete;
+
+ private:
+  int before_ = 0;
+};
 
 // Whether products of bfloat16 factors with float32 sums are there and fast: MKL in torch, AMX in the CPU.
 bool has_bfloat16_products();

@@ -24,6 +24,7 @@ from info_nce_cases import (
 from torch import Tensor
 
 from avppc.ops.info_nce import bilinear_info_nce
+from avppc.ops.info_nce_module import BilinearInfoNCE
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 needs_cpp = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
@@ -302,6 +303,24 @@ def test_nothing_stale_is_read(case: Case, dtype: torch.dtype, nan_filled_memory
         loss = solve(arguments, "cpp", reduction=reduction)
         got = with_gradients(loss, torch.ones_like(loss), arguments)
         assert all(torch.isfinite(value).all() for value in got.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_subtasks_of_weight_zero_leave_no_trace(backend: str, symmetric: bool, nan_filled_memory: None) -> None:
+    """Target 1 has the sub-tasks 1 and 3 alone, both of weight 0; the others are as if these were not there."""
+    torch.manual_seed(0)
+    pairs, weights = [(0, 0), (1, 1), (2, 0), (0, 1)], (1.0, 0.0, 0.5, 0.0)
+    contexts, targets = torch.randn(3, 150, 8, requires_grad=True), torch.randn(2, 150, 8, requires_grad=True)
+    module = BilinearInfoNCE(8, 8, pairs=pairs, task_weights=weights, symmetric=symmetric, backend=backend)
+    module(contexts, targets).backward()
+    few = BilinearInfoNCE(8, 8, pairs=pairs[::2], task_weights=weights[::2], symmetric=symmetric, backend=backend)
+    expected = torch.autograd.grad(few(contexts, targets), (contexts, targets, few.weight))
+    torch.testing.assert_close(contexts.grad, expected[0])
+    torch.testing.assert_close(targets.grad, expected[1])
+    torch.testing.assert_close(module.weight.grad[::2], expected[2])
+    assert not module.weight.grad[1::2].any()
+    assert not targets.grad[1].any()
 
 
 @needs_cpp
