@@ -25,7 +25,7 @@ from avppc.files import sha256_of
 from avppc.models.encoder_file import ENCODER_FILE, load_encoder
 from avppc.models.temporal import make_head
 from avppc.models.video import VideoEncoder
-from avppc.train.hardware import keep_memory, resolve_device, use_bf16
+from avppc.train.hardware import keep_memory, one_thread, resolve_device, use_bf16
 from avppc.train.run import read_run_config
 
 
@@ -177,7 +177,8 @@ def _fit_features(bench: Bench, row: RowName) -> Fit:
         bench.advance(f"{row}: {trial.head}, rate {trial.head_learning_rate:g}, draw {draw + 1}")
         head = _make_head(bench, trial, source.features, draw)
         groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": trial.head_learning_rate}]
-        return _fit(bench, head, groups, source, draw, config.epochs, is_trial)
+        with one_thread():
+            return _fit(bench, head, groups, source, draw, config.epochs, is_trial)
 
     return fit
 
