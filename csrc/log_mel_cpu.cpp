@@ -1,5 +1,6 @@
 // avppc::log_mel for CPU tensors: work split over threads, and what needs a whole clip.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <exception>
@@ -235,46 +236,53 @@ void LogMelWorker::normalize(int64_t clip, int64_t count) {
   std::fill(values + count * features, values + job_.frames * features, 0.0f);
 }
 
-// body(begin, end) over parts of 0 ... count on torch's threads; an exception in one of them is thrown here.
-template <typename Body>
-void parallel_for(int64_t count, int64_t grain, const Body& body) {
+// work(worker, begin, end) for portions of 0 ... count, on torch's threads. Each takes the next portion when it is done with
+// one, so that a thread which the machine holds up delays one portion and not its whole share. An exception is thrown here.
+template <typename Work>
+void share_out(const LogMelJob& job, int64_t count, int64_t portion, const Work& work) {
   struct Context {
-    const Body& body;
+    const LogMelJob& job;
+    const Work& work;
+    int64_t count, portion;
+    std::atomic<int64_t> next;
     std::mutex mutex;
     std::exception_ptr error;
-  } context{body, {}, {}};
-  const auto call = [](int64_t begin, int64_t end, void* pointer) {
+  } context{job, work, count, portion, 0, {}, {}};
+  const auto help = [](int64_t, int64_t, void* pointer) {
     Context& context = *static_cast<Context*>(pointer);
     try {
-      context.body(begin, end);
+      LogMelWorker worker(context.job);
+      for (int64_t begin; (begin = context.next.fetch_add(context.portion)) < context.count;) {
+        context.work(worker, begin, std::min(begin + context.portion, context.count));
+      }
     } catch (...) {
       const std::lock_guard<std::mutex> lock(context.mutex);
       context.error = std::current_exception();
     }
   };
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, call, &context));
+  uint32_t threads = 1;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  const int64_t helpers = std::min<int64_t>(threads, (count + portion - 1) / portion);
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, helpers, 1, help, &context));
   if (context.error) std::rethrow_exception(context.error);
 }
 
 void run(const LogMelJob& job, int64_t clips) {
-  constexpr int64_t grain = 4;  // groups: about 20 us of work
+  constexpr int64_t portion = 8;  // groups: about 50 us of work
   const bool finish = job.tables.config.needs_finish();
   uint32_t threads = 1;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  if (finish && clips >= static_cast<int64_t>(threads)) {  // a clip is finished while it is in the cache
-    parallel_for(clips, 1, [&](int64_t begin, int64_t end) {
-      LogMelWorker worker(job);
-      for (int64_t clip = begin; clip < end; ++clip) {
-        worker.run_groups(clip * job.groups, (clip + 1) * job.groups);
-        worker.finish_clip(clip);
-      }
+  if (finish && clips >= int64_t{threads}) {  // a clip is finished while it is in the cache
+    share_out(job, clips, 1, [&](LogMelWorker& worker, int64_t clip, int64_t) {
+      worker.run_groups(clip * job.groups, (clip + 1) * job.groups);
+      worker.finish_clip(clip);
     });
     return;
   }
-  parallel_for(clips * job.groups, grain, [&](int64_t begin, int64_t end) { LogMelWorker(job).run_groups(begin, end); });
+  share_out(job, clips * job.groups, portion,
+            [](LogMelWorker& worker, int64_t begin, int64_t end) { worker.run_groups(begin, end); });
   if (finish) {
-    LogMelWorker worker(job);
-    for (int64_t clip = 0; clip < clips; ++clip) worker.finish_clip(clip);
+    share_out(job, clips, 1, [](LogMelWorker& worker, int64_t clip, int64_t) { worker.finish_clip(clip); });
   }
 }
 

@@ -1,0 +1,205 @@
+"""How fast log_mel is on the CPU, each preset against those who compute the same features.
+
+Contestants agree before they are timed, and take turns, so that a noisy machine disturbs all alike. `extra_info` of
+each result holds, of the same run: frames a second of every contestant (median and best), how many times slower each is
+than ours, and our GB/s (640 bytes of float32 samples in and 320 bytes of features out make a frame).
+
+    torchaudio   torch.stft, power, dense mel product, logarithm; nnAudio's MelSpectrogram where it is installed
+    whisper      the same with Whisper's scaling, as openai-whisper computes it
+    librosa      melspectrogram and power_to_db
+    kaldi        kaldi-native-fbank, which has one thread: its figure belongs to threads=1
+    dali         DALI's CPU spectrogram, where it is installed
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timing import take_turns
+from torch import Tensor
+
+from avppc import LogMelConfig, log_mel
+from avppc.ops.reference_log_mel import mel_filter_bank_reference
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ops"))  # the tests' sounds serve here too
+from make_audio import speech_like
+
+Features = Callable[[Tensor], Tensor]  # [N, S] -> [N, F, B]
+
+BYTES_OF_A_FRAME = 160 * 4 + 80 * 4
+MAX_TOTAL_SECONDS = 1300.0
+GRID = [
+    (seconds, clips)
+    for seconds in (1.16, 10.0, 30.0)
+    for clips in (1, 4, 16, 64, 256, 1024)
+    if seconds * clips <= MAX_TOTAL_SECONDS
+]
+CPU_THREADS = tuple(sorted({1, min(2, torch.get_num_threads()), torch.get_num_threads()}))
+
+
+def stft_power(waveform: Tensor, fft_size: int) -> Tensor:
+    """[N, S] -> [N, F, bins]"""
+    window = torch.hann_window(400)
+    spectrum = torch.stft(waveform, fft_size, 160, 400, window, center=True, return_complex=True)
+    return spectrum.abs().square().transpose(1, 2)
+
+
+def torch_stft() -> Features:
+    bank = mel_filter_bank_reference(LogMelConfig()).float()
+    return lambda waveform: (stft_power(waveform, 512)[:, :-1] @ bank + 1e-6).log()
+
+
+def torch_stft_whisper() -> Features:
+    bank = mel_filter_bank_reference(LogMelConfig.preset("whisper")).float()
+
+    def features(waveform: Tensor) -> Tensor:
+        spectrum = (stft_power(waveform, 400)[:, :-1] @ bank).clamp(min=1e-10).log10()
+        spectrum = torch.maximum(spectrum, spectrum.amax((1, 2), keepdim=True) - 8.0)
+        return (spectrum + 4.0) / 4.0
+
+    return features
+
+
+def nnaudio() -> Features:
+    features = pytest.importorskip("nnAudio.features", reason="nnAudio is not installed: pip install nnaudio")
+    with redirect_stdout(io.StringIO()):  # it prints how long it took to be made
+        layer = features.MelSpectrogram(
+            sr=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80, fmin=0, htk=True, norm=None, verbose=False
+        )
+    return lambda waveform: (layer(waveform).transpose(1, 2)[:, :-1] + 1e-6).log()
+
+
+def librosa() -> Features:
+    module = pytest.importorskip("librosa", reason="librosa is not installed: pip install librosa")
+
+    def features(waveform: Tensor) -> Tensor:
+        power = module.feature.melspectrogram(
+            y=waveform.numpy(), sr=16_000, n_fft=512, win_length=400, hop_length=160, n_mels=80
+        )
+        decibel = module.power_to_db(power, amin=1e-10, top_db=None)  # its top_db would be of the whole batch
+        decibel = np.maximum(decibel, decibel.max((1, 2), keepdims=True) - 80.0)
+        return torch.from_numpy(decibel).transpose(1, 2)
+
+    return features
+
+
+def kaldi_native_fbank() -> Features:
+    module = pytest.importorskip("kaldi_native_fbank", reason="not installed: pip install kaldi-native-fbank")
+    options = module.FbankOptions()
+    options.frame_opts.dither = 0
+    options.mel_opts.num_bins = 80
+
+    def one(clip: Tensor) -> np.ndarray:
+        fbank = module.OnlineFbank(options)
+        fbank.accept_waveform(16_000, clip.numpy())
+        fbank.input_finished()
+        return np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+
+    return lambda waveform: torch.from_numpy(np.stack([one(clip) for clip in waveform]))
+
+
+def dali(batch: int) -> Features:
+    """Its window is sampled between the points: ours is told to do the same."""
+    pipelines = pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install nvidia-dali-cuda130")
+    fn = pipelines.fn
+    held: list[np.ndarray] = []
+
+    @pipelines.pipeline_def(batch_size=batch, num_threads=torch.get_num_threads(), device_id=None)
+    def pipeline():
+        audio = fn.external_source(source=lambda: held, dtype=pipelines.types.FLOAT, ndim=1)
+        power = fn.spectrogram(audio, nfft=512, window_length=400, window_step=160, center_windows=True)
+        mel = fn.mel_filter_bank(power, sample_rate=16_000, nfilter=80, freq_high=8000.0, normalize=True)
+        return fn.to_decibels(mel, reference=1.0, cutoff_db=-100.0)
+
+    built = pipeline()
+    built.build()
+
+    def features(waveform: Tensor) -> Tensor:
+        held[:] = list(waveform.numpy())
+        (output,) = built.run()
+        return torch.from_numpy(output.as_array()).transpose(1, 2)
+
+    return features
+
+
+DALI_CONFIG = LogMelConfig(
+    mel_scale="slaney", mel_norm="slaney", window="hann_half_sample", drop_last_frame=False, log="db", log_offset=0.0,
+    log_floor=1e-10,
+)  # fmt: skip
+
+PEERS: dict[str, tuple[LogMelConfig, Callable[[int], Features]]] = {
+    "torch_stft": (LogMelConfig.preset("torchaudio"), lambda clips: torch_stft()),
+    "nnaudio": (LogMelConfig.preset("torchaudio"), lambda clips: nnaudio()),
+    "torch_stft_whisper": (LogMelConfig.preset("whisper"), lambda clips: torch_stft_whisper()),
+    "librosa": (LogMelConfig.preset("librosa"), lambda clips: librosa()),
+    "kaldi_native_fbank": (LogMelConfig.preset("kaldi"), lambda clips: kaldi_native_fbank()),
+    "dali": (DALI_CONFIG, dali),
+}
+
+
+@contextmanager
+def limited_to(threads: int) -> Iterator[None]:
+    """torch, and the BLAS under numpy where that can be told, with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield
+    else:
+        with threadpool_limits(threads, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def compare(benchmark, peer: str, clips: int, samples: int, threads: int) -> None:
+    config, make = PEERS[peer]
+    if peer == "kaldi_native_fbank" and threads > 1:
+        pytest.skip("kaldi-native-fbank has one thread")
+    waveform = torch.stack([speech_like(samples, seed) for seed in range(min(clips, 4))])
+    waveform = waveform.repeat(-(-clips // len(waveform)), 1)[:clips]
+    with limited_to(threads), torch.no_grad():
+        theirs = make(clips)
+        contestants = {"ours": lambda: log_mel(waveform, config, backend="cpp"), peer: lambda: theirs(waveform)}
+        ours, other = (contestant() for contestant in contestants.values())
+        assert ours.shape == other.shape
+        # The peers' transforms are in float32: of quiet bands beside loud ones little is left.
+        assert (ours - other).abs().median() < 1e-4
+        assert ((ours - other).abs() < 2e-3).double().mean() > 0.999
+        del ours, other
+        times = take_turns(contestants, budget_seconds=4.0, rounds=(5, 200))
+        benchmark.pedantic(contestants["ours"], rounds=5, warmup_rounds=1)
+    frames = clips * config.num_frames(samples)
+    mine = times["ours"]
+    benchmark.extra_info.update(
+        clips=clips,
+        seconds=round(samples / 16_000, 2),
+        threads=threads,
+        frames_per_second={name: round(frames / value.median) for name, value in times.items()},
+        best_frames_per_second={name: round(frames / value.best) for name, value in times.items()},
+        times_faster=round(times[peer].median / mine.median, 2),
+        times_faster_best=round(times[peer].best / mine.best, 2),
+        gigabytes_per_second=round(BYTES_OF_A_FRAME * frames / mine.median / 1e9, 3),
+    )
+
+
+@pytest.mark.parametrize("threads", CPU_THREADS, ids=lambda n: f"threads{n}")
+@pytest.mark.parametrize("peer", PEERS)
+def test_64_clips_of_4_seconds(benchmark, peer: str, threads: int) -> None:
+    compare(benchmark, peer, 64, 64_000, threads)
+
+
+@pytest.mark.parametrize(("seconds", "clips"), GRID, ids=[f"{seconds}s-N{clips}" for seconds, clips in GRID])
+@pytest.mark.parametrize("peer", PEERS)
+def test_clips(benchmark, peer: str, seconds: float, clips: int) -> None:
+    compare(
+        benchmark, peer, clips, round(seconds * 16_000), torch.get_num_threads() if peer != "kaldi_native_fbank" else 1
+    )
