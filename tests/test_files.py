@@ -39,6 +39,9 @@ def test_json_has_no_nan_and_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "value.json").write_bytes(b"{\xff")
     with pytest.raises(ValueError, match=r"value\.json is not valid JSON"):
         read_json(tmp_path / "value.json")
+    (tmp_path / "value.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"value\.json is not valid JSON"):
+        read_json(tmp_path / "value.json")
 
 
 def test_checksum_is_sha256(tmp_path: Path) -> None:

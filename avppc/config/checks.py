@@ -13,6 +13,18 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raises TypeError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raises TypeError unless value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> None:
     """Raises TypeError unless value is an int (not a bool), ValueError unless minimum <= value <= maximum."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -24,7 +36,7 @@ def check_number(name: str, value: object, minimum: float, maximum: float | None
     """Raises TypeError unless value is a real number, ValueError unless it is finite and within the range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # an int may be too large for isfinite
         raise ValueError(f"{name} must be finite, got {value}")
     _check_range(name, value, minimum, maximum)
 

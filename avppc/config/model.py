@@ -75,4 +75,4 @@ class EncoderConfig:
         check_integer("input_pixels", self.input_pixels, 8, self.crop_pixels)
         if self.crop_pixels % self.input_pixels:
             raise ValueError(f"input_pixels must divide crop_pixels, got {self.input_pixels} and {self.crop_pixels}")
-        check_integer("features", self.features, 8)
+        check_integer("features", self.features, 8, 65_536)

@@ -123,13 +123,13 @@ class PretrainConfig:
         check_integer("batch_size", self.batch_size, 2)
         check_integer("accumulate", self.accumulate, 1)
         check_integer("seed", self.seed, 0)
-        check_integer("frame_stride", self.frame_stride, 1)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
         check_integer("threads", self.threads, 0)
         check_integer("log_every", self.log_every, 1)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         check_integer("keep_checkpoints", self.keep_checkpoints, 1)
         check_integer("audio_width", self.audio_width, 4)
+        check_integer("frame_stride", self.frame_stride, 1, self.cut.past_frames - self.augment.time_jitter_frames)
         if self.augment.time_jitter_frames > self.cut.past_frames - 2:
             raise ValueError(
                 f"augment.time_jitter_frames must leave 2 of cut.past_frames={self.cut.past_frames} frames, "

@@ -147,6 +147,8 @@ class Shard:
     """
 
     def __init__(self, path: Path, shape: ClipShape, record: ShardRecord) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; `avppc prepare` with the same settings makes it anew")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != record.bytes:

@@ -11,7 +11,7 @@ from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.files import write_atomically
 from avppc.models.video import VideoEncoder
 
-FORMAT, VERSION = "avppc-encoder", "1"
+FORMAT, VERSION = "avppc-encoder", 1
 ENCODER_FILE = "encoder.safetensors"
 
 
@@ -19,7 +19,9 @@ def save_encoder(encoder: VideoEncoder, path: Path) -> None:
     """Writes the encoder's weights and configuration, atomically."""
     from safetensors.torch import save
 
-    metadata = {"format": FORMAT, "version": VERSION, "config": json.dumps(config_to_dict(encoder.config))}
+    # One entry: the order of several would differ from one saving to the next.
+    header = {"format": FORMAT, "version": VERSION, "config": config_to_dict(encoder.config)}
+    metadata = {"avppc": json.dumps(header)}
     tensors = {name: value.detach().contiguous().cpu() for name, value in encoder.state_dict().items()}
     write_atomically(path, save(tensors, metadata))
 
@@ -28,7 +30,9 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run.
 
     >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
-    >>> features = encoder(avppc.crop_video(crops, 64, 32))             # doctest: +SKIP
+    >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP
+
+    with `crop_video` of avppc.data.augment, which takes the stored [N, T, 96, 96] uint8 crops.
 
     Raises:
         FileNotFoundError: there is no such file, or the run has not finished.
@@ -50,15 +54,16 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         weights = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-        raise ValueError(
-            f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata or 'nothing'}"
-        )
     try:
-        values = json.loads(metadata.get("config", ""))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: the configuration in its header is not JSON: {error}") from error
-    encoder = VideoEncoder(config_from_dict(EncoderConfig, values, str(file)))
+        values = json.loads(metadata.get("avppc", "null"))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{file}: its header is not JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
+        raise ValueError(f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata}")
+    try:
+        encoder = VideoEncoder(config_from_dict(EncoderConfig, values.get("config"), str(file)))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:

@@ -49,9 +49,10 @@ def log_mel(
         _check_lengths(lengths, waveform)
     backend = _pick_backend(waveform, backend)
     if backend == "reference":
-        return log_mel_reference(waveform.detach(), config, lengths)
+        with torch.autocast(waveform.device.type, enabled=False):  # bfloat16 products would cost two digits
+            return log_mel_reference(waveform.detach(), config, lengths)
     samples = waveform.shape[-1]
-    flat_lengths = None if lengths is None else lengths.reshape(-1).to(torch.int64)
+    flat_lengths = None if lengths is None else lengths.reshape(-1).to(torch.int64).contiguous()
     features: Tensor = torch.ops.avppc.log_mel(
         waveform.reshape(-1, samples).contiguous(), flat_lengths, config.to_text()
     )

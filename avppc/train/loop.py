@@ -51,6 +51,11 @@ def pretrain(config: PretrainConfig) -> Path:
     dataset = PackedDataset(config.data, "train", verify=config.verify_data)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but {config.data} has {len(dataset)} training clips")
+    if min(dataset.shape.height, dataset.shape.width) < config.encoder.crop_pixels:
+        raise ValueError(
+            f"encoder.crop_pixels is {config.encoder.crop_pixels}, but the clips of {config.data} have "
+            f"{dataset.shape.height} x {dataset.shape.width} pixels"
+        )
     sampler = EpochSampler(len(dataset), config.batch_size, seed=config.seed)
     open_run(config)
 
@@ -102,9 +107,12 @@ def _restore(store: CheckpointStore, task: ProxyTask, optimizer: torch.optim.Opt
     checkpoint = store.latest()
     if checkpoint is None:
         return 0
-    task.load_state_dict(checkpoint.tensors("model"))
-    load_optimizer_tensors(optimizer, task, checkpoint.tensors("optimizer"))
-    sampler.load_state(checkpoint.progress["sampler"])
+    try:
+        task.load_state_dict(checkpoint.tensors("model"))
+        load_optimizer_tensors(optimizer, task, checkpoint.tensors("optimizer"))
+        sampler.load_state(checkpoint.progress["sampler"])
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{checkpoint.directory} is not a checkpoint of these settings: {error}") from error
     return checkpoint.step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from avppc.files import read_json, sha256_of, sync_directory, write_json
 
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"
+_NAME = re.compile(r"step_\d{8,}")
 logger = logging.getLogger(__name__)
 
 
@@ -44,7 +46,7 @@ class CheckpointStore:
         self.keep = keep
         directory.mkdir(parents=True, exist_ok=True)
         for leftover in directory.glob(".step_*"):  # of a run that was killed while it saved
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
         """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves what was there."""
@@ -81,7 +83,13 @@ class CheckpointStore:
         return None
 
     def _directories(self) -> list[Path]:
-        return sorted(self.directory.glob("step_*"), reverse=True)
+        """The checkpoints, newest first; what else lies there is not ours and is left alone."""
+        found = {
+            int(path.name[5:]): path
+            for path in self.directory.iterdir()
+            if _NAME.fullmatch(path.name) and path.is_dir()
+        }
+        return [found[step] for step in sorted(found, reverse=True)]
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:

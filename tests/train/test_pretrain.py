@@ -141,6 +141,26 @@ def test_damaged_checkpoint_is_passed_over(whole_run: Path, tiny_set: Path, tmp_
     assert_same_bits(final_tensors(out), final_tensors(whole_run))
 
 
+def test_foreign_files_among_the_checkpoints_are_left_alone(tiny_set: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    pretrain(tiny_config(tiny_set, tmp_path / "run", steps=4, checkpoint_every=1))
+    for name in ("step_best", "step_best2"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "step_99999999").write_text("not a checkpoint")
+    pretrain(tiny_config(tiny_set, tmp_path / "run", steps=4, checkpoint_every=1))
+    ours = ["step_00000003", "step_00000004"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == [*ours, "step_99999999", "step_best", "step_best2"]
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(tiny_set: Path, tmp_path: Path) -> None:
+    pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["audio_width"] = 8  # as if this checkpoint came from elsewhere
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"step_00000002 is not a checkpoint of these settings"):
+        pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2, audio_width=8))
+
+
 def test_accumulated_batches_are_averaged(tiny_set: Path, tmp_path: Path) -> None:
     pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2, accumulate=3, checkpoint_every=1))
     rows = read_metrics(tmp_path / "run")
