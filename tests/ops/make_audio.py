@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 SAMPLE_RATE_HZ = 16_000
 
 
 def speech_like(samples: int, seed: int = 0) -> Tensor:
+    """[samples] float32: see _syllables; the beginning is the same for every length up to 4 s."""
+    return torch.from_numpy(_syllables(-(-samples // 64_000) * 64_000, seed)[:samples].copy())
+
+
+@functools.cache
+def _syllables(samples: int, seed: int) -> NDArray[np.float32]:
     """[samples] float32: syllables (harmonics of a gliding pitch under moving formants), pauses and noise."""
     rng = np.random.default_rng(seed)
     time = np.arange(samples) / SAMPLE_RATE_HZ
@@ -23,19 +32,23 @@ def speech_like(samples: int, seed: int = 0) -> Tensor:
         gain = sum(np.exp(-(((harmonic * pitch_hz - formant) / 150) ** 2)) for formant in formants_hz)
         voice += (gain + 0.02) * np.sin(harmonic * phase)
     hiss = rng.standard_normal(samples) * (0.002 + 0.02 * np.clip(np.sin(2 * np.pi * 2.3 * time), 0, 1))
-    return torch.from_numpy(0.15 * syllables * voice + hiss).float().clamp(-1, 1)
+    return np.clip(0.15 * syllables * voice + hiss, -1, 1).astype(np.float32)
 
 
 def real_speech(samples: int) -> Tensor:
     """[samples] float32: words spoken by espeak-ng, repeated to length."""
+    return torch.from_numpy(np.resize(_spoken(), samples))
+
+
+@functools.cache
+def _spoken() -> NDArray[np.float32]:
     pytest.importorskip("espeakng_loader", reason="real speech comes from espeak-ng: pip install avppc[synth]")
     from avppc.synth.espeak import Espeak
 
     speech = Espeak().say("The birch canoe slid on the smooth planks.", "en+m3", rate_wpm=160, pitch=45, pitch_range=50)
     seconds = np.arange(int(len(speech.samples) / speech.sample_rate_hz * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     times = np.arange(len(speech.samples)) / speech.sample_rate_hz
-    resampled = np.interp(seconds, times, speech.samples / 32768.0)
-    return torch.from_numpy(np.resize(resampled, samples)).float()
+    return np.interp(seconds, times, speech.samples / 32768.0).astype(np.float32)
 
 
 def hard_cases(samples: int) -> dict[str, Tensor]:
