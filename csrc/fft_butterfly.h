@@ -1,10 +1,11 @@
-// The arithmetic of a mixed-radix Fourier transform: butterflies of 2, 3, 4, 5 and 8 values of type V, which is a number or a
-// vector of numbers. Shared by the CPU kernels (fft_lanes.h) and the CUDA kernels (log_mel_frame.h).
+// The arithmetic of a mixed-radix Fourier transform: butterflies of 2, 3, 4, 5 and 8 values of type V, which is a
+// number or a vector of numbers. Shared by the CPU kernels (fft_lanes.h) and the CUDA kernels (log_mel_block.h).
 //
 // A rotation w = exp(i a) is stored as (cos a, tan a): a + w b and a - w b then take six fused multiply-adds. At a = 90
 // degrees the tangent is 1.6e16 and the cosine its inverse, and the result is still right to the last bits.
 #pragma once
 
+// Always inlined: a value that passes through memory costs more than the arithmetic on it.
 #if defined(__CUDACC__)
 #define AVPPC_INLINE __host__ __device__ __forceinline__
 #else
@@ -43,10 +44,14 @@ struct Rotations {
 };
 
 template <typename V>
-AVPPC_INLINE Complex<V> operator+(Complex<V> a, Complex<V> b) { return {a.re + b.re, a.im + b.im}; }
+AVPPC_INLINE Complex<V> operator+(Complex<V> a, Complex<V> b) {
+  return {a.re + b.re, a.im + b.im};
+}
 
 template <typename V>
-AVPPC_INLINE Complex<V> operator-(Complex<V> a, Complex<V> b) { return {a.re - b.re, a.im - b.im}; }
+AVPPC_INLINE Complex<V> operator-(Complex<V> a, Complex<V> b) {
+  return {a.re - b.re, a.im - b.im};
+}
 
 template <typename V>
 AVPPC_INLINE Complex<V> operator*(Complex<V> a, typename Scalar<V>::type b) {
@@ -54,7 +59,9 @@ AVPPC_INLINE Complex<V> operator*(Complex<V> a, typename Scalar<V>::type b) {
 }
 
 template <typename V>
-AVPPC_INLINE Complex<V> times_minus_i(Complex<V> a) { return {a.im, -a.re}; }
+AVPPC_INLINE Complex<V> times_minus_i(Complex<V> a) {
+  return {a.im, -a.re};
+}
 
 // (a, b) -> (a + b, a - b)
 template <typename V>

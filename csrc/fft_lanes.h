@@ -1,14 +1,16 @@
 // Complex Fourier transforms of several signals side by side: value i of every signal is one register of doubles, so a
-// transform is plain scalar arithmetic on registers, in place, whatever its size. For kernel sources only (cpu_dispatch.h).
+// transform is plain scalar arithmetic on registers, in place, whatever its size. For kernel sources only
+// (cpu_dispatch.h).
 //
 //   buffer: value i of D signals = real parts at buffer[2 i D ...], imaginary parts at buffer[(2 i + 1) D ...]
 //
-// Decimation in time: the first pass reads its input in digit-reversed order, the output is in order. Double precision,
-// because float would leave errors at 1e-7 of a frame's loudest frequency: as loud as the quiet ones that a logarithm shows.
+// Decimation in time: the first pass reads its input in digit-reversed order, the output is in order. Double
+// precision, because float would leave errors at 1e-7 of a frame's loudest frequency: as loud as the quiet ones that a
+// logarithm shows.
 #pragma once
 
 #include "cpu_dispatch.h"
-#include "fft_butterfly.h"  // its functions are always inlined: values that pass through memory cost more than arithmetic
+#include "fft_butterfly.h"
 
 #if defined(AVPPC_CPU_LEVEL_avx512)
 #include <immintrin.h>
@@ -149,7 +151,7 @@ void fft_last_pass(const double* buffer, int points, const double* twiddles, con
     } else {
       const int other = done - j;
       load_twiddled(y, buffer + int64_t{2} * D * other, step, twiddles + 2 * Butterfly<R, vdouble>::ROTATIONS * other);
-  AVPPC_UNROLL
+      AVPPC_UNROLL
       for (int q = 0; q < R; ++q) use(j + q * done, x[q], other + (R - 1 - q) * done, y[R - 1 - q]);
     }
   }

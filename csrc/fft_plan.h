@@ -1,5 +1,5 @@
-// The tables of a mixed-radix transform (fft_butterfly.h) of a real signal of 2 * points numbers, taken as points complex
-// values: even samples the real parts, odd ones the imaginary parts.
+// The tables of a mixed-radix transform (fft_butterfly.h) of a real signal of 2 * points numbers, taken as points
+// complex values: even samples the real parts, odd ones the imaginary parts.
 #pragma once
 
 #include <vector>

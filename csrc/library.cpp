@@ -1,5 +1,5 @@
-// The namespace of our operators. Each operator's own file adds its schema and kernels with STABLE_TORCH_LIBRARY_FRAGMENT
-// and STABLE_TORCH_LIBRARY_IMPL.
+// The namespace of our operators. Each operator's own file adds its schema and kernels with
+// STABLE_TORCH_LIBRARY_FRAGMENT and STABLE_TORCH_LIBRARY_IMPL.
 #include "checks.h"
 
 STABLE_TORCH_LIBRARY(avppc, library) { (void)library; }

@@ -1,5 +1,5 @@
-// avppc::log_mel for CUDA tensors. log_mel_block.h says what a block does; here are the kernels, their launches and the tables
-// on the device. One launch; two where a clip's features depend on all its frames and do not fit one block.
+// avppc::log_mel for CUDA tensors. log_mel_block.h says what a block does; here are the kernels, their launches and
+// the tables on the device. One launch; two where a clip's features depend on all its frames and do not fit one block.
 #include <cuda_runtime.h>
 
 #include <array>
@@ -15,10 +15,10 @@
 #include "log_mel_launch.h"
 #include "log_mel_tables.h"
 
-#define AVPPC_CUDA_CHECK(call)                                                                        \
-  do {                                                                                                \
-    const cudaError_t error = (call);                                                                 \
-    AVPPC_CHECK(error == cudaSuccess, "log_mel: ", #call, " failed: ", cudaGetErrorString(error));   \
+#define AVPPC_CUDA_CHECK(call)                                                                     \
+  do {                                                                                             \
+    const cudaError_t error = (call);                                                              \
+    AVPPC_CHECK(error == cudaSuccess, "log_mel: ", #call, " failed: ", cudaGetErrorString(error)); \
   } while (0)
 
 namespace avppc {
@@ -44,7 +44,8 @@ struct DeviceThreads {
 
 template <typename Real>
 __global__ void __launch_bounds__(MAX_THREADS, 2)
-    log_mel_fwd_kernel(const __grid_constant__ LogMelArguments<Real> arguments, const __grid_constant__ LogMelShared shared) {
+    log_mel_fwd_kernel(const __grid_constant__ LogMelArguments<Real> arguments,
+                       const __grid_constant__ LogMelShared shared) {
   extern __shared__ __align__(16) char memory[];
   log_mel_fwd_block(arguments, blockIdx.x, memory, shared, DeviceThreads{});
 }
@@ -60,8 +61,8 @@ __global__ void __launch_bounds__(FINISH_THREADS)
   double* parts = reinterpret_cast<double*>(memory);
   double* statistics = parts + LOG_MEL_PARTS * finish.features;
   float* largest = reinterpret_cast<float*>(statistics + 2 * finish.features);
-  log_mel_finish_block(finish, frames, framing.frames(given < samples ? given : samples), maxima + clip * chunks, chunks,
-                       largest, parts, statistics, mel + clip * frames * finish.bands,
+  log_mel_finish_block(finish, frames, framing.frames(given < samples ? given : samples), maxima + clip * chunks,
+                       chunks, largest, parts, statistics, mel + clip * frames * finish.bands,
                        out + clip * frames * finish.features, DeviceThreads{});
 }
 
@@ -71,8 +72,8 @@ struct DeviceTables {
   LogMelFinish finish;
 };
 
-// The tables of a configuration on the current device: copied at their first use, kept. (A stream that is being captured
-// into a graph cannot do that: call once before.)
+// The tables of a configuration on the current device: copied at their first use, kept. (A stream that is being
+// captured into a graph cannot do that: call once before.)
 template <typename Real>
 DeviceTables<Real> find_tables(const std::string& config, const LogMelConfig& parsed, int device) {
   static std::mutex mutex;
@@ -118,7 +119,8 @@ void launch_log_mel(const Tensor& waveform, const int64_t* lengths, const std::s
   const int warps = plan_log_mel_blocks(a, waveform.size(1), most);
   AVPPC_CHECK(warps > 0, "log_mel: fft_size ", config.fft_size, " needs more shared memory than this device has");
   const int64_t blocks = a.whole ? clips : clips * a.chunks;
-  AVPPC_CHECK(blocks < (int64_t{1} << 31), "log_mel: ", clips, " clips of ", a.frames, " frames are too many for one call");
+  AVPPC_CHECK(blocks < (int64_t{1} << 31), "log_mel: ", clips, " clips of ", a.frames,
+              " frames are too many for one call");
 
   // Before `finish`, bands go where the features will be, unless those are others.
   const bool second = a.finish.needed && !a.whole;
@@ -164,7 +166,8 @@ Tensor log_mel_cuda(const Tensor& waveform, const std::optional<Tensor>& lengths
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   Tensor out = new_floats(waveform, clips, frames, config.features());
   const int64_t* length_data = lengths.has_value() ? lengths->const_data_ptr<int64_t>() : nullptr;
-  // Double precision keeps quiet bands beside loud ones right, as on the CPU. GPUs for games do it 32 or 64 times slower.
+  // Double precision keeps quiet bands beside loud ones right, as on the CPU. GPUs for games do it 32 or 64 times
+  // slower.
   const bool fast_doubles = device_attribute(cudaDevAttrSingleToDoublePrecisionPerfRatio, device) <= 2;
   const auto launch = fast_doubles ? launch_log_mel<double> : launch_log_mel<float>;
   launch(waveform, length_data, text, config, out, device, static_cast<cudaStream_t>(stream));

@@ -1,5 +1,5 @@
-// What a block of threads does for log_mel on a GPU. Written against a `Threads` that runs a step for every thread and then
-// makes all of them wait, so that a plain C++ compiler can run it, too: one thread after the other, step by step.
+// What a block of threads does for log_mel on a GPU. Written against a `Threads` that runs a step for every thread and
+// then makes all of them wait, so that a plain C++ compiler can run it, too: one thread after the other, step by step.
 //
 //   block = a chunk of CHUNK frames of one clip (or all chunks of a short clip whose features need all its frames)
 //   1. its samples -> shared memory, with padding and preemphasis of the signal, each once
@@ -59,11 +59,11 @@ struct LogMelArguments {
   int64_t samples, frames, chunks;
   float signal_preemphasis;
   bool is_int16, reflect;
-  bool whole;          // a block does a whole clip
-  int chunk_frames;    // frames whose samples are in shared memory together
-  int stride;          // from a frame's samples there to the next frame's; overlapping frames share them
-  float* mel;          // [N, F, B] features before `finish`
-  float* largest;      // [N, chunks]
+  bool whole;        // a block does a whole clip
+  int chunk_frames;  // frames whose samples are in shared memory together
+  int stride;        // from a frame's samples there to the next frame's; overlapping frames share them
+  float* mel;        // [N, F, B] features before `finish`
+  float* largest;    // [N, chunks]
   float* out;
 };
 
@@ -98,8 +98,7 @@ LogMelShared log_mel_shared(const LogMelArguments<Real>& a, int warps) {
 
 AVPPC_INLINE float larger_or_nan(float a, float b) { return b > a || b != b ? b : a; }
 
-// --- one frame, by the lanes of a warp -----------------------------------------------------------------------------------
-
+// One frame, by the lanes of a warp.
 template <typename Real>
 struct LogMelFrame {
   const LogMelTables<Real>& t;
@@ -228,8 +227,6 @@ struct LogMelFrame {
   }
 };
 
-// --- a block -------------------------------------------------------------------------------------------------------------
-
 // The sample at position index of a clip, with what stands beyond its ends, and preemphasis over the signal.
 template <typename Real>
 AVPPC_DEVICE float log_mel_sample(const LogMelArguments<Real>& a, int64_t clip, int64_t length, int64_t index) {
@@ -248,8 +245,8 @@ AVPPC_DEVICE float log_mel_sample(const LogMelArguments<Real>& a, int64_t clip, 
 
 // The samples of count frames from first_frame on -> stage.
 template <typename Real>
-AVPPC_DEVICE void log_mel_stage(const LogMelArguments<Real>& a, int64_t clip, int64_t length, int64_t first_frame, int count,
-                                float* stage, int thread, int threads) {
+AVPPC_DEVICE void log_mel_stage(const LogMelArguments<Real>& a, int64_t clip, int64_t length, int64_t first_frame,
+                                int count, float* stage, int thread, int threads) {
   const int window = a.tables.window_samples;
   const int64_t begin = a.framing.first + first_frame * a.framing.hop;
   if (a.stride == a.framing.hop) {
@@ -335,8 +332,8 @@ AVPPC_DEVICE void log_mel_finish_block(const LogMelFinish& f, int64_t frames, in
 }
 
 template <typename Real, typename Threads>
-AVPPC_DEVICE void log_mel_fwd_block(const LogMelArguments<Real>& a, int64_t block, char* memory, const LogMelShared& shared,
-                                    const Threads& threads) {
+AVPPC_DEVICE void log_mel_fwd_block(const LogMelArguments<Real>& a, int64_t block, char* memory,
+                                    const LogMelShared& shared, const Threads& threads) {
   const LogMelTables<Real>& t = a.tables;
   const int64_t clip = a.whole ? block : block / a.chunks;
   const int64_t first_chunk = a.whole ? 0 : block % a.chunks, last_chunk = a.whole ? a.chunks : first_chunk + 1;
@@ -352,7 +349,9 @@ AVPPC_DEVICE void log_mel_fwd_block(const LogMelArguments<Real>& a, int64_t bloc
   for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
     const int64_t first = chunk * a.chunk_frames;
     const int room = static_cast<int>(a.frames - first < a.chunk_frames ? a.frames - first : a.chunk_frames);
-    const int count = static_cast<int>(clip_frames < first ? 0 : clip_frames - first < room ? clip_frames - first : room);
+    const int count = static_cast<int>(clip_frames < first          ? 0
+                                       : clip_frames - first < room ? clip_frames - first
+                                                                    : room);
     float* target = a.whole ? features + first * t.bands : a.mel + (clip * a.frames + first) * t.bands;
     threads.each([&](int thread) {
       if (count > 0) log_mel_stage(a, clip, length, first, count, stage, thread, threads.count());

@@ -135,7 +135,8 @@ void LogMelWorker::prefetch(const SampleSource& source, int64_t begin, int64_t s
   constexpr int64_t line = 64, most = 256 * line;
   if (begin < 0 || begin >= source.length) return;
   const char* first = static_cast<const char*>(source.clip) + begin * sample_bytes;
-  const int64_t bytes = std::min(std::min(LOG_MEL_GROUP * job_.tables.plan.stride, source.length - begin) * sample_bytes, most);
+  const int64_t bytes =
+      std::min(std::min(LOG_MEL_GROUP * job_.tables.plan.stride, source.length - begin) * sample_bytes, most);
   for (int64_t byte = 0; byte < bytes; byte += line) __builtin_prefetch(first + byte);
 }
 
@@ -144,9 +145,8 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
   const auto compute = AVPPC_CPU_SELECT(log_mel_group);
   const LogMelPlan& plan = job_.tables.plan;
   const int64_t hop = config_.hop_samples, window = config_.window_samples;
-  const float silence = static_cast<float>(config_.needs_finish()
-                                               ? config_.silence()
-                                               : config_.silence() * config_.output_scale + config_.output_shift);
+  const float silence = static_cast<float>(
+      config_.needs_finish() ? config_.silence() : config_.silence() * config_.output_scale + config_.output_shift);
   SampleSource source{};
   source.is_int16 = job_.is_int16;
   source.reflect = config_.reflects();
@@ -198,10 +198,11 @@ void LogMelWorker::scale(int64_t clip, int64_t count) const {
     if (value > largest || std::isnan(value)) largest = value;
   }
   const float lowest = config_.has_dynamic_range ? largest - static_cast<float>(config_.dynamic_range) : -HUGE_VALF;
-  const float reference = std::isnan(largest) || config_.relative_to_max ? largest : 0.0f;  // NaN makes all the clip NaN
+  const float reference =
+      std::isnan(largest) || config_.relative_to_max ? largest : 0.0f;  // NaN makes all the clip NaN
   const int64_t size = job_.frames * config_.bands;
-  AVPPC_CPU_SELECT(scale_values)(job_.mel + clip * size, size, lowest, reference, static_cast<float>(config_.output_scale),
-                                 static_cast<float>(config_.output_shift));
+  AVPPC_CPU_SELECT(scale_values)(job_.mel + clip * size, size, lowest, reference,
+                                 static_cast<float>(config_.output_scale), static_cast<float>(config_.output_shift));
 }
 
 void LogMelWorker::transform_cosine(int64_t clip) const {
@@ -236,8 +237,9 @@ void LogMelWorker::normalize(int64_t clip, int64_t count) {
   std::fill(values + count * features, values + job_.frames * features, 0.0f);
 }
 
-// work(worker, begin, end) for portions of 0 ... count, on torch's threads. Each takes the next portion when it is done with
-// one, so that a thread which the machine holds up delays one portion and not its whole share. An exception is thrown here.
+// work(worker, begin, end) for portions of 0 ... count, on torch's threads. Each takes the next portion when it is
+// done with one, so that a thread which the machine holds up delays one portion and not its whole share. An exception
+// is thrown here.
 template <typename Work>
 void share_out(const LogMelJob& job, int64_t count, int64_t portion, const Work& work) {
   struct Context {
@@ -303,8 +305,8 @@ Tensor log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths,
     AVPPC_CHECK(lengths->numel() == clips, "lengths must have ", clips, " elements, got ", lengths->numel());
     length_data = lengths->const_data_ptr<int64_t>();
     for (int64_t clip = 0; clip < clips; ++clip) {
-      AVPPC_CHECK(length_data[clip] >= 0 && length_data[clip] <= samples, "lengths must be from 0 to ", samples, ", got ",
-                  length_data[clip]);
+      AVPPC_CHECK(length_data[clip] >= 0 && length_data[clip] <= samples, "lengths must be from 0 to ", samples,
+                  ", got ", length_data[clip]);
     }
   }
   Tensor out = torch::stable::new_empty(waveform, {clips, frames, plan->config.features()}, ScalarType::Float);
@@ -312,8 +314,8 @@ Tensor log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths,
   const Floats largest = allocate_floats(clips * groups);
   float* const out_data = out.mutable_data_ptr<float>();
   const Floats bands = plan->config.mfcc > 0 ? allocate_floats(clips * frames * plan->config.bands) : nullptr;
-  run({*plan, static_cast<const char*>(waveform.const_data_ptr()), length_data, is_int16, samples, frames, groups, out_data,
-       bands ? bands.get() : out_data, largest.get()},
+  run({*plan, static_cast<const char*>(waveform.const_data_ptr()), length_data, is_int16, samples, frames, groups,
+       out_data, bands ? bands.get() : out_data, largest.get()},
       clips);
   return out;
 }

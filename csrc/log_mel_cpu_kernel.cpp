@@ -1,11 +1,11 @@
-// Log-mel of a group of frames, frames side by side in the vector lanes: every step handles a register full of frames at
-// once and needs no shuffles but the two transpositions at its ends.
+// Log-mel of a group of frames, frames side by side in the vector lanes: every step handles a register full of frames
+// at once and needs no shuffles but the two transpositions at its ends.
 //
 //   samples --transpose--> rows --window, FFT in place--> spectrum --> power [bins][16]
 //           --sparse mel, log--> [bands][lanes] --transpose--> out [frames][bands]
 //
 // Rows: consecutive frames share most of their samples, so each is transposed only once: with h = stride,
-//   row p (p < h) = samples p, h + p, 2 h + p, ...   and sample i of frames 0, 1, ... is row i % h from column i / h on.
+//   row p (p < h) = samples p, h + p, 2 h + p, ...; sample i of frames 0, 1, ... is row i % h from column i / h on.
 #include "log_mel_cpu_kernel.h"
 
 #include "fft_lanes.h"
@@ -16,8 +16,6 @@ namespace {
 
 constexpr int L = CPU_LANES;
 constexpr int G = LOG_MEL_GROUP;
-
-// --- transposition ---------------------------------------------------------------------------------------------------
 
 AVPPC_INLINE vfloat interleave_low(vfloat a, vfloat b) {
 #if defined(AVPPC_CPU_LEVEL_avx512)
@@ -54,8 +52,7 @@ AVPPC_INLINE void transpose(vfloat (&rows)[L]) {
   }
 }
 
-// --- the steps -------------------------------------------------------------------------------------------------------
-
+// Each sample of the group once, as the rows described above.
 void fill_rows(const LogMelPlan& plan, const float* samples, float* rows) {
   const int width = plan.row_width, count = plan.row_count - 1;
   for (int begin = 0; begin < count; begin += L) {

@@ -1,4 +1,5 @@
-// The CPU kernel of log_mel as its caller sees it: plain pointers only, because it is compiled once per instruction set.
+// The CPU kernel of log_mel as its caller sees it: plain pointers only, because it is compiled once per instruction
+// set.
 #pragma once
 
 #include <stdint.h>
@@ -10,26 +11,26 @@ namespace avppc {
 constexpr int LOG_MEL_GROUP = 16;  // frames computed together
 constexpr int LOG_MEL_MAX_PASSES = 16;
 
-// Tables for a configuration; LogMelPlanStorage in log_mel_cpu.cpp owns them. A slot is a place in the transform's input:
-// slots 2 i and 2 i + 1 hold the real and the imaginary part of its value i, two neighbouring samples.
+// Tables for a configuration; LogMelPlanStorage in log_mel_cpu_plan.h owns them. A slot is a place in the transform's
+// input: slots 2 i and 2 i + 1 hold the real and the imaginary part of its value i, two neighbouring samples.
 struct LogMelPlan {
-  int window_samples, bands, points;               // points = fft_size / 2: a real transform as a complex one of half size
+  int window_samples, bands, points;  // points = fft_size / 2: a real transform as a complex one of half size
   bool remove_dc, magnitude, take_log;
-  double preemphasis;                              // within the frame; 0: none
-  const double* window;                            // [window_samples], times 1/2
-  const double* slot_window;                       // [fft_size] of the sample in each slot; 0 behind the window
-  const int* slot_sample;                          // [fft_size] sample in each slot; window_samples: zero
-  const int* slot_row;                             // [fft_size] where that sample of frame 0 stands among the rows
-  const int* live;                                 // first pass: how many values of each butterfly are not zero
-  int row_count, row_width;                        // samples stand as rows [row_count][row_width]; the last row is zero
-  int64_t stride;                                  // from a frame's samples to the next frame's
+  double preemphasis;         // within the frame; 0: none
+  const double* window;       // [window_samples], times 1/2
+  const double* slot_window;  // [fft_size] of the sample in each slot; 0 behind the window
+  const int* slot_sample;     // [fft_size] sample in each slot; window_samples: zero
+  const int* slot_row;        // [fft_size] where that sample of frame 0 stands among the rows
+  const int* live;            // first pass: how many values of each butterfly are not zero
+  int row_count, row_width;   // samples stand as rows [row_count][row_width]; the last row is zero
+  int64_t stride;             // from a frame's samples to the next frame's
   int passes;
   int radix[LOG_MEL_MAX_PASSES];
-  const double* twiddles[LOG_MEL_MAX_PASSES];      // see FftPlan
-  const double* unzip;                             // [points, 2], see FftPlan
-  const int *mel_begin, *mel_count, *mel_offset;   // [bands]
+  const double* twiddles[LOG_MEL_MAX_PASSES];     // see FftPlan
+  const double* unzip;                            // [points, 2], see FftPlan
+  const int *mel_begin, *mel_count, *mel_offset;  // [bands]
   const float* mel_weights;
-  bool track_largest;                              // log_mel_group's result is wanted
+  bool track_largest;                                       // log_mel_group's result is wanted
   float log_offset, log_floor, output_scale, output_shift;  // output_scale is of the natural logarithm
 };
 
@@ -43,11 +44,11 @@ struct SampleSource {
 
 // Scratch memory of log_mel_group, each part 64-byte aligned.
 struct LogMelWork {
-  float* rows;           // [row_count, row_width], the last row zero
-  double* conditioned;   // [window_samples + 1, doubles of a register], the last row zero
-  double* spectrum;      // [2 * points, doubles of a register]
-  float* power;          // [points + 1, LOG_MEL_GROUP]
-  float* mel;            // [bands rounded up to 16, LOG_MEL_GROUP]
+  float* rows;          // [row_count, row_width], the last row zero
+  double* conditioned;  // [window_samples + 1, doubles of a register], the last row zero
+  double* spectrum;     // [2 * points, doubles of a register]
+  float* power;         // [points + 1, LOG_MEL_GROUP]
+  float* mel;           // [bands rounded up to 16, LOG_MEL_GROUP]
 };
 constexpr int LOG_MEL_MAX_DOUBLES = 8;  // of a register
 

@@ -13,7 +13,11 @@ int round_up(int64_t number, int multiple) { return static_cast<int>((number + m
 }  // namespace
 
 LogMelPlanStorage::LogMelPlanStorage(const LogMelConfig& config)
-    : config(config), fft(config.fft_size / 2), mel(make_mel_bands(config)), dct(make_dct(config)), window(make_window(config)) {
+    : config(config),
+      fft(config.fft_size / 2),
+      mel(make_mel_bands(config)),
+      dct(make_dct(config)),
+      window(make_window(config)) {
   for (double& value : window) value *= 0.5;  // the kernel's real transform wants half
   plan_rows();
   plan_transform();

@@ -1,5 +1,5 @@
-// Which samples a frame reads and how many frames a clip has: shared by the CPU and the CUDA kernels. No standard headers
-// with inline functions, see cpu_dispatch.h.
+// Which samples a frame reads and how many frames a clip has: shared by the CPU and the CUDA kernels. No standard
+// headers with inline functions, see cpu_dispatch.h.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,8 @@ AVPPC_HOST_DEVICE static inline int64_t source_sample(int64_t index, int64_t len
   if (index >= 0 && index < length) return index;
   if (!reflect) return -1;
   if (length == 1) return 0;
-  const int64_t period = 2 * (length - 1);  // as numpy reflects: the ends are not repeated, the whole as often as needed
+  const int64_t period =
+      2 * (length - 1);  // as numpy reflects: the ends are not repeated, the whole as often as needed
   index %= period;
   if (index < 0) index += period;
   return index < length ? index : period - index;

@@ -1,5 +1,5 @@
-// Host side of the CUDA kernels of log_mel, without CUDA in it: the tables as one piece of memory that can be copied to a
-// device, and how a call is cut into blocks.
+// Host side of the CUDA kernels of log_mel, without CUDA in it: the tables as one piece of memory that can be copied
+// to a device, and how a call is cut into blocks.
 #pragma once
 
 #include <algorithm>
@@ -15,12 +15,14 @@ namespace avppc {
 template <typename Real>
 class LogMelTableMemory {
  public:
-  explicit LogMelTableMemory(const LogMelConfig& config) : config_(config), fft_(config.fft_size / 2), mel_(make_mel_bands(config)) {
+  explicit LogMelTableMemory(const LogMelConfig& config)
+      : config_(config), fft_(config.fft_size / 2), mel_(make_mel_bands(config)) {
     std::vector<Real> window;
     for (const double value : make_window(config)) window.push_back(static_cast<Real>(0.5 * value));
     window_ = put(window);
     unzip_ = put(std::vector<Real>(fft_.unzip.begin(), fft_.unzip.end()));
-    for (const auto& twiddles : fft_.twiddles) twiddles_.push_back(put(std::vector<Real>(twiddles.begin(), twiddles.end())));
+    for (const auto& twiddles : fft_.twiddles)
+      twiddles_.push_back(put(std::vector<Real>(twiddles.begin(), twiddles.end())));
     // Butterfly b of the first pass holds values first_pair[b] + k * butterflies at places b * radix + k.
     const int radix = fft_.radices[0], butterflies = fft_.points / radix;
     std::vector<int> first_pair(butterflies);
@@ -65,7 +67,8 @@ class LogMelTableMemory {
     t.log_offset = static_cast<float>(config_.log_offset);
     t.log_floor = static_cast<float>(config_.log_floor);
     const bool scale_later = config_.needs_finish();
-    t.output_scale = static_cast<float>((t.take_log ? config_.log_scale() : 1.0) * (scale_later ? 1.0 : config_.output_scale));
+    t.output_scale =
+        static_cast<float>((t.take_log ? config_.log_scale() : 1.0) * (scale_later ? 1.0 : config_.output_scale));
     t.output_shift = scale_later ? 0.0f : static_cast<float>(config_.output_shift);
     return t;
   }
@@ -106,16 +109,18 @@ class LogMelTableMemory {
 };
 
 constexpr int LOG_MEL_CHUNK_FRAMES = 16;
-constexpr int64_t LOG_MEL_WHOLE_BYTES = 48 * 1024;  // features of a clip that a block finishes by itself: 150 frames of 80
+constexpr int64_t LOG_MEL_WHOLE_BYTES =
+    48 * 1024;  // features of a clip that a block finishes by itself: 150 frames of 80
 
-// Cuts clips [N, S] into blocks; fills what depends on it in arguments, whose tables, finish and framing are set. Returns the
-// warps of a block, 0 where even one needs more than max_shared bytes of shared memory.
+// Cuts clips [N, S] into blocks; fills what depends on it in arguments, whose tables, finish and framing are set.
+// Returns the warps of a block, 0 where even one needs more than max_shared bytes of shared memory.
 template <typename Real>
 int plan_log_mel_blocks(LogMelArguments<Real>& a, int64_t samples, int64_t max_shared) {
   a.samples = samples;
   a.frames = a.framing.frames(samples);
   const int window = (a.tables.window_samples + 3) / 4 * 4;
-  a.stride = static_cast<int>(std::min<int64_t>(a.framing.hop, window));  // frames that do not overlap stand close together
+  a.stride =
+      static_cast<int>(std::min<int64_t>(a.framing.hop, window));  // frames that do not overlap stand close together
   a.whole = a.finish.needed && a.frames * a.tables.bands * 4 <= LOG_MEL_WHOLE_BYTES;
   for (int warps = a.whole ? 8 : 4; warps > 0; warps /= 2) {
     for (int frames = a.whole ? 4 * warps : LOG_MEL_CHUNK_FRAMES; frames >= warps; frames /= 2) {

@@ -1,4 +1,5 @@
-// What the CPU and the CUDA kernels of log_mel share: the configuration and its checks, and the tables, computed in double. The meaning of every field is in avppc/config/features.py.
+// What the CPU and the CUDA kernels of log_mel share: the configuration and its checks, and the tables, computed in
+// double. The meaning of every field is in avppc/config/features.py.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +45,7 @@ struct LogMelConfig {
   int features() const { return mfcc ? mfcc : bands; }
   int bins() const { return fft_size / 2 + 1; }
   // The result of a clip depends on statistics over all its frames, or is more than a scaled logarithm.
-  bool needs_finish() const {
-    return relative_to_max || has_dynamic_range || mfcc > 0 || normalize != Normalize::none;
-  }
+  bool needs_finish() const { return relative_to_max || has_dynamic_range || mfcc > 0 || normalize != Normalize::none; }
   LogMelFraming frames() const;
   int64_t num_frames(int64_t num_samples) const { return frames().frames(num_samples); }
   // Samples beyond a clip's ends are its own, reflected; otherwise zero.

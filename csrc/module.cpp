@@ -1,5 +1,5 @@
-// avppc._C: what this build is, and the feature tables that the kernels use, for `avppc doctor` and for the tests. Needs no
-// torch. A configuration comes as avppc.LogMelConfig.to_text() writes it.
+// avppc._C: what this build is, and the feature tables that the kernels use, for `avppc doctor` and for the tests.
+// Needs no torch. A configuration comes as avppc.LogMelConfig.to_text() writes it.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 

@@ -1,5 +1,5 @@
-// Runs the blocks of csrc/log_mel.cu on the host: every step for one thread after the other, in rising or falling order, with
-// shared memory full of NaN at first. Compiled and called by test_log_mel_block.py.
+// Runs the blocks of csrc/log_mel.cu on the host: every step for one thread after the other, in rising or falling
+// order, with shared memory full of NaN at first. Compiled and called by test_log_mel_block.py.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
