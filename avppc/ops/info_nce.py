@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
-from avppc.config.checks import check_choice
+from avppc.config.checks import check_bool, check_choice
 from avppc.ops import _library
 from avppc.ops.info_nce_cpu import info_nce_cpu_mean, info_nce_cpu_rows
 from avppc.ops.info_nce_problem import Pairs, Problem, make_problem
@@ -33,38 +35,6 @@ class InfoNCEStats(NamedTuple):
     """[K] share of contexts whose positive scores above each of their negatives, 0 to 1; a tie is a miss."""
 
 
-@overload
-def bilinear_info_nce(
-    contexts: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
-    pairs: Pairs | None = None,
-    *,
-    scale: float | Tensor = 1.0,
-    positive_offset: int = 0,
-    context_ids: Tensor | None = None,
-    target_ids: Tensor | None = None,
-    symmetric: bool = False,
-    reduction: str = "mean",
-    backend: str = "auto",
-    return_stats: Literal[False] = False,
-) -> Tensor: ...
-@overload
-def bilinear_info_nce(
-    contexts: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
-    pairs: Pairs | None = None,
-    *,
-    scale: float | Tensor = 1.0,
-    positive_offset: int = 0,
-    context_ids: Tensor | None = None,
-    target_ids: Tensor | None = None,
-    symmetric: bool = False,
-    reduction: str = "mean",
-    backend: str = "auto",
-    return_stats: Literal[True],
-) -> tuple[Tensor, InfoNCEStats]: ...
 def bilinear_info_nce(
     contexts: Tensor,
     targets: Tensor,
@@ -79,7 +49,7 @@ def bilinear_info_nce(
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: bool = False,
-) -> Tensor | tuple[Tensor, InfoNCEStats]:
+) -> Any:
     """K InfoNCE losses with bilinear scores; each context must find its target among the targets of the whole batch.
 
     In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]])::
@@ -104,8 +74,9 @@ def bilinear_info_nce(
         return_stats: also return InfoNCEStats, at next to no cost.
 
     Returns:
-        The loss, float32 (float64 for float64), or (loss, InfoNCEStats). Under autocast the products run in
-        autocast's dtype.
+        The loss, a Tensor of float32 (float64 for float64); with return_stats, (loss, InfoNCEStats). Under autocast
+        the products run in autocast's dtype. Under forward-mode derivatives, torch.func, torch.export and make_fx,
+        "auto" is "reference".
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the text names it.
@@ -133,9 +104,10 @@ def solve(
     task_weights: Sequence[float] | None = None,
     backend: str = "auto",
     return_stats: bool = False,
-) -> Tensor | tuple[Tensor, InfoNCEStats]:
+) -> Any:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     check_choice("reduction", reduction, REDUCTIONS)
+    check_bool("return_stats", return_stats)
     if pick_backend(problem, backend) == "cpp":
         loss, stats = _solve_cpp(problem, reduction, task_weights)
         return (loss, stats) if return_stats else loss
@@ -146,17 +118,16 @@ def pick_backend(problem: Problem, backend: str) -> str:
     """ "cpp" or "reference" for this problem."""
     check_choice("backend", backend, BACKENDS)
     device, dtype = problem.contexts.device.type, problem.contexts.dtype
-    # vmap, jvp and their like are traced by torch.compile, and refused by the compiled operators
-    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    plain_torch_alone = _needs_plain_torch(problem)
     if backend == "auto":
-        cpp = device == "cpu" and dtype != torch.float64 and not transformed and _library.has_cpp_ops()
+        cpp = device == "cpu" and dtype != torch.float64 and not plain_torch_alone and _library.has_cpp_ops()
         return "cpp" if cpp else "reference"
     if backend == "reference":
         return backend
     if dtype == torch.float64:
         raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
-    if transformed:
-        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no torch.func transforms; use 'reference'")
+    if plain_torch_alone:
+        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no {plain_torch_alone}; use 'reference'")
     if backend == "triton":
         raise RuntimeError("bilinear_info_nce(backend='triton') is not available: there are no Triton kernels yet")
     if device != "cpu":
@@ -165,10 +136,28 @@ def pick_backend(problem: Problem, backend: str) -> str:
     return backend
 
 
+def _needs_plain_torch(problem: Problem) -> str | None:
+    """What must see through plain torch just now, or else lose derivatives; None where nothing does."""
+    if torch.compiler.is_exporting():
+        return "gradients in torch.export"
+    if torch.compiler.is_compiling():  # which traces all else
+        return None
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms"
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        return "gradients in make_fx"
+    tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    if forward_ad._current_level >= 0 and any(
+        value is not None and forward_ad.unpack_dual(value).tangent is not None for value in tensors
+    ):
+        return "forward-mode derivatives"
+    return None
+
+
 def _solve_reference(
     problem: Problem, reduction: str, task_weights: Sequence[float] | None, return_stats: bool
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    with torch.autocast(problem.contexts.device.type, enabled=False):
+    with without_autocast(problem.contexts):
         s = info_nce_logits_reference(*problem[:-1])
         rows = info_nce_rows_reference(s, problem.positive_offset, problem.symmetric)
         loss = reduce_rows(rows, reduction, task_weights)
@@ -206,10 +195,21 @@ def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> T
     return torch.tensor([weight / total for weight in task_weights], dtype=like.dtype, device=like.device)
 
 
+def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products run in the dtypes they come in, on the device of value."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if _is_autocast_on(kind) else nullcontext()
+
+
+def _is_autocast_on(device_type: str) -> bool:
+    # devices without autocast, such as meta, must not be asked
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def to_autocast_dtype(*embeddings: Any) -> tuple[Any, ...]:
     """The embeddings in autocast's dtype where autocast is on, as for torch.matmul; float64 stays."""
     kinds = [value.device.type for value in embeddings if isinstance(value, Tensor)]
-    if not kinds or not torch.is_autocast_enabled(kinds[0]):
+    if not kinds or not _is_autocast_on(kinds[0]):
         return embeddings
     dtype = torch.get_autocast_dtype(kinds[0])
     return tuple(

@@ -100,11 +100,9 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_double_backward()
-        # loss.backward() asks for 1 times the gradients: spare the copies
-        as_they_are = not torch.compiler.is_compiling() and dloss.item() == 1.0
+        # copies even for dloss = 1: the saved gradients serve the next backward of a retained graph
         wanted = tuple(
-            (value if as_they_are else value * dloss.to(value.dtype)) if need else None
-            for need, value in zip(_needs(ctx), ctx.saved_tensors, strict=True)
+            value * dloss if need else None for need, value in zip(_needs(ctx), ctx.saved_tensors, strict=True)
         )
         return _gradients(wanted, _FIELDS + 1)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from avppc.ops.info_nce import InfoNCEStats, pick_backend, reduce_rows, solve
+from avppc.ops.info_nce import InfoNCEStats, pick_backend, reduce_rows, solve, without_autocast
 from avppc.ops.info_nce_problem import NO_POSITIVE, Problem
 from avppc.ops.reference_info_nce import info_nce_logits_reference
 
@@ -208,7 +208,7 @@ def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]
     if backend == "cpp":
         rows, correct, lse, _ = torch.ops.avppc.info_nce_cpu(*problem)
         return rows, correct, lse
-    with torch.autocast(problem.contexts.device.type, enabled=False):
+    with without_autocast(problem.contexts):
         s = info_nce_logits_reference(*problem[:-1])
     lowest = torch.finfo(s.dtype).min
     maximum = s.amax(2).clamp_min(lowest)  # finite where all are left out
@@ -229,7 +229,7 @@ def _gradients(problem: Problem, backend: str, lse: Tensor, drows: Tensor) -> tu
     else:
         names = ("contexts", "targets", "weights", "scale") if with_weights else ("contexts", "targets", "scale")
         leaves = {name: getattr(problem, name).detach().requires_grad_() for name in names}
-        with torch.enable_grad(), torch.autocast(problem.contexts.device.type, enabled=False):
+        with torch.enable_grad(), without_autocast(problem.contexts):
             s = info_nce_logits_reference(*problem._replace(**leaves)[:-1])
         ds = (s.detach() - lse[0][:, :, None] - lse[1][:, :, None]).exp() * drows[:, :, None]
         if problem.positive_offset != NO_POSITIVE:

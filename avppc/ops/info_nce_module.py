@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.checks import check_bool, check_choice, check_integer, check_number
 from avppc.ops.info_nce import BACKENDS, REDUCTIONS, to_autocast_dtype
 from avppc.ops.info_nce_gather import GATHERS, solve_gathered
-from avppc.ops.info_nce_problem import Pairs, make_problem
+from avppc.ops.info_nce_problem import Pairs, as_pairs, check_embeddings, make_problem
 
 NORMALIZATIONS = ("none", "layer_norm")
 
@@ -43,18 +43,36 @@ class InfoNCEOptions:
     """Whether a call also returns InfoNCEStats, unless the call says otherwise."""
 
     def __post_init__(self) -> None:
-        check_number("scale", self.scale, 0.0)
+        _check_factor("scale", self.scale)
         if self.scale == 0:
             raise ValueError("scale must be above 0, got 0")
+        for name in ("learn_scale", "symmetric", "return_stats"):
+            check_bool(name, getattr(self, name))
         check_choice("normalize", self.normalize, NORMALIZATIONS)
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_choice("backend", self.backend, BACKENDS)
         check_choice("gather", self.gather, GATHERS)
         if self.task_weights is not None:
+            if not isinstance(self.task_weights, Collection):
+                raise TypeError(f"task_weights must hold one number a sub-task, got {self.task_weights!r}")
             for weight in self.task_weights:
-                check_number("task_weights", weight, 0.0)
+                _check_factor("task_weights", weight)
             if not any(self.task_weights):
                 raise ValueError("task_weights must hold a weight above 0, got none")
+
+
+def _check_factor(name: str, value: float) -> None:
+    check_number(name, value, 0.0)
+    if value > torch.finfo(torch.float32).max:
+        raise ValueError(f"{name} must be finite in float32, got {value}")
+
+
+def check_option_names(owner: str, names: Iterable[str]) -> None:
+    """Raises TypeError, in the name of the owner, unless all are fields of InfoNCEOptions."""
+    allowed = [field.name for field in fields(InfoNCEOptions)]
+    for name in names:
+        if name not in allowed:
+            raise TypeError(f"{owner} has no option {name!r}; there are {', '.join(allowed)}")
 
 
 class BilinearInfoNCE(nn.Module):
@@ -94,9 +112,12 @@ class BilinearInfoNCE(nn.Module):
         check_integer("context_dim", context_dim, 1)
         check_integer("target_dim", target_dim, 1)
         check_integer("tasks", tasks, 1)
+        check_option_names("BilinearInfoNCE", options)
         self.options = InfoNCEOptions(learn_scale=learn_scale, gather=gather, **options)
         if pairs is not None:
-            pairs = torch.as_tensor(pairs, dtype=torch.int64, device="cpu")
+            pairs = as_pairs(pairs)
+            if pairs.min() < 0:
+                raise ValueError(f"pairs must hold indices from 0, got {int(pairs.min())}")
             if tasks not in (1, len(pairs)):
                 raise ValueError(f"tasks must be left out or equal the {len(pairs)} pairs, got {tasks}")
             tasks = len(pairs)
@@ -133,7 +154,10 @@ class BilinearInfoNCE(nn.Module):
     ) -> Any:
         """The loss, or (loss, InfoNCEStats); arguments as in bilinear_info_nce."""
         options = self.options
+        with_stats = options.return_stats if return_stats is None else return_stats
+        check_bool("return_stats", with_stats)
         if options.normalize == "layer_norm":
+            contexts, targets = check_embeddings("contexts", contexts), check_embeddings("targets", targets)
             contexts = F.layer_norm(contexts, contexts.shape[-1:])
             targets = F.layer_norm(targets, targets.shape[-1:])
         contexts, targets, weights = to_autocast_dtype(contexts, targets, self.weight)
@@ -154,7 +178,6 @@ class BilinearInfoNCE(nn.Module):
             task_weights=options.task_weights,
             backend=options.backend,
         )
-        with_stats = options.return_stats if return_stats is None else return_stats
         return (loss, stats) if with_stats else loss
 
     def extra_repr(self) -> str:

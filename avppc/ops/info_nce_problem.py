@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from avppc.config.checks import check_bool
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NO_POSITIVE = -1
@@ -63,8 +65,9 @@ def make_problem(
     symmetric: bool = False,
 ) -> Problem:
     """The checked Problem of the arguments of bilinear_info_nce; raises ValueError or TypeError naming the argument."""
-    contexts = _check_embeddings("contexts", contexts)
-    targets = _check_embeddings("targets", targets)
+    check_bool("symmetric", symmetric)
+    contexts = check_embeddings("contexts", contexts)
+    targets = check_embeddings("targets", targets)
     _check_alike("targets", targets, contexts)
     if weights is not None:
         weights = _check_weights(weights, contexts, targets)
@@ -79,8 +82,8 @@ def make_problem(
         missing = "context_ids" if context_ids is None else "target_ids"
         raise ValueError(f"context_ids and target_ids must be given together; {missing} is None")
     if context_ids is not None and target_ids is not None:
-        context_ids = _check_ids("context_ids", context_ids, contexts)
-        target_ids = _check_ids("target_ids", target_ids, targets)
+        context_ids = check_ids("context_ids", context_ids, contexts)
+        target_ids = check_ids("target_ids", target_ids, targets)
     return Problem(
         contexts,
         targets,
@@ -100,7 +103,7 @@ def _check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def _check_embeddings(name: str, value: Tensor) -> Tensor:
+def check_embeddings(name: str, value: Tensor) -> Tensor:
     """The embeddings as [sets, rows, width]."""
     _check_tensor(name, value)
     letters = "[C, N, Dc] or [N, Dc]" if name == "contexts" else "[U, M, Dz] or [M, Dz]"
@@ -143,21 +146,40 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
                 f"{sets[1]} targets" + ("" if weights is None else f" and {tasks} weights")
             )
         return torch.arange(tasks, device="cpu").unsqueeze(1).expand(tasks, 2)
-    if not isinstance(pairs, Tensor):
-        pairs = torch.tensor([list(pair) for pair in pairs], dtype=torch.int64, device="cpu")
-    if pairs.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"pairs must hold integers, got dtype {_names([pairs.dtype])}")
-    if pairs.ndim != 2 or pairs.shape[0] == 0 or pairs.shape[1] != 2:
-        raise ValueError(f"pairs must have shape [K, 2] (context index, target index), got {list(pairs.shape)}")
+    pairs = as_pairs(pairs)
     if weights is not None and weights.shape[0] != pairs.shape[0]:
         raise ValueError(
             f"weights must hold one matrix a sub-task: {pairs.shape[0]} pairs need {pairs.shape[0]} "
             f"matrices, got {weights.shape[0]}"
         )
-    pairs = pairs.to("cpu", torch.int64)
     if not torch.compiler.is_compiling():  # a compiled graph must not read values; the backends check again
         _check_pair_range(pairs, *sets)
     return pairs
+
+
+def as_pairs(pairs: Pairs) -> Tensor:
+    """The pairs as [K, 2] int64 on the CPU; raises TypeError or ValueError unless they are K >= 1 pairs of integers."""
+    if not isinstance(pairs, Tensor):
+        pairs = torch.as_tensor(pairs) if hasattr(pairs, "__array__") else _pairs_of_sequences(pairs)
+    if pairs.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"pairs must hold integers, got dtype {_names([pairs.dtype])}")
+    if pairs.ndim != 2 or pairs.shape[0] == 0 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs must have shape [K, 2] (context index, target index), got {list(pairs.shape)}")
+    return pairs.to("cpu", torch.int64)
+
+
+def _pairs_of_sequences(pairs: Any) -> Tensor:
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence):
+        raise TypeError(f"pairs must be [K, 2] integers (context index, target index), got {type(pairs).__name__}")
+    for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Sequence):
+            raise TypeError(f"pairs must hold pairs (context index, target index), got {pair!r}")
+        if len(pair) != 2:
+            raise ValueError(f"pairs must hold two indices each (context index, target index), got {pair!r}")
+        for index in pair:
+            if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+                raise TypeError(f"pairs must hold integers, got {index!r}")
+    return torch.tensor([list(pair) for pair in pairs], dtype=torch.int64, device="cpu").reshape(-1, 2)
 
 
 def _check_pair_range(pairs: Tensor, contexts: int, targets: int) -> None:
@@ -184,14 +206,15 @@ def _check_positives(positive_offset: int, rows: int, columns: int, symmetric: b
         raise ValueError(f"symmetric needs as many targets as contexts: got M = {columns} and N = {rows}")
 
 
-def _check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
+def check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
+    """The ids as int64; one for each of the N rows of embeddings [sets, N, width]."""
     _check_tensor(name, ids)
     if ids.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must hold integers, got dtype {_names([ids.dtype])}")
     if ids.ndim != 1 or ids.shape[0] != embeddings.shape[1]:
         raise ValueError(f"{name} must have shape [{embeddings.shape[1]}], one id a row; got {list(ids.shape)}")
     if ids.device != embeddings.device:
-        raise ValueError(f"{name} must be on {embeddings.device} like contexts, got {ids.device}")
+        raise ValueError(f"{name} must be on {embeddings.device} like the embeddings, got {ids.device}")
     return ids.to(torch.int64)
 
 
@@ -200,9 +223,11 @@ def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
     if not isinstance(scale, Tensor):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise TypeError(f"scale must be a number or a 0-d torch.Tensor, got {type(scale).__name__}")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}")
-        return torch.full((), scale, dtype=loss_dtype(contexts), device=contexts.device)
+        dtype = loss_dtype(contexts)
+        # one compiled graph serves all floats, unless they are checked or go through torch.full
+        if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(dtype).max:
+            raise ValueError(f"scale must be finite in {_names([dtype])}, got {scale}")
+        return scale * torch.ones((), dtype=dtype, device=contexts.device)
     if scale.ndim != 0:
         raise ValueError(f"scale must be a number or a 0-d tensor, got shape {list(scale.shape)}")
     if scale.dtype not in FLOAT_DTYPES:

@@ -12,6 +12,19 @@ from avppc.ops.info_nce_module import BilinearInfoNCE
 
 C, U, N, M, DC, DZ, K = 2, 3, 4, 6, 5, 7, 3
 
+WRONG_PAIRS: list[tuple[Any, type[Exception], str]] = [
+    ([[0.5, 1.9]], TypeError, "pairs must hold integers, got 0.5"),
+    ([[True, False]], TypeError, "pairs must hold integers, got True"),
+    (torch.tensor([[0.5, 0.9]]), TypeError, "pairs must hold integers, got dtype float32"),
+    (torch.ones(3, 2).numpy(), TypeError, "pairs must hold integers, got dtype float32"),
+    ([], ValueError, r"pairs must have shape \[K, 2\].*got \[0, 2\]"),
+    ([0, 0, 0], TypeError, r"pairs must hold pairs \(context index, target index\), got 0"),
+    ([[0, 0, 0]], ValueError, r"pairs must hold two indices each .*got \[0, 0, 0\]"),
+    ([[0, 0], [1]], ValueError, r"pairs must hold two indices each .*got \[1\]"),
+    (["00", "11"], TypeError, "pairs must hold pairs .*got '00'"),
+    (3, TypeError, r"pairs must be \[K, 2\] integers .*got int"),
+]
+
 
 def arguments(**changes: Any) -> dict[str, Any]:
     """Valid arguments with some changed."""
@@ -47,6 +60,8 @@ def test_the_unchanged_arguments_are_valid() -> None:
         ({"pairs": [(0, 0), (1, 1), (2, 2)]}, ValueError, "pairs must hold context indices from 0 to 1, got 2"),
         ({"pairs": [(0, 0), (1, -1), (1, 2)]}, ValueError, "pairs must hold target indices from 0 to 2, got -1"),
         ({"pairs": torch.ones(3, 2)}, TypeError, "pairs must hold integers, got dtype float32"),
+        ({"pairs": torch.ones(3, 2, dtype=torch.bool)}, TypeError, "pairs must hold integers, got dtype bool"),
+        *[({"pairs": pairs}, error, text) for pairs, error, text in WRONG_PAIRS],
         ({"pairs": torch.ones(3, 3, dtype=torch.int64)}, ValueError, r"pairs must have shape \[K, 2\].*got \[3, 3\]"),
         ({"positive_offset": 3}, ValueError, "positive_offset must be from 0 to M - N = 2 .*got 3"),
         ({"positive_offset": -1}, ValueError, "positive_offset must be from 0 to M - N = 2 .*got -1"),
@@ -54,7 +69,11 @@ def test_the_unchanged_arguments_are_valid() -> None:
         ({"targets": torch.ones(U, N - 1, DZ)}, ValueError, "as many rows as contexts: got M = 3 < N = 4"),
         ({"symmetric": True}, ValueError, "symmetric needs as many targets as contexts: got M = 6 and N = 4"),
         ({"scale": "1"}, TypeError, "scale must be a number or a 0-d torch.Tensor, got str"),
-        ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+        ({"scale": float("nan")}, ValueError, "scale must be finite in float32, got nan"),
+        ({"scale": 1e39}, ValueError, r"scale must be finite in float32, got 1e\+39"),
+        ({"scale": 10**400}, ValueError, "scale must be finite in float32, got 1000"),
+        ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
+        ({"return_stats": "yes"}, TypeError, "return_stats must be True or False, got 'yes'"),
         ({"scale": torch.ones(1)}, ValueError, r"scale must be a number or a 0-d tensor, got shape \[1\]"),
         ({"scale": torch.tensor(1)}, TypeError, "scale must have one of .*got int64"),
         ({"context_ids": torch.arange(N)}, ValueError, "must be given together; target_ids is None"),
@@ -87,10 +106,36 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], error: type[Exceptio
         ({"tasks": 2, "pairs": [(0, 0)] * 3}, ValueError, "tasks must be left out or equal the 3 pairs, got 2"),
         ({"tasks": 2, "task_weights": [1.0]}, ValueError, "task_weights must hold 2 weights, one a sub-task; got 1"),
         ({"scale": -1.0}, ValueError, "scale must be at least 0.0, got -1.0"),
-        ({"margin": 1.0}, TypeError, "margin"),
+        ({"margin": 1.0}, TypeError, "BilinearInfoNCE has no option 'margin'; there are scale, "),
+        ({"scale": 1e39}, ValueError, "scale must be finite in float32, got 10?"),
+        ({"scale": 10**400}, ValueError, "scale must be finite in float32, got 10?"),
+        ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
+        ({"learn_scale": "no"}, TypeError, "learn_scale must be True or False, got 'no'"),
+        ({"return_stats": None}, TypeError, "return_stats must be True or False, got None"),
+        ({"task_weights": 3}, TypeError, "task_weights must hold one number a sub-task, got 3"),
+        ({"pairs": [[-1, 0]]}, ValueError, "pairs must hold indices from 0, got -1"),
+        *[({"pairs": pairs}, error, text) for pairs, error, text in WRONG_PAIRS],
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
 def test_wrong_module_settings_are_named(settings: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         BilinearInfoNCE(**{"context_dim": DC, "target_dim": DZ, **settings})
+
+
+def test_normalizing_comes_after_the_checks() -> None:
+    module = BilinearInfoNCE(DC, DZ, normalize="layer_norm")
+    with pytest.raises(TypeError, match=r"contexts must be a torch.Tensor, got list"):
+        module([[1.0]], torch.ones(N, DZ))
+    with pytest.raises(TypeError, match=r"targets must have one of the dtypes .*got int64"):
+        module(torch.ones(N, DC), torch.ones(N, DZ, dtype=torch.int64))
+    with pytest.raises(TypeError, match="return_stats must be True or False, got 1"):
+        module(torch.ones(N, DC), torch.ones(N, DZ), return_stats=1)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_meta_tensors_give_the_shape_of_the_loss(autocast: bool) -> None:
+    changes = {name: value.to("meta") for name, value in arguments().items() if isinstance(value, torch.Tensor)}
+    with torch.autocast("cpu", enabled=autocast):
+        loss = bilinear_info_nce(**arguments(**changes), reduction="none")
+    assert (loss.device.type, loss.dtype, list(loss.shape)) == ("meta", torch.float32, [K, N])

@@ -11,6 +11,7 @@ import torch.autograd.forward_ad as forward_ad
 from info_nce_cases import CPP_MISSING, Case, leaves, with_gradients
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 from avppc.ops import _library
@@ -168,13 +169,91 @@ def test_a_second_derivative_is_refused_not_wrong(reduction: str) -> None:
         torch.autograd.grad(loss, arguments["contexts"], create_graph=True)
 
 
-def test_forward_mode_is_refused() -> None:
+def test_forward_mode_falls_back_and_cpp_says_so() -> None:
     arguments = Case(N=6).arguments()
     value = arguments.pop("contexts").detach()
+    leaf = value.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(bilinear_info_nce(leaf, **arguments), leaf)
     with forward_ad.dual_level():
         dual = quietly(forward_ad.make_dual, value, value)
-        with pytest.raises(NotImplementedError, match="jvp"):
+        tangent = forward_ad.unpack_dual(bilinear_info_nce(dual, **arguments)).tangent
+        torch.testing.assert_close(tangent, (gradient * value).sum())
+        with pytest.raises(RuntimeError, match=r"backend='cpp'\) has no forward-mode derivatives; use 'reference'"):
             bilinear_info_nce(dual, **arguments, backend="cpp")
+        plain = bilinear_info_nce(value, **arguments, backend="cpp")  # no tangent to lose
+    torch.testing.assert_close(plain, bilinear_info_nce(value, **arguments))
+
+
+def test_each_backward_of_a_retained_graph_gives_gradients_of_its_own() -> None:
+    arguments = Case(N=6).arguments()
+    loss = bilinear_info_nce(**arguments, backend="cpp")
+    first = torch.autograd.grad(loss, list(leaves(arguments).values()), retain_graph=True)
+    expected = [gradient.clone() for gradient in first]
+    for gradient in first:
+        gradient.data.mul_(0)
+    torch.testing.assert_close(torch.autograd.grad(loss, list(leaves(arguments).values()), retain_graph=True), expected)
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+    for leaf, gradient in zip(leaves(arguments).values(), expected, strict=True):
+        torch.testing.assert_close(leaf.grad, 3 * gradient)
+
+
+def test_batched_upstream_gradients() -> None:
+    arguments = Case(N=6).arguments()
+    loss = bilinear_info_nce(**arguments, backend="cpp")
+    contexts = arguments["contexts"]
+    (once,) = torch.autograd.grad(loss, contexts, retain_graph=True)
+    upstream = torch.tensor([1.0, -2.0])
+    (batch,) = torch.autograd.grad(loss, contexts, upstream, is_grads_batched=True)
+    torch.testing.assert_close(batch, torch.stack([once, -2 * once]))
+
+
+def test_changing_scales_share_a_graph() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(
+        lambda a, b, scale: bilinear_info_nce(a, b, scale=scale), fullgraph=True, dynamic=True, backend=counter
+    )
+    for n, scale in ((5, 0.5), (6, 0.7), (7, 2.5)):
+        x, y = torch.randn(2, n, 3, generator=torch.Generator().manual_seed(n)).unbind()
+        torch.testing.assert_close(quietly(function, x, y, scale), bilinear_info_nce(x, y, scale=scale))
+    assert counter.frame_count == 1
+
+
+def test_module_compiles_for_dynamic_shapes() -> None:
+    torch._dynamo.reset()
+    module = BilinearInfoNCE(3, 4, scale=0.7, normalize="layer_norm")
+    function = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (5, 6):
+        x, y = torch.randn(n, 3), torch.randn(n, 4)
+        torch.testing.assert_close(quietly(function, x, y), module(x, y))
+
+
+class Loss(torch.nn.Module):
+    """bilinear_info_nce as torch.export takes it."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+
+    def forward(self, contexts: Tensor, targets: Tensor) -> Any:
+        return bilinear_info_nce(contexts, targets, scale=0.7, backend=self.backend)
+
+
+@pytest.mark.parametrize("trace", ["export", "strict export", "make_fx"])
+def test_traced_graphs_keep_their_gradients(trace: str) -> None:
+    def traced(backend: str) -> Any:
+        if trace == "make_fx":
+            return make_fx(Loss(backend))(x.detach(), y)
+        return torch.export.export(Loss(backend), (x.detach(), y), strict=trace.startswith("strict")).module()
+
+    x, y = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(bilinear_info_nce(x, y, scale=0.7), x)
+    (got,) = torch.autograd.grad(quietly(traced, "auto")(x, y), x)
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(Exception, match=r"backend='cpp'\) has no gradients in"):
+        quietly(traced, "cpp")
 
 
 def test_backends_that_cannot_run_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
