@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from avppc.config.checks import check_choice, check_integer
-from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.ops.info_nce import to_autocast_dtype
+from avppc.ops.info_nce_module import BilinearInfoNCE, check_option_names
+from avppc.ops.info_nce_problem import check_ids
 
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
@@ -136,6 +138,7 @@ class PermutativeInfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         check_integer("dim", dim, 1)
+        check_option_names("PermutativeInfoNCE", options)
         self.dim = dim
         self.subtasks = _check_subtasks(subtasks)
         contexts = _used([subtask.inputs for subtask in self.subtasks])
@@ -174,6 +177,8 @@ class PermutativeInfoNCE(nn.Module):
         """
         given = dict(zip(ELEMENTS, (v_past, v_future, a_past, a_future), strict=True))
         elements = self._check_elements(given)
+        if clip_ids is not None:
+            clip_ids = check_ids("clip_ids", clip_ids, next(iter(elements.values())).unsqueeze(0))
         contexts = self._embed(elements, self.context_singles, self.context_fusion)
         targets = self._embed(elements, self.target_singles, self.target_fusion)
         return self.score(contexts, targets, clip_ids, clip_ids, return_stats=return_stats)
@@ -198,12 +203,25 @@ class PermutativeInfoNCE(nn.Module):
             if not isinstance(value, Tensor):
                 kind = type(value).__name__
                 raise TypeError(f"{argument} must be a torch.Tensor [N, {self.dim}] for these sub-tasks, got {kind}")
-            rows = value.shape[0] if rows is None else rows
+            rows = value.shape[0] if rows is None and value.ndim == 2 else rows
             if value.ndim != 2 or value.shape[1] != self.dim or value.shape[0] != rows or rows == 0:
                 allowed = f"[{rows or 'N > 0'}, {self.dim}]"
                 raise ValueError(f"{argument} must have shape {allowed}, got {list(value.shape)}")
+            self._check_kind(argument, value)
             used[element] = value
         return used
+
+    def _check_kind(self, argument: str, value: Tensor) -> None:
+        """Raises unless value has the device and, where autocast does not make them alike, the dtype of the module."""
+        weight = self.score.weight
+        if value.device != weight.device:
+            raise ValueError(f"{argument} must be on {weight.device} like the module, got {value.device}")
+        cast_value, cast_weight = to_autocast_dtype(value, weight)
+        if cast_value.dtype != cast_weight.dtype:
+            wanted, got = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, value.dtype))
+            raise TypeError(
+                f"{argument} must have dtype {wanted} like the module where there is no autocast, got {got}"
+            )
 
 
 def _used(sides: Sequence[Elements]) -> list[Elements]:
@@ -212,8 +230,12 @@ def _used(sides: Sequence[Elements]) -> list[Elements]:
 
 
 def _check_subtasks(subtasks: Sequence[SubTask | str]) -> tuple[SubTask, ...]:
+    if isinstance(subtasks, (str, SubTask)) or not isinstance(subtasks, Collection):
+        raise TypeError(f"subtasks must be a sequence of SubTask or names, got {subtasks!r}")
     chosen = []
     for subtask in subtasks:
+        if not isinstance(subtask, (str, SubTask)):
+            raise TypeError(f"subtasks must hold SubTask or names, got {subtask!r}")
         name = subtask if isinstance(subtask, str) else subtask.name
         if name not in _BY_NAME or subtask not in (name, _BY_NAME[name]):
             raise ValueError(f"subtasks must be taken from SUBTASKS, such as 'Vp,Ap->Vf'; got {subtask!r}")
@@ -232,6 +254,8 @@ def _check_task_weights(
     """One weight a sub-task; the values are checked by InfoNCEOptions."""
     if weights is None:
         return None
+    if not isinstance(weights, Collection):
+        raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
     names = [subtask.name for subtask in subtasks]
     if isinstance(weights, Mapping):
         unknown = [name for name in weights if name not in names]

@@ -213,6 +213,13 @@ def test_autocast_gives_a_float32_loss_near_the_full_one(elements: list[Tensor],
         ({"normalize": "l2"}, ValueError, "normalize must be one of 'none', 'layer_norm'; got 'l2'"),
         ({"gather": "some"}, ValueError, "gather must be one of .*'some'"),
         ({"scale": 0.0}, ValueError, "scale must be above 0"),
+        ({"subtasks": [3]}, TypeError, "subtasks must hold SubTask or names, got 3"),
+        ({"subtasks": SUBTASKS[0]}, TypeError, "subtasks must be a sequence of SubTask or names, got SubTask"),
+        ({"subtasks": "Vp->Vf"}, TypeError, "subtasks must be a sequence of SubTask or names, got 'Vp->Vf'"),
+        ({"task_weights": 3}, TypeError, "task_weights must hold one number a sub-task, got 3"),
+        ({"bogus": 1}, TypeError, "PermutativeInfoNCE has no option 'bogus'; there are scale, "),
+        ({"pairs": [(0, 0)]}, TypeError, "PermutativeInfoNCE has no option 'pairs'"),
+        ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
         ({"dim": 0}, ValueError, "dim must be at least 1, got 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -230,3 +237,21 @@ def test_wrong_elements_are_named(elements: list[Tensor]) -> None:
         loss_fn(*[element[:0] for element in elements])
     with pytest.raises(ValueError, match=r"v_future must have shape \[6, 8\], got \[6, 7\]"):
         loss_fn(elements[0], elements[1][:, 1:], *elements[2:])
+    with pytest.raises(ValueError, match=r"v_past must have shape \[N > 0, 8\], got \[\]"):
+        loss_fn(torch.tensor(1.0), *elements[1:])
+    with pytest.raises(TypeError, match=r"v_future must have dtype float32 like the module .*got bfloat16"):
+        loss_fn(elements[0], elements[1].bfloat16(), *elements[2:])
+    with pytest.raises(TypeError, match=r"v_past must have dtype float32 like the module .*got int64"):
+        loss_fn(elements[0].long(), *elements[1:])
+    with pytest.raises(ValueError, match="a_past must be on cpu like the module, got meta"):
+        loss_fn(*elements[:2], elements[2].to("meta"), elements[3])
+    with pytest.raises(ValueError, match=r"clip_ids must have shape \[6\], one id a row; got \[5\]"):
+        loss_fn(*elements, torch.arange(N - 1))
+
+
+def test_autocast_takes_elements_of_several_dtypes(elements: list[Tensor]) -> None:
+    loss_fn = PermutativeInfoNCE(D, fusion="sum")
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss_fn(elements[0].bfloat16(), *elements[1:3], elements[3].half())
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, loss_fn(*elements), atol=0.05, rtol=0)
