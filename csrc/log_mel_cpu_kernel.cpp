@@ -65,9 +65,11 @@ void fill_rows(const LogMelPlan& plan, const float* samples, float* rows) {
       for (int i = 0; i < L; ++i) store(rows + (begin + i) * width + column, block[i]);
     }
   }
+  // What the last frames have beyond the first sample of frame G.
   for (int column = G; column < width; ++column) {
     const float* source = samples + column * plan.stride;
-    for (int i = 0; i < count; ++i) rows[i * width + column] = source[i];
+    const int64_t left = plan.window_samples - (column - G + 1) * plan.stride;
+    for (int i = 0; i < (left < count ? left : count); ++i) rows[i * width + column] = source[i];
   }
 }
 
