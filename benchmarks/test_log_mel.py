@@ -111,7 +111,11 @@ def dali(batch: int) -> Features:
     fn = pipelines.fn
     held: list[np.ndarray] = []
 
-    @pipelines.pipeline_def(batch_size=batch, num_threads=torch.get_num_threads(), device_id=None)
+    # Its usual way, to compute the next batch behind the caller's back, would run during our turn.
+    @pipelines.pipeline_def(
+        batch_size=batch, num_threads=torch.get_num_threads(), device_id=None, exec_async=False, exec_pipelined=False,
+        prefetch_queue_depth=1,
+    )  # fmt: skip
     def pipeline():
         audio = fn.external_source(source=lambda: held, dtype=pipelines.types.FLOAT, ndim=1)
         power = fn.spectrogram(audio, nfft=512, window_length=400, window_step=160, center_windows=True)
