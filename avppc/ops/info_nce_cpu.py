@@ -51,6 +51,16 @@ def _refuse_double_backward() -> None:
         )
 
 
+def _is_last_backward(upstream: Tensor) -> bool:
+    """Whether the graph is freed behind this backward, so that what it has saved may be changed and given away."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    if functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream):
+        return False  # several backwards in one
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def _needs(ctx: Any) -> tuple[bool, bool, bool, bool]:
     contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
     return contexts, targets, weights, scale
@@ -100,10 +110,13 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_double_backward()
-        # copies even for dloss = 1: the saved gradients serve the next backward of a retained graph
-        wanted = tuple(
-            value * dloss if need else None for need, value in zip(_needs(ctx), ctx.saved_tensors, strict=True)
-        )
+        saved = zip(_needs(ctx), ctx.saved_tensors, strict=True)
+        if not _is_last_backward(dloss):  # copies even for dloss = 1: the next one needs the saved gradients
+            wanted = tuple(value * dloss if need else None for need, value in saved)
+        elif dloss.item() == 1.0:
+            wanted = tuple(value if need else None for need, value in saved)
+        else:
+            wanted = tuple(value.mul_(dloss) if need else None for need, value in saved)
         return _gradients(wanted, _FIELDS + 1)
 
 

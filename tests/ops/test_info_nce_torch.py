@@ -198,6 +198,20 @@ def test_each_backward_of_a_retained_graph_gives_gradients_of_its_own() -> None:
         torch.testing.assert_close(leaf.grad, 3 * gradient)
 
 
+@pytest.mark.parametrize("upstream", [1.0, -0.3])
+def test_a_freed_graph_gives_its_gradients_away(upstream: float) -> None:
+    """No second copy of the gradients; and they are the same as those of a retained graph."""
+    arguments = Case(N=300, Dc=128, Dz=128).arguments()
+    wanted = list(leaves(arguments).values())
+    loss = bilinear_info_nce(**arguments, backend="cpp")
+    expected = torch.autograd.grad(loss, wanted, torch.tensor(upstream), retain_graph=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        got = torch.autograd.grad(loss, wanted, torch.tensor(upstream))
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < min(gradient.nbytes for gradient in got if gradient.ndim > 0)
+    torch.testing.assert_close(got, expected)
+
+
 def test_batched_upstream_gradients() -> None:
     arguments = Case(N=6).arguments()
     loss = bilinear_info_nce(**arguments, backend="cpp")
