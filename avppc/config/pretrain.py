@@ -129,12 +129,12 @@ class PretrainConfig:
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         check_integer("keep_checkpoints", self.keep_checkpoints, 1)
         check_integer("audio_width", self.audio_width, 4)
-        check_integer("frame_stride", self.frame_stride, 1, self.cut.past_frames - self.augment.time_jitter_frames)
         if self.augment.time_jitter_frames > self.cut.past_frames - 2:
             raise ValueError(
                 f"augment.time_jitter_frames must leave 2 of cut.past_frames={self.cut.past_frames} frames, "
                 f"got {self.augment.time_jitter_frames}"
             )
+        check_integer("frame_stride", self.frame_stride, 1, self.cut.past_frames - self.augment.time_jitter_frames)
 
     @classmethod
     def from_preset(cls, name: PresetName, data: Path, out: Path) -> PretrainConfig:
