@@ -127,8 +127,9 @@ def test_kernels_must_not_hold_inline_functions_of_others(tmp_path: Path, source
     assert (result.returncode != 0) == refused
     assert (tmp_path / "stamp").exists() != refused
     if refused:
-        assert "holds inline functions that other code shares" in result.stderr
-        assert "push_back" in result.stderr
+        text = " ".join(result.stderr.split())  # CMake breaks its lines where the path ends them
+        assert "holds inline functions that other code shares" in text
+        assert "push_back" in text
 
 
 @needs_cuda_build
