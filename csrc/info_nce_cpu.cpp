@@ -21,10 +21,11 @@ using Optional = std::optional<Tensor>;
 
 constexpr int64_t LOGITS_PER_THREAD = 1 << 20;
 constexpr int64_t PRODUCTS_PER_THREAD = 1 << 22;  // multiplications of one q and s
-constexpr int64_t TARGET_SLICE = 1024;  // rows of dz that one unit adds to while the next one waits for them
+constexpr int64_t TARGET_SLICE = 128;  // rows of dz that one unit adds to while the next one waits for them
 
 struct Wanted {
   bool contexts, targets, weights, scale;
+  bool any() const { return contexts || targets || weights || scale; }
 };
 
 struct Statistics {
@@ -51,7 +52,7 @@ int64_t choose_threads(const InfoNCEProblem& p) {
 int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
   int64_t rows = std::min(std::max<int64_t>(LOGITS_PER_THREAD / p.M, 128), round_up(p.N, 16));
   const auto blocks = [&] { return divide_up(p.N, rows) * p.K; };
-  while (threads > 1 && ((rows > 128 && blocks() < 2 * threads) || (rows > 64 && blocks() < threads))) rows /= 2;
+  while (rows > 64 && blocks() < threads) rows /= 2;
   return std::min(round_up(rows, 16), p.N);
 }
 
@@ -69,8 +70,9 @@ class Solver {
   Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
     const int64_t columns = p_.symmetric ? p_.M : 0;
     Statistics result{empty({p_.K, p_.N}), empty({p_.K, p_.N}), empty({2, p_.K, p_.N}), empty({2, p_.K, columns})};
-    const bool at_once = du != nullptr && !p_.symmetric;
-    if (at_once) start(wanted, gradients);
+    const bool any_wanted = du != nullptr && wanted.any();
+    const bool at_once = any_wanted && !p_.symmetric, later = any_wanted && p_.symmetric;
+    if (gradients != nullptr && !later) start(wanted, gradients);
     const LogSumExp row_lse = halves(result.row_lse), column_lse = halves(result.column_lse);
     std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
     std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
@@ -93,7 +95,7 @@ class Solver {
     });
     if (p_.symmetric) finish_columns(result.rows.mutable_data_ptr<float>(), row_lse, column_lse);
     if (at_once) finish();
-    if (du != nullptr && p_.symmetric) *gradients = backward(du, result.row_lse, result.column_lse, wanted);
+    if (later) *gradients = backward(du, result.row_lse, result.column_lse, wanted);
     return result;
   }
 
@@ -328,8 +330,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_cpu_
   std::vector<float> du(p.K * p.N);
   for (int64_t n = 0; n < p.K * p.N; ++n) du[n] = share[n / p.N] / static_cast<float>(p.N);
   Gradients d;
-  const Statistics result = Solver(p, contexts).forward(
-      du.data(), {need_contexts, need_targets, need_weights && weights.has_value(), need_scale}, &d);
+  const Wanted wanted{need_contexts, need_targets, need_weights && weights.has_value(), need_scale};
+  const Statistics result = Solver(p, contexts).forward(du.data(), wanted, &d);
   const Tensor task_loss = mean_of_rows(result.rows);
   Tensor loss = torch::stable::new_empty(result.rows, {});
   *loss.mutable_data_ptr<float>() =

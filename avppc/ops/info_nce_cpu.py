@@ -29,9 +29,8 @@ def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor,
     """sum(shares * task losses), differentiable, task losses [K] and accuracies [K]; shares [K] float32."""
     tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
     if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
-        rows, correct, _, _ = torch.ops.avppc.info_nce_cpu(*problem)
-        task_loss = rows.mean(1)
-        return (shares * task_loss).sum(), task_loss, correct.mean(1)
+        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * _NEEDS)
+        return loss, task_loss, accuracy
     loss, task_loss, accuracy = _Mean.apply(*_distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
     return loss, task_loss, accuracy
 
