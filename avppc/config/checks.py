@@ -13,12 +13,6 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
-def check_flag(name: str, value: object) -> None:
-    """Raises TypeError unless value is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
 def check_bool(name: str, value: object) -> None:
     """Raises TypeError unless value is True or False."""
     if not isinstance(value, bool):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from avppc.clip import CLIP_FRAMES
 from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.cores import count_cores
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ class PrepareConfig:
     @property
     def processes(self) -> int:
         """Worker processes to use."""
-        if self.workers:
-            return self.workers
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or count_cores()
 
     def part_of(self) -> tuple[int, int]:
         """Number of this part, from 0, and of all parts."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.cores import count_cores
 from avppc.config.pretrain import Precision
 
 RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
@@ -61,7 +62,9 @@ class EvaluateConfig:
     device: str = "auto"
     """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
+    """CPU threads in all; 0 leaves torch's choice."""
+    workers: int = 0
+    """Processes that train classifiers side by side on a CPU and share its threads; 0: one a core, at most 8."""
     seed: int = 0
     """Seed of the label draws, heads and order."""
 
@@ -84,4 +87,10 @@ class EvaluateConfig:
         check_integer("batch_size", self.batch_size, 2)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
         check_integer("threads", self.threads, 0)
+        check_integer("workers", self.workers, 0, 1024)
         check_integer("seed", self.seed, 0)
+
+    @property
+    def worker_processes(self) -> int:
+        """Processes to use on a CPU."""
+        return self.workers or min(count_cores(), 8)

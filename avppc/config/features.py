@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import dataclass, fields
 from typing import Any
 
-from avppc.config.checks import check_choice, check_flag, check_integer, check_number
+from avppc.config.checks import check_bool, check_choice, check_integer, check_number
 
 MEL_SCALES = ("htk", "slaney", "kaldi")
 MEL_NORMS = ("none", "slaney")
@@ -104,7 +104,7 @@ class LogMelConfig:
         check_choice("log", self.log, LOGS)
         check_choice("normalize", self.normalize, NORMALIZATIONS)
         for name in ("drop_last_frame", "remove_dc", "relative_to_max"):
-            check_flag(name, getattr(self, name))
+            check_bool(name, getattr(self, name))
         self._check_numbers()
         text = ";".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
         self.__dict__["_text"] = text  # not a field; made here because torch.compile cannot trace the making

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from avppc.config.checks import check_choice, check_integer
+from avppc.config.cores import count_cores
 
 # Lists of the generator (avppc.synth.words); here so that the settings can be checked without its extra packages.
 MAX_WORDS = 186
@@ -81,6 +81,4 @@ class SynthConfig:
     @property
     def worker_processes(self) -> int:
         """Processes that make clips."""
-        if self.workers:
-            return self.workers
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.workers or count_cores()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avppc.clip import CLIP_FRAMES
@@ -30,14 +31,30 @@ def shift_in_time(inputs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class FeatureSource:
-    """Features computed once: several views of the labelled clips, one of the others; standardised."""
+    """Features computed once: several views of the labelled clips, one of the others."""
 
     def __init__(self, train: Tensor, val: Tensor, test: Tensor, train_rows: Tensor) -> None:
         """train [views, n, T, D] for the clips `train_rows` [n] of the training split; val and test [m, T, D]."""
-        mean, deviation = train[0].mean((0, 1)), train[0].std((0, 1)) + 1e-3
-        self.train = (train - mean) / deviation
-        self._splits = {"val": (val - mean) / deviation, "test": (test - mean) / deviation}
+        self.train = train
+        self._splits = {"val": val, "test": test}
+        self._train_rows = train_rows
         self._places = {row: place for place, row in enumerate(train_rows.tolist())}
+
+    @classmethod
+    def standardised(cls, train: Tensor, val: Tensor, test: Tensor, train_rows: Tensor) -> FeatureSource:
+        """The same with each feature brought to mean 0 and deviation 1 over the training clips."""
+        mean, deviation = train[0].mean((0, 1)), train[0].std((0, 1)) + 1e-3
+        train, val, test = ((values - mean) / deviation for values in (train, val, test))
+        return cls(train, val, test, train_rows)
+
+    def save(self, path: Path) -> None:
+        """Writes the features for another process."""
+        save_file({"train": self.train, **self._splits, "train_rows": self._train_rows}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureSource:
+        """What `save` wrote."""
+        return cls(**load_file(path))
 
     @property
     def features(self) -> int:
@@ -125,7 +142,7 @@ def encode_features(
         encode_split(encoder, splits[name], torch.arange(len(splits[name])), VIEWS[0], device, bf16)
         for name in ("val", "test")
     )
-    return FeatureSource(train, val, test, train_rows)
+    return FeatureSource.standardised(train, val, test, train_rows)
 
 
 def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: Tensor) -> FeatureSource:
@@ -140,7 +157,7 @@ def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: 
     for name, chosen in rows.items():
         sources = splits[name].sources
         tensors[name] = torch.stack([_read_trajectory(root / sources[row]) for row in chosen.tolist()])
-    return FeatureSource(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_rows)
+    return FeatureSource.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_rows)
 
 
 def _read_trajectory(video: Path) -> Tensor:

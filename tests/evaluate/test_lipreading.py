@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from tiny_runs import SPLITS, WORDS, make_clip, tiny_config, write_tiny_set
 from torch import nn
 
+import avppc.evaluate.fits as fits
 import avppc.evaluate.lipreading as lipreading
 from avppc.config import EvaluateConfig
 from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
@@ -51,6 +53,7 @@ def quick_config(run: Path, videos: Path | None, **changes: object) -> EvaluateC
         "selection_epochs": 2,
         "batch_size": 6,
         "threads": 1,
+        "workers": 1,
         "device": "cpu",
         **changes,
     }
@@ -65,7 +68,7 @@ def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkey
         tested.append(split)
         return predict(model, data, split)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lipreading, "predict", count_tests)
+    monkeypatch.setattr(fits, "predict", count_tests)
     config = quick_config(run, videos)
     results = lipreading.evaluate(config)
     assert [result.row for result in results] == ["random", "supervised", "frozen", "finetuned", "ceiling"]
@@ -91,6 +94,24 @@ def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkey
     tested.clear()
     assert lipreading.evaluate(config) == results
     assert tested == []  # the same settings are read, not computed again
+
+
+def test_processes_give_what_one_gives(finished_run: tuple[Path, Path]) -> None:
+    run, videos = finished_run
+    rows = ("supervised", "frozen", "ceiling")
+    config = quick_config(run, videos, rows=rows, draws=2, epochs=3, workers=1)
+    alone = lipreading.evaluate(config)
+    for row in rows:
+        (run / "evaluation" / f"{row}-4.json").unlink()
+    together = lipreading.evaluate(replace(config, workers=2))
+    assert [replace(row, seconds=0.0) for row in together] == [replace(row, seconds=0.0) for row in alone]
+
+
+def test_an_error_in_a_process_ends_the_evaluation(finished_run: tuple[Path, Path]) -> None:
+    run, videos = finished_run
+    config = quick_config(run, videos, rows=("ceiling",), workers=2, head_hidden=2**40)
+    with pytest.raises(RuntimeError):
+        lipreading.evaluate(config)
 
 
 def test_ceiling_needs_trajectories(finished_run: tuple[Path, Path], tmp_path: Path) -> None:

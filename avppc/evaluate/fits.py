@@ -1,0 +1,169 @@
+"""One fit of a lip-reading classifier: a row's input, a head, learning rates, a draw of labels."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from avppc.config.evaluate import EvaluateConfig, HeadName, RowName
+from avppc.data.packed import PackedDataset
+from avppc.evaluate.classifier import ClassifierData, FitConfig, fit_classifier, predict
+from avppc.evaluate.labels import draw_labeled_clips
+from avppc.evaluate.sources import EncoderWithHead, FeatureSource, PictureSource, encode_features, read_trajectories
+from avppc.models.encoder_file import load_encoder
+from avppc.models.temporal import make_head
+from avppc.models.video import VideoEncoder
+from avppc.train.hardware import one_thread, resolve_device, use_bf16
+from avppc.train.run import read_run_config
+
+TRAINED_ROWS: tuple[RowName, ...] = ("supervised", "finetuned")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of head and learning rates."""
+
+    head: HeadName
+    head_learning_rate: float
+    encoder_learning_rate: float | None = None
+
+    def __str__(self) -> str:
+        rate = self.head_learning_rate if self.encoder_learning_rate is None else self.encoder_learning_rate
+        return f"{self.head}, rate {rate:g}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trial on one draw of the labels."""
+
+    row: RowName
+    trial: Trial
+    draw: int
+    selects: bool
+    """Whether it only helps to choose a trial: shorter where the encoder is trained, and never tested."""
+
+    def __str__(self) -> str:
+        return f"{self.row}: {self.trial}, {'trial' if self.selects else f'draw {self.draw + 1}'}"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a fit."""
+
+    val_rate: float
+    """Rate of right words on the validation clips at the best epoch, 0 to 1."""
+    chosen: Tensor
+    """[test clips] int64, the words chosen in test; empty where the fit only selects."""
+    seconds: float
+
+
+def trials_of(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:
+    """Every choice that is tried for a row."""
+    for head in config.heads:
+        if row in TRAINED_ROWS:
+            rates = config.scratch_learning_rates if row == "supervised" else config.finetune_learning_rates
+            for rate in rates:
+                yield Trial(head, min(config.head_learning_rates), rate)
+        else:
+            for rate in config.head_learning_rates:
+                yield Trial(head, rate)
+
+
+def draws_of(config: EvaluateConfig, row: RowName) -> int:
+    """Draws of the labels that a row is tested on; all labels make one."""
+    if not config.labels_per_word:
+        return 1
+    return config.training_draws if row in TRAINED_ROWS else config.draws
+
+
+@dataclass
+class Bench:
+    """What every fit shares: the clips, the label draws, the run's encoder, the device."""
+
+    config: EvaluateConfig
+    verify: bool = True
+    """Whether the shards' checksums are computed."""
+    label_rows: list[Tensor] = field(init=False)
+    """Rows of the labelled training clips, a tensor a draw."""
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.device = resolve_device(config.device)
+        self.bf16 = use_bf16(config.precision, self.device)
+        data = config.data or read_run_config(config.run).data
+        self.encoder = load_encoder(config.run).to(self.device)
+        self.splits = {split: PackedDataset(data, split, self.verify) for split in ("train", "val", "test")}
+        draws = max(draws_of(config, row) for row in ("frozen", "supervised"))
+        self.label_rows = [
+            draw_labeled_clips(self.labels("train"), config.labels_per_word, config.seed + draw)
+            for draw in range(draws)
+        ]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return self.splits["train"].words
+
+    def labels(self, split: str) -> Tensor:
+        return self.splits[split].labels
+
+    def fresh_encoder(self) -> VideoEncoder:
+        """An encoder of random weights, always the same ones."""
+        torch.manual_seed(self.config.seed)
+        return VideoEncoder(self.encoder.config).to(self.device)
+
+    def features(self, row: RowName) -> FeatureSource:
+        """What the heads of a row see whose encoder stays as it is: computed once for all of its fits."""
+        rows = torch.cat(self.label_rows[: draws_of(self.config, row)]).unique()
+        if row == "ceiling":
+            assert self.config.trajectories is not None
+            return read_trajectories(self.config.trajectories, self.splits, rows)
+        encoder = self.encoder if row == "frozen" else self.fresh_encoder()
+        return encode_features(encoder, self.splits, rows, self.device, self.bf16)
+
+    def run(self, fit: Fit, features: FeatureSource | None = None) -> FitResult:
+        """Trains a classifier and, unless the fit only selects, tests it; `features` are the row's."""
+        start = time.perf_counter()
+        if features is None:
+            val_rate, chosen = self._fit_pictures(fit)
+        else:
+            with one_thread():  # heads are so small that two threads would only wait for each other
+                val_rate, chosen = self._fit_features(fit, features)
+        return FitResult(val_rate, chosen, time.perf_counter() - start)
+
+    def _fit_features(self, fit: Fit, features: FeatureSource) -> tuple[float, Tensor]:
+        head = self._make_head(fit, features.features)
+        groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
+        return self._train_and_test(head, groups, features, fit, self.config.epochs)
+
+    def _fit_pictures(self, fit: Fit) -> tuple[float, Tensor]:
+        """The encoder trained together with the head: from random weights or from the run's."""
+        encoder = copy.deepcopy(self.encoder) if fit.row == "finetuned" else self.fresh_encoder()
+        head = self._make_head(fit, encoder.out_features).to(self.device)
+        model = EncoderWithHead(encoder, head, self.device, self.bf16)
+        groups: list[dict[str, object]] = [
+            {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate},
+            {"params": head.parameters(), "lr": fit.trial.head_learning_rate},
+        ]
+        source = PictureSource(self.splits, encoder, self.device)
+        epochs = self.config.selection_epochs if fit.selects else self.config.training_epochs
+        return self._train_and_test(model, groups, source, fit, epochs)
+
+    def _make_head(self, fit: Fit, features: int) -> nn.Module:
+        config = self.config
+        torch.manual_seed(config.seed + fit.draw)
+        return make_head(fit.trial.head, features, len(self.words), config.head_hidden, config.gru_layers)
+
+    def _train_and_test(
+        self, model: nn.Module, groups: list[dict[str, object]], source: ClassifierData, fit: Fit, epochs: int
+    ) -> tuple[float, Tensor]:
+        config, rows = self.config, self.label_rows[fit.draw]
+        device = next(model.parameters()).device
+        train = rows, self.labels("train")[rows].to(device)
+        settings = FitConfig(epochs, config.batch_size, config.validate_every, config.seed + fit.draw)
+        rate = fit_classifier(model, groups, source, train, self.labels("val"), settings)
+        return rate, torch.empty(0, dtype=torch.int64) if fit.selects else predict(model, source, "test")
