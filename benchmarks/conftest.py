@@ -1,9 +1,8 @@
-"""Every result says on which machine, with which versions and from which commit it is (extra_info["machine"])."""
+"""Every JSON says once, as machine_info, on which machine, with which versions and from which commit it is."""
 
 from __future__ import annotations
 
 import datetime
-import functools
 import importlib.metadata
 import os
 import platform
@@ -11,13 +10,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from avppc.ops import _library
 
 
-@functools.cache
 def machine_facts() -> dict[str, Any]:
     """What a figure needs beside it; None where this machine does not tell."""
     return {
@@ -56,7 +53,15 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-@pytest.fixture(autouse=True)
-def _tell_the_machine(request: pytest.FixtureRequest) -> None:
-    if "benchmark" in request.fixturenames:
-        request.getfixturevalue("benchmark").extra_info["machine"] = machine_facts()
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """Replaces the plugin's facts, the host's name among them."""
+    machine_info.clear()
+    machine_info.update(machine_facts())
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leaves out what the facts say already and the single rounds."""
+    del output_json["commit_info"]
+    for result in output_json["benchmarks"]:
+        del result["options"]
+        result["stats"] = {name: result["stats"][name] for name in ("min", "median", "iqr", "rounds")}
