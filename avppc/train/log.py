@@ -6,12 +6,13 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 METRICS_FILE = "metrics.jsonl"
@@ -89,22 +90,27 @@ def _finite_or_none(value: Any) -> Any:
 
 
 class TrainingProgress(Progress):
-    """A bar with loss, clips a second, share of time spent waiting for data, and accuracies."""
+    """A bar, and below it loss, clips a second, share of time spent waiting for data, and accuracies."""
 
     def __init__(self, name: str, steps: int, done: int) -> None:
+        self._figures = ""
         super().__init__(
             TextColumn("{task.description}"),
-            BarColumn(20),
+            BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
         )
-        self._bar = self.add_task(name, total=steps, completed=done, figures="")
+        self._bar = self.add_task(name, total=steps, completed=done)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self._figures)
 
     def show(self, step: int, figures: str) -> None:
-        self.update(self._bar, completed=step, figures=figures)
+        self._figures = figures
+        self.update(self._bar, completed=step)
 
     def step_to(self, step: int) -> None:
         self.update(self._bar, completed=step)
