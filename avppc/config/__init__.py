@@ -5,7 +5,7 @@ from avppc.config.data import PrepareConfig
 from avppc.config.evaluate import EvaluateConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
-from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig
+from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig, RivalConfig
 from avppc.config.report import ReportConfig
 from avppc.config.synth import SynthConfig
 
@@ -20,5 +20,6 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "ReportConfig",
+    "RivalConfig",
     "SynthConfig",
 ]

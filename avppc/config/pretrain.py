@@ -13,6 +13,15 @@ from avppc.config.model import CutConfig, EncoderConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
+TaskName = Literal["av-permutative", "visual-permutative", "synchronization", "time-arrow", "correspondence"]
+TASK_NAMES: tuple[TaskName, ...] = (
+    "av-permutative",
+    "visual-permutative",
+    "synchronization",
+    "time-arrow",
+    "correspondence",
+)
+WEIGHTINGS = ("modality", "equal", "group", "uncertainty", "gradient-norm")
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,21 @@ class ObjectiveConfig:
     """Weight of the sub-tasks that predict sound from picture alone or picture from sound alone."""
     other_weight: float = 0.1
     """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
+    weighting: Literal["modality", "equal", "group", "uncertainty", "gradient-norm"] = "modality"
+    """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
+    each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": such that each sub-task pulls alike."""
+    group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    """Total weights of the groups 1to1, 1to2, 2to1 and 2to2 under weighting="group"."""
+    gradient_norm_power: float = 1.0
+    """Under "gradient-norm": sub-tasks pull in proportion to their loss to this power; 0: all alike."""
+    chunks: Literal[2, 4] = 2
+    """Parts a clip is cut into by the task "visual-permutative": past and future, or four, of which every one or two
+    predict every other one or two."""
+    negatives: Literal["clips", "same-clip"] = "clips"
+    """Candidates a target is told from: those of the other clips, or also past and future the wrong way round."""
+    leave_out: Literal["none", "clip", "word"] = "none"
+    """False negatives that are no candidates: other appearances of the same clip, or (an oracle: it needs labels) all
+    clips of the same word."""
 
     def __post_init__(self) -> None:
         check_integer("dim", self.dim, 2)
@@ -38,8 +62,41 @@ class ObjectiveConfig:
         check_choice("normalize", self.normalize, ("layer_norm", "none"))
         check_number("between_weight", self.between_weight, 0)
         check_number("other_weight", self.other_weight, 0)
+        check_choice("weighting", self.weighting, WEIGHTINGS)
+        if not isinstance(self.group_weights, tuple) or len(self.group_weights) != 4:
+            raise ValueError(f"group_weights must be four numbers, got {self.group_weights!r}")
+        for weight in self.group_weights:
+            check_number("group_weights", weight, 0)
+        check_number("gradient_norm_power", self.gradient_norm_power, 0, 4)
+        check_choice("chunks", self.chunks, (2, 4))
+        check_choice("negatives", self.negatives, ("clips", "same-clip"))
+        check_choice("leave_out", self.leave_out, ("none", "clip", "word"))
         if self.between_weight == self.other_weight == 0:
             raise ValueError("between_weight and other_weight must not both be 0")
+
+
+@dataclass(frozen=True)
+class RivalConfig:
+    """The proxy tasks that are compared with permutative predictive coding."""
+
+    sync_mode: Literal["shift", "curriculum", "multiway"] = "shift"
+    """Synchronization: "shift", is the sound aligned or shifted inside its clip; "curriculum", a margin between aligned
+    and false pairs that come closer as training goes on; "multiway", which frame of the clip belongs to which sound."""
+    min_shift_frames: int = 4
+    """Sound that is shifted is shifted by at least so many video frames."""
+    far_shift_frames: int = 8
+    """Shifts of the middle stage of the curriculum are at least as long."""
+    margin: float = 1.0
+    """Distance beyond which the curriculum pushes false pairs no further apart."""
+    arrow_pool: Literal["gru", "mean"] = "gru"
+    """How the time arrow's head sees the frames: in order, or (a control that cannot tell the order) their mean."""
+
+    def __post_init__(self) -> None:
+        check_choice("sync_mode", self.sync_mode, ("shift", "curriculum", "multiway"))
+        check_integer("min_shift_frames", self.min_shift_frames, 1)
+        check_integer("far_shift_frames", self.far_shift_frames, self.min_shift_frames)
+        check_number("margin", self.margin, 0)
+        check_choice("arrow_pool", self.arrow_pool, ("gru", "mean"))
 
 
 @dataclass(frozen=True)
@@ -78,10 +135,20 @@ class PretrainConfig:
     """Directory of this run; a run that was stopped goes on from its last checkpoint."""
     preset: PresetName = "laptop"
     """Defaults of all other settings: "laptop" for a CPU and minutes, "gpu" for ResNet-34 at 88 pixels."""
+    task: TaskName = "av-permutative"
+    """The proxy task: "av-permutative" (all 42 sub-tasks), "visual-permutative" (picture alone), "synchronization",
+    "time-arrow" or "correspondence"."""
+    subtasks: str = ""
+    """Sub-tasks to learn: groups (1to1, 1to2, 2to1, 2to2, between, within, mixed) or names such as "Vp,Ap->Vf", with
+    commas between them; empty: all of the task."""
+    exclude: str = ""
+    """Sub-tasks to leave out, in the same way."""
     steps: int = 1000
     """Optimiser steps in all."""
     batch_size: int = 128
     """Clips of one loss: each is told apart from the others."""
+    speakers_per_batch: int = 0
+    """Batches of so many speakers, as many clips of each, so that who speaks tells less; 0: speakers as they come."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
     seed: int = 0
@@ -113,14 +180,18 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Variation of the training clips."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The loss."""
+    """The loss of the permutative tasks; its width serves all."""
+    rivals: RivalConfig = field(default_factory=RivalConfig)
+    """The other tasks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, ("laptop", "gpu"))
+        check_choice("task", self.task, TASK_NAMES)
         check_integer("steps", self.steps, 1)
         check_integer("batch_size", self.batch_size, 2)
+        check_integer("speakers_per_batch", self.speakers_per_batch, 0)
         check_integer("accumulate", self.accumulate, 1)
         check_integer("seed", self.seed, 0)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))

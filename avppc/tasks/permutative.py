@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_bool, check_choice, check_integer
 from avppc.ops.info_nce import to_autocast_dtype
 from avppc.ops.info_nce_module import BilinearInfoNCE, check_option_names
 from avppc.ops.info_nce_problem import check_ids
@@ -22,6 +22,7 @@ from avppc.ops.info_nce_problem import check_ids
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
 FUSIONS = ("mlp", "sum", "concat-linear")
+OTHER_TIME = {"Vp": "Vf", "Vf": "Vp", "Ap": "Af", "Af": "Ap"}
 
 Elements = tuple[str, ...]
 
@@ -78,7 +79,7 @@ class PairFusion(nn.Module):
         check_choice("fusion", kind, FUSIONS)
         self.pairs = tuple(pairs)
         self.kind = kind
-        if kind == "sum":
+        if kind == "sum" or not self.pairs:
             return
         self.weight1 = nn.Parameter(torch.empty(len(pairs), 2 * dim, dim))
         self.bias1 = nn.Parameter(torch.empty(len(pairs), 1, dim))
@@ -119,6 +120,8 @@ class PermutativeInfoNCE(nn.Module):
             named weigh 1): loss = sum(w_k loss_k) / sum(w_k). None: equal weights.
         fusion: "mlp", "sum" or "concat-linear", see PairFusion; contexts and targets have parameters of their own.
         gather: whose targets are the negatives, as in BilinearInfoNCE.
+        swapped_negatives: whether each target set is also to be told from the same sets with past and future swapped,
+            of all clips, its own clip's included: 2 N candidates, of which one shares speaker, light and pose.
         **options: the other options of BilinearInfoNCE: scale, learn_scale, normalize, symmetric, reduction, backend,
             return_stats. The defaults are the method's: no temperature, no normalisation.
 
@@ -134,11 +137,14 @@ class PermutativeInfoNCE(nn.Module):
         task_weights: Sequence[float] | Mapping[str, float] | None = None,
         fusion: str = "mlp",
         gather: str = "none",
+        swapped_negatives: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
         check_integer("dim", dim, 1)
+        check_bool("swapped_negatives", swapped_negatives)
         check_option_names("PermutativeInfoNCE", options)
+        self.swapped_negatives = swapped_negatives
         self.dim = dim
         self.subtasks = _check_subtasks(subtasks)
         contexts = _used([subtask.inputs for subtask in self.subtasks])
@@ -147,7 +153,8 @@ class PermutativeInfoNCE(nn.Module):
         self.target_singles = [elements[0] for elements in targets if len(elements) == 1]
         self.context_fusion = PairFusion([pair for pair in contexts if len(pair) == 2], dim, fusion)
         self.target_fusion = PairFusion([pair for pair in targets if len(pair) == 2], dim, fusion)
-        self.elements = [name for name in ELEMENTS if any(name in used for used in (*contexts, *targets))]
+        swapped = [tuple(OTHER_TIME[name] for name in side) for side in targets if swapped_negatives]
+        self.elements = [name for name in ELEMENTS if any(name in used for used in (*contexts, *targets, *swapped))]
         self.score = BilinearInfoNCE(
             dim,
             dim,
@@ -181,7 +188,14 @@ class PermutativeInfoNCE(nn.Module):
             clip_ids = check_ids("clip_ids", clip_ids, next(iter(elements.values())).unsqueeze(0))
         contexts = self._embed(elements, self.context_singles, self.context_fusion)
         targets = self._embed(elements, self.target_singles, self.target_fusion)
-        return self.score(contexts, targets, clip_ids, clip_ids, return_stats=return_stats)
+        target_ids = clip_ids
+        if self.swapped_negatives:
+            swapped = {name: elements[other] for name, other in OTHER_TIME.items() if other in elements}
+            targets = torch.cat([targets, self._embed(swapped, self.target_singles, self.target_fusion)], 1)
+            if clip_ids is not None:  # an id that no context has: these are negatives of their own clip, too
+                nobody = torch.full_like(clip_ids, torch.iinfo(clip_ids.dtype).min)
+                target_ids = torch.cat([clip_ids, nobody])
+        return self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
 
     def _embed(self, elements: Mapping[str, Tensor], singles: Sequence[str], fusion: PairFusion) -> Tensor:
         """[sets, N, D]: the single elements, then the pairs."""

@@ -1,92 +1,86 @@
-"""Pretraining by audio-visual permutative predictive coding: from clips to the loss of the sub-tasks."""
+"""Pretraining by permutative predictive coding: from clips to the loss of the sub-tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, ClipBatch
+from avppc.clip import ClipBatch
 from avppc.config.pretrain import PretrainConfig
-from avppc.data.augment import augment_log_mel, augment_video, crop_video
-from avppc.data.elements import Elements, cut_elements
-from avppc.models.audio import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder
-from avppc.models.temporal import ElementPool
-from avppc.models.video import VideoEncoder
-from avppc.ops.log_mel import log_mel
-from avppc.tasks.permutative import SUBTASKS, PermutativeInfoNCE, SubTask
+from avppc.data.elements import cut_elements
+from avppc.tasks.element_task import ElementTask
+from avppc.tasks.permutative import ELEMENTS, SUBTASKS, PermutativeInfoNCE, SubTask
 from avppc.tasks.protocol import ProxyTask, TaskOutput
+from avppc.tasks.spans import cut_video, draw_starts
+from avppc.tasks.subtask_choice import choose_subtasks
+from avppc.tasks.weighting import fixed_weights, make_weighting
+
+CHUNKS = ("V1", "V2", "V3", "V4")
+VISUAL_SUBTASKS = tuple(task for task in SUBTASKS if task.name in ("Vp->Vf", "Vf->Vp"))
 
 
-class PermutativeTask(ProxyTask):
-    """All 42 sub-tasks over the past and future of each clip, seen and heard.
+def make_av_permutative(config: PretrainConfig) -> ProxyTask:
+    """All 42 sub-tasks, or those that config.subtasks chooses."""
+    return PermutativeTask(config, choose_subtasks(SUBTASKS, config.subtasks, config.exclude))
 
-    Past and future go through each encoder as one batch of 2 N elements. They are cut first: no feature, motion channel
-    or convolution reaches over the cut.
-    """
 
-    def __init__(self, config: PretrainConfig, subtasks: tuple[SubTask, ...] = SUBTASKS) -> None:
-        super().__init__()
-        check_mel_clock(config)
-        self.config = config
-        dim, features = config.objective.dim, config.encoder.features
-        self.video_encoder = VideoEncoder(config.encoder)
-        self.audio_encoder = AudioEncoder(config.features.bands, features, config.audio_width)
-        self.video_pool = ElementPool(features, dim)
-        self.audio_pool = ElementPool(features, dim)
-        weights = [
-            config.objective.between_weight if subtask.between_modalities else config.objective.other_weight
-            for subtask in subtasks
-        ]
+def make_visual_permutative(config: PretrainConfig) -> ProxyTask:
+    """The sub-tasks of what is seen alone: two over past and future, or 42 over four chunks of the clip."""
+    if config.objective.chunks == 4:
+        return ChunkTask(config)
+    return PermutativeTask(config, choose_subtasks(VISUAL_SUBTASKS, config.subtasks, config.exclude))
+
+
+class SubtaskTask(ElementTask):
+    """What the permutative tasks share: the losses of the sub-tasks over four elements, weighed into one."""
+
+    def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask], *, hears: bool) -> None:
+        super().__init__(config, hears=hears)
+        objective = config.objective
+        weights = fixed_weights(objective, subtasks)
         self.loss = PermutativeInfoNCE(
-            dim,
+            objective.dim,
             subtasks=subtasks,
             task_weights=weights,
-            fusion=config.objective.fusion,
-            normalize=config.objective.normalize,
-            learn_scale=config.objective.learn_scale,
+            fusion=objective.fusion,
+            normalize=objective.normalize,
+            learn_scale=objective.learn_scale,
+            swapped_negatives=objective.negatives == "same-clip",
+            reduction="mean" if weights else "task",
             return_stats=True,
         )
+        self.weighting = make_weighting(objective, subtasks)
 
-    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
-        video, audio = self.embed(batch, generator)
-        count = len(batch)
-        loss, stats = self.loss(video[:count], video[count:], audio[:count], audio[count:])
+    def subtask_output(self, elements: Sequence[Tensor | None], batch: ClipBatch) -> TaskOutput:
+        """The loss from the four elements, each [N, D] or None where no sub-task uses it."""
+        loss, stats = self.loss(*elements, self._ids(batch))
         metrics = {"task_loss": stats.task_loss, "task_accuracy": stats.accuracy}
+        if self.weighting is not None:
+            loss = self.weighting(loss, [element for element in elements if element is not None])
+            metrics["task_weight"] = self.weighting.weights()
         return TaskOutput(loss, metrics)
 
-    def embed(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Embeddings [2 N, D] of what is seen and of what is heard: N rows of the past, then N of the future."""
-        augment = self.config.augment
-        elements = cut_elements(
-            batch,
-            self.config.cut,
-            jitter_frames=augment.time_jitter_frames,
-            generator=generator if self.training else None,
-        )
-        stride = self.config.frame_stride
-        phase = int(torch.randint(0, stride, (), generator=generator)) if self.training else 0
-        frames = self.video_encoder(self._pictures(elements, generator), frame_stride=stride, frame_phase=phase)
-        sounds = self.audio_encoder(self._sounds(elements, generator))
-        return self.video_pool(frames).float(), self.audio_pool(sounds).float()
+    def _ids(self, batch: ClipBatch) -> Tensor | None:
+        """Numbers [N]; clips of equal ones are no negatives of each other."""
+        leave_out = self.config.objective.leave_out
+        if leave_out == "word":
+            # A clip without a label has a number of its own.
+            own = -1 - torch.arange(len(batch), device=batch.device)
+            return torch.where(batch.labels < 0, own, batch.labels)
+        return batch.clip_ids if leave_out == "clip" else None
 
-    def _pictures(self, elements: Elements, generator: torch.Generator) -> Tensor:
-        encoder = self.config.encoder
-        if not self.training:
-            return crop_video(elements.video, encoder.crop_pixels, encoder.input_pixels)
-        return augment_video(elements.video, encoder.crop_pixels, encoder.input_pixels, self.config.augment, generator)
-
-    def _sounds(self, elements: Elements, generator: torch.Generator) -> Tensor:
-        frames = elements.video.shape[1] * MEL_FRAMES_PER_VIDEO_FRAME
-        features = log_mel(elements.audio, self.config.features)[:, :frames]
-        return augment_log_mel(features, self.config.augment, generator) if self.training else features
+    def subtask_names(self) -> list[str]:
+        """The names of the sub-tasks, in the order of their metrics."""
+        return [subtask.name for subtask in self.loss.subtasks]
 
     def describe(self) -> dict[str, list[str]]:
-        names = [subtask.name for subtask in self.loss.subtasks]
-        return {"task_loss": names, "task_accuracy": names}
+        metrics = ("task_loss", "task_accuracy", *(["task_weight"] if self.weighting is not None else []))
+        return {metric: self.subtask_names() for metric in metrics}
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Mean accuracy of each group of sub-tasks."""
@@ -96,12 +90,100 @@ class PermutativeTask(ProxyTask):
         return {group: sum(values) / len(values) for group, values in groups.items()}
 
 
-def check_mel_clock(config: PretrainConfig) -> None:
-    """Raises ValueError unless the features have 4 frames a video frame."""
-    features = config.features
-    needed = SAMPLES_PER_FRAME // MEL_FRAMES_PER_VIDEO_FRAME
-    if features.sample_rate_hz != SAMPLE_RATE_HZ or features.hop_samples != needed:
-        raise ValueError(
-            f"features must have {MEL_FRAMES_PER_VIDEO_FRAME} frames a video frame: sample_rate_hz={SAMPLE_RATE_HZ} "
-            f"and hop_samples={needed}, got {features.sample_rate_hz} and {features.hop_samples}"
+class PermutativeTask(SubtaskTask):
+    """Sub-tasks over the past and future of each clip, seen and (where one needs it) heard.
+
+    Past and future go through each encoder as one batch of 2 N elements. They are cut first: no feature, motion channel
+    or convolution reaches over the cut.
+    """
+
+    def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask] = SUBTASKS) -> None:
+        sees, hears = (_uses(subtasks, modality) for modality in "VA")
+        if not sees:
+            names = [task.name for task in subtasks]
+            raise ValueError(f"subtasks must use what is seen, or no visual encoder is learned; got {names}")
+        super().__init__(config, subtasks, hears=hears)
+        self.hears = hears
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
+        return self.subtask_output(self.elements(batch, generator), batch)
+
+    def elements(self, batch: ClipBatch, generator: torch.Generator) -> list[Tensor | None]:
+        """Embeddings [N, D] of Vp, Vf, Ap, Af; None for what is not heard."""
+        video, audio = self.embed(batch, generator)
+        count = len(batch)
+        heard: list[Tensor | None] = [None, None] if audio is None else [audio[:count], audio[count:]]
+        return [video[:count], video[count:], *heard]
+
+    def embed(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Embeddings [2 N, D] of what is seen and of what is heard: N rows of the past, then N of the future."""
+        elements = cut_elements(
+            batch,
+            self.config.cut,
+            jitter_frames=self.config.augment.time_jitter_frames,
+            generator=generator if self.training else None,
         )
+        seen = self.see(elements.video, generator)
+        return seen, self.hear(elements.audio, generator) if self.hears else None
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor | None:
+        """The mean score of the sub-tasks from picture to sound, or back, whose elements lie at the same time."""
+        scores = []
+        for task, weight in zip(self.loss.subtasks, self.loss.score.weight, strict=True):
+            if task.name in ("Vp->Ap", "Vf->Af"):
+                scores.append((self._normalized(seen) @ weight.T) @ self._normalized(heard).T)
+            elif task.name in ("Ap->Vp", "Af->Vf"):
+                scores.append(self._normalized(seen) @ (weight @ self._normalized(heard).T))
+        return torch.stack(scores).mean(0) if scores else None
+
+    def _normalized(self, embeddings: Tensor) -> Tensor:
+        """As the loss normalises them."""
+        if self.config.objective.normalize == "none":
+            return embeddings
+        return functional.layer_norm(embeddings, embeddings.shape[-1:])
+
+
+def _uses(subtasks: Sequence[SubTask], modality: str) -> bool:
+    return any(element[0] == modality for task in subtasks for element in (*task.inputs, *task.targets))
+
+
+class ChunkTask(SubtaskTask):
+    """Four chunks of what is seen: every set of one or two predicts every disjoint one, 42 sub-tasks in all.
+
+    They are the sub-tasks of SUBTASKS with V1, V2, V3, V4 in the places of Vp, Vf, Ap, Af. A chunk is jittered by at
+    most a quarter of its length.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        chosen, excluded = (_as_elements(text) for text in (config.subtasks, config.exclude))
+        if config.objective.weighting == "modality":  # there is one modality
+            config = replace(config, objective=replace(config.objective, weighting="equal"))
+        super().__init__(config, choose_subtasks(SUBTASKS, chosen, excluded), hears=False)
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        video = self.cut_chunks(batch, generator)
+        return self.subtask_output(self.see(video, generator).chunk(len(CHUNKS)), batch)
+
+    def cut_chunks(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
+        """[4 N, T, H, W] uint8: the first chunk of every clip, then the second..."""
+        room = batch.video.shape[1] // len(CHUNKS)
+        jitter = min(self.config.augment.time_jitter_frames, room // 4)
+        parts = []
+        for number in range(len(CHUNKS)):
+            starts = draw_starts(len(batch), jitter, generator, training=self.training)
+            parts.append(cut_video(batch.video, number * room + starts, room - jitter))
+        return torch.cat(parts)
+
+    def subtask_names(self) -> list[str]:
+        names = ";".join(super().subtask_names())
+        for element, chunk in zip(ELEMENTS, CHUNKS, strict=True):
+            names = names.replace(element, chunk)
+        return names.split(";")
+
+
+def _as_elements(text: str) -> str:
+    """Names of sub-tasks over chunks as those of SUBTASKS."""
+    for element, chunk in zip(ELEMENTS, CHUNKS, strict=True):
+        text = text.replace(chunk, element)
+    return text

@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from avppc.config.pretrain import PretrainConfig
-from avppc.tasks.permutative_task import PermutativeTask
+from avppc.tasks.correspondence import CorrespondenceTask
+from avppc.tasks.permutative_task import make_av_permutative, make_visual_permutative
 from avppc.tasks.protocol import ProxyTask
+from avppc.tasks.synchronization import make_synchronization
+from avppc.tasks.time_arrow import TimeArrowTask
 
-TASKS: dict[str, Callable[[PretrainConfig], ProxyTask]] = {"av-permutative": PermutativeTask}
+
+class TaskEntry(NamedTuple):
+    """A proxy task that can be chosen."""
+
+    title: str
+    """As tables call it."""
+    make: Callable[[PretrainConfig], ProxyTask]
+    """A new task with its encoder."""
+
+
+TASKS: dict[str, TaskEntry] = {
+    "synchronization": TaskEntry("AV synchronization", make_synchronization),
+    "time-arrow": TaskEntry("Time arrow", TimeArrowTask),
+    "correspondence": TaskEntry("AV correspondence", CorrespondenceTask),
+    "visual-permutative": TaskEntry("Visual permutative predictive coding", make_visual_permutative),
+    "av-permutative": TaskEntry("AV permutative predictive coding", make_av_permutative),
+}
+"""In the order of the published table."""
 
 
 def make_task(name: str, config: PretrainConfig) -> ProxyTask:
-    """A new task with its encoder; ValueError for a name that is not in TASKS."""
+    """A new task with its encoder; ValueError for a name that is not in TASKS, or settings that do not fit the task."""
     if name not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}; got {name!r}")
-    return TASKS[name](config)
+    if (config.subtasks or config.exclude) and not name.endswith("permutative"):
+        raise ValueError(f"subtasks and exclude are settings of the permutative tasks, task is {name!r}")
+    return TASKS[name].make(config)

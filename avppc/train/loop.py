@@ -56,11 +56,17 @@ def pretrain(config: PretrainConfig) -> Path:
             f"encoder.crop_pixels is {config.encoder.crop_pixels}, but the clips of {config.data} have "
             f"{dataset.shape.height} x {dataset.shape.width} pixels"
         )
-    sampler = EpochSampler(len(dataset), config.batch_size, seed=config.seed)
-    open_run(config)
-
+    sampler = EpochSampler(
+        len(dataset),
+        config.batch_size,
+        seed=config.seed,
+        speakers=dataset.speakers,
+        speakers_per_batch=config.speakers_per_batch or None,
+    )
     torch.manual_seed(config.seed)
-    task = make_task("av-permutative", config).to(device)
+    task = make_task(config.task, config)
+    open_run(config)
+    task.to(device)
     optimizer = make_optimizer(task, config.optimizer)
     write_json(config.out / TASK_FILE, task.describe())
 

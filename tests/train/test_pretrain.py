@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from tiny_runs import tiny_config
 
 from avppc import load_encoder
 from avppc.cli import main
+from avppc.config import RivalConfig
 from avppc.config.plain import config_to_dict
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
@@ -167,6 +169,34 @@ def test_accumulated_batches_are_averaged(tiny_set: Path, tmp_path: Path) -> Non
     assert rows[-1]["step"] == 2
     progress = json.loads((tmp_path / "run" / "checkpoints" / "step_00000002" / "progress.json").read_text())
     assert progress["progress"]["sampler"] == {"epoch": 2, "batches_consumed": 0}  # 6 batches, 3 an epoch
+
+
+@pytest.mark.parametrize("task", ["visual-permutative", "synchronization", "time-arrow", "correspondence"])
+def test_every_task_goes_on_where_it_was_stopped(task: str, tiny_set: Path, tmp_path: Path) -> None:
+    """Also one with a state of its own, in batches of chosen speakers; the command line takes the same names."""
+    rivals = RivalConfig(sync_mode="curriculum")
+    changes = {"task": task, "rivals": rivals, "speakers_per_batch": 1, "steps": 6, "checkpoint_every": 3}
+    pretrain(tiny_config(tiny_set, tmp_path / "whole", **changes))
+    pretrain(tiny_config(tiny_set, tmp_path / "stopped", **changes))
+    shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step_00000006")
+    (tmp_path / "stopped" / "encoder.safetensors").unlink()
+    pretrain(tiny_config(tiny_set, tmp_path / "stopped", **changes))
+    whole, stopped = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "stopped"))
+    assert_same_bits(whole, stopped)
+    assert all(0 <= row["right"] <= 1 for row in read_metrics(tmp_path / "whole") if task != "visual-permutative")
+
+
+def test_sub_tasks_are_chosen_by_flags(tiny_set: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--steps", "1", "--batch-size", "8", "--threads", "1", "--device", "cpu", "--encoder.width", "4"]
+    command = ["pretrain", "--data", str(tiny_set), "--out"]
+    chosen = ["--subtasks", "1to1,2to2", "--exclude", "Ap->Af", "--objective.weighting", "group"]
+    assert main([*command, str(tmp_path / "run"), *flags, *chosen]) == 0
+    names = json.loads((tmp_path / "run" / "task.json").read_text())["task_loss"]
+    assert len(names) == 17
+    assert "Ap->Af" not in names
+    assert main([*command, str(tmp_path / "bad"), *flags, "--subtasks", "3to1"]) == 2
+    assert "subtasks must hold groups" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "bad").exists()
 
 
 def test_loss_that_is_not_finite_stops_the_run(tiny_set: Path, tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""What the proxy tasks share: spans of a clip, seen and heard, become features and embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
+from avppc.config.pretrain import PretrainConfig
+from avppc.data.augment import augment_log_mel, augment_video, crop_video
+from avppc.models.audio import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder
+from avppc.models.temporal import ElementPool
+from avppc.models.video import VideoEncoder
+from avppc.ops.log_mel import log_mel
+from avppc.tasks.protocol import ProxyTask
+
+
+class ElementTask(ProxyTask):
+    """A task over spans of clips: the visual encoder, and unless it hears nothing an audio encoder beside it.
+
+    In eval mode there is no variation: the centre crop, every frame_stride-th frame from the first.
+
+    Args:
+        hears: whether the task needs sound.
+    """
+
+    video_pool: nn.Module
+    audio_pool: nn.Module
+
+    def __init__(self, config: PretrainConfig, *, hears: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        dim, features = config.objective.dim, config.encoder.features
+        self.video_encoder = VideoEncoder(config.encoder)
+        if hears:
+            check_mel_clock(config)
+            self.audio_encoder = AudioEncoder(config.features.bands, features, config.audio_width)
+        self.video_pool = ElementPool(features, dim)
+        if hears:
+            self.audio_pool = ElementPool(features, dim)
+
+    @property
+    def span_frames(self) -> int:
+        """Length of an element, less what its jitter takes."""
+        return self.config.cut.past_frames - self.config.augment.time_jitter_frames
+
+    def draw_phase(self, generator: torch.Generator) -> int:
+        """The first frame that is encoded."""
+        return int(torch.randint(0, self.config.frame_stride, (), generator=generator)) if self.training else 0
+
+    def frame_features(self, video: Tensor, phase: int, generator: torch.Generator) -> Tensor:
+        """Features [N, T', F] of every frame_stride-th frame of spans [N, T, H, W] uint8."""
+        encoder = self.config.encoder
+        if self.training:
+            augment = self.config.augment
+            luma = augment_video(video, encoder.crop_pixels, encoder.input_pixels, augment, generator)
+        else:
+            luma = crop_video(video, encoder.crop_pixels, encoder.input_pixels)
+        return self.video_encoder(luma, frame_stride=self.config.frame_stride, frame_phase=phase)
+
+    def sound_features(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """Features [N, T, F] of spans of sound [N, 640 T] int16, one a video frame."""
+        frames = audio.shape[1] // SAMPLES_PER_FRAME * MEL_FRAMES_PER_VIDEO_FRAME
+        features = log_mel(audio, self.config.features)[:, :frames]
+        if self.training:
+            features = augment_log_mel(features, self.config.augment, generator)
+        return self.audio_encoder(features)
+
+    def see(self, video: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings [N, D] of spans of picture [N, T, H, W] uint8."""
+        return self.video_pool(self.frame_features(video, self.draw_phase(generator), generator)).float()
+
+    def hear(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings [N, D] of spans of sound [N, 640 T] int16."""
+        return self.audio_pool(self.sound_features(audio, generator)).float()
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor | None:
+        """How well each picture fits each sound, [N, M], from embeddings [N, D] and [M, D]; None: no such score."""
+        return None
+
+
+def check_mel_clock(config: PretrainConfig) -> None:
+    """Raises ValueError unless the features have 4 frames a video frame."""
+    features = config.features
+    needed = SAMPLES_PER_FRAME // MEL_FRAMES_PER_VIDEO_FRAME
+    if features.sample_rate_hz != SAMPLE_RATE_HZ or features.hop_samples != needed:
+        raise ValueError(
+            f"features must have {MEL_FRAMES_PER_VIDEO_FRAME} frames a video frame: sample_rate_hz={SAMPLE_RATE_HZ} "
+            f"and hop_samples={needed}, got {features.sample_rate_hz} and {features.hop_samples}"
+        )

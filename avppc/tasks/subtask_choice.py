@@ -1,0 +1,56 @@
+"""Which sub-tasks are learned, from a text such as "1to1,Vp,Ap->Vf"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from avppc.tasks.permutative import SubTask
+
+GROUPS = ("1to1", "1to2", "2to1", "2to2", "between", "within", "mixed")
+
+
+def modality_group(subtask: SubTask) -> str:
+    """What has to be crossed: "between" the modalities, nothing ("within" one), or either ("mixed")."""
+    if subtask.between_modalities:
+        return "between"
+    return "within" if len({element[0] for element in (*subtask.inputs, *subtask.targets)}) == 1 else "mixed"
+
+
+def choose_subtasks(available: Sequence[SubTask], chosen: str = "", excluded: str = "") -> tuple[SubTask, ...]:
+    """The sub-tasks that `chosen` names (all for ""), in their order, without those that `excluded` names.
+
+    Raises:
+        ValueError: a text that names no group or sub-task, is ambiguous, or leaves nothing.
+    """
+    wanted = _named("subtasks", chosen, available) if chosen else set(available)
+    unwanted = _named("exclude", excluded, available) if excluded else set()
+    left = tuple(subtask for subtask in available if subtask in wanted and subtask not in unwanted)
+    if not left:
+        raise ValueError(f"subtasks={chosen!r} without exclude={excluded!r} leaves no sub-task to learn")
+    return left
+
+
+def _named(argument: str, text: str, available: Sequence[SubTask]) -> set[SubTask]:
+    members = {group: {task for task in available if group in (task.group, modality_group(task))} for group in GROUPS}
+    members |= {task.name: {task} for task in available}
+    readings = _readings(text.replace(" ", "").split(","), members.keys())
+    if len(readings) > 1:
+        raise ValueError(f"{argument}: {text!r} can be read as {' or '.join(map(' and '.join, readings))}")
+    if not readings:
+        raise ValueError(
+            f"{argument} must hold groups ({', '.join(GROUPS)}) or sub-tasks such as {available[-1].name!r}, with "
+            f"commas between them; got {text!r}"
+        )
+    return set().union(*(members[name] for name in readings[0]))
+
+
+def _readings(words: list[str], names: object) -> list[list[str]]:
+    """Every way to join words into names; names have commas of their own, two at most."""
+    if not words:
+        return [[]]
+    found = []
+    for length in (1, 2, 3):
+        name = ",".join(words[:length])
+        if len(words) >= length and name in names:  # type: ignore[operator]  # a set of keys
+            found += [[name, *rest] for rest in _readings(words[length:], names)]
+    return found

@@ -1,0 +1,188 @@
+"""Is the sound on time?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from avppc.clip import ClipBatch
+from avppc.config.pretrain import PretrainConfig
+from avppc.tasks.binary import PairScore, binary_figures, binary_output
+from avppc.tasks.correspondence import draw_other_clips
+from avppc.tasks.element_task import ElementTask
+from avppc.tasks.protocol import ProxyTask, TaskOutput
+from avppc.tasks.spans import cut_audio, cut_video, draw_shifted, draw_starts
+
+SPANS = 2  # pictures a clip, as many frames as the other tasks see
+
+
+def make_synchronization(config: PretrainConfig) -> ProxyTask:
+    """The task of config.rivals.sync_mode."""
+    kinds: dict[str, Callable[[PretrainConfig], ProxyTask]]
+    kinds = {"shift": ShiftTask, "curriculum": CurriculumTask, "multiway": MultiwayTask}
+    return kinds[config.rivals.sync_mode](config)
+
+
+class _PairedSpans(ElementTask):
+    """Embeddings of spans of picture, of the sound that belongs to them, and of sound that does not."""
+
+    def _spans(
+        self, batch: ClipBatch, least: int, most: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [2 N, T, H, W], and int16 [2 N, 640 T] aligned and shifted by `least` to `most` frames in its clip."""
+        frames = self.span_frames
+        last = batch.video.shape[1] - frames
+        possible = (last + 1) // 2  # for a span in the middle of the clip
+        if self.config.rivals.min_shift_frames > possible:
+            raise ValueError(
+                f"rivals.min_shift_frames must be at most {possible} for spans of {frames} frames in clips of "
+                f"{batch.video.shape[1]}, got {self.config.rivals.min_shift_frames}"
+            )
+        count = len(batch)
+        starts = draw_starts(SPANS * count, last, generator)
+        shifted = draw_shifted(starts, last, least, most, generator)
+        video = torch.cat([cut_video(batch.video, part, frames) for part in starts.split(count)])
+        aligned, late = (
+            torch.cat([cut_audio(batch.audio, part, frames) for part in places.split(count)])
+            for places in (starts, shifted)
+        )
+        return video, aligned, late
+
+
+class ShiftTask(_PairedSpans):
+    """Sound of the same clip, aligned with the picture or shifted inside the clip; as many of each in every batch."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        self.head = PairScore(config.objective.dim)
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        least = self.config.rivals.min_shift_frames
+        video, aligned, shifted = self._spans(batch, least, batch.video.shape[1], generator)
+        seen = self.see(video, generator)
+        heard = self.hear(torch.cat([aligned, shifted]), generator)
+        logits = self.head(torch.cat([seen, seen]), heard)
+        truth = torch.arange(len(logits), device=logits.device) < len(seen)
+        return binary_output(logits, truth)
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
+        return self.head.every_pair(seen, heard)
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        return binary_figures(row)
+
+
+class CurriculumTask(_PairedSpans):
+    """A margin between aligned and false pairs: first other clips, then far and at last near shifts.
+
+    loss = d^2 for aligned pairs, max(0, margin - d)^2 for false ones; d is the distance of normalised embeddings. Each
+    of the three stages takes a third of the run.
+
+    Reference: Korbar, Tran, Torresani, "Cooperative Learning of Audio and Video Models from Self-Supervised
+    Synchronization", NeurIPS 2018.
+    """
+
+    batches_done: Tensor
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        # In the state of the run, so that one that was stopped goes on in its stage.
+        self.register_buffer("batches_done", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def stage(self) -> int:
+        """0: other clips; 1: far shifts; 2: near shifts."""
+        batches = self.config.steps * self.config.accumulate
+        return min(2, 3 * int(self.batches_done) // batches)
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        rivals, stage = self.config.rivals, self.stage
+        longest = batch.video.shape[1]
+        shifts = (rivals.far_shift_frames, longest) if stage == 1 else (rivals.min_shift_frames, longest)
+        if stage == 2:
+            shifts = (rivals.min_shift_frames, rivals.far_shift_frames)
+        video, aligned, shifted = self._spans(batch, *shifts, generator)
+        seen = functional.normalize(self.see(video, generator), dim=1)
+        heard, false = functional.normalize(self.hear(torch.cat([aligned, shifted]), generator), dim=1).chunk(2)
+        if stage == 0:
+            other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
+            false = heard[torch.cat([other, other + len(batch)])]
+        near, far = (seen - heard).square().sum(1), _distance(seen, false)
+        loss = 0.5 * (near.mean() + (rivals.margin - far).clamp_min(0).square().mean())
+        if self.training:
+            self.batches_done += 1
+        right = (near.detach() < far.detach().square()).float().mean()
+        return TaskOutput(loss, {"right": right, "stage": self.batches_done.new_tensor(stage)})
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
+        return functional.normalize(seen, dim=1) @ functional.normalize(heard, dim=1).T
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        return binary_figures(row)
+
+
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    """[N] distances of rows; the root's gradient stays finite where two are the same."""
+    return (first - second).square().sum(1).add(1e-12).sqrt()
+
+
+class MultiwayTask(ElementTask):
+    """Which frame of a clip belongs to which moment of its sound: cross-entropy over its T x T similarities, both ways.
+
+    Reference: Chung, Chung, Kang, "Perfect Match: Improved Cross-Modal Embeddings for Audio-Visual Synchronisation",
+    ICASSP 2019.
+    """
+
+    CONTEXT = 5  # encoded frames that one moment's embedding sees
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        dim, features = config.objective.dim, config.encoder.features
+        # Moments are embedded, not spans: convolutions over a few frames take the place of the pools.
+        self.video_pool = _Moments(features, dim, self.CONTEXT)
+        self.audio_pool = _Moments(features, dim, self.CONTEXT)
+        self.log_scale = nn.Parameter(torch.tensor(10.0).log())
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        jitter = self.config.augment.time_jitter_frames
+        frames = batch.video.shape[1] - jitter
+        starts = draw_starts(len(batch), jitter, generator, training=self.training)
+        similarity = self.similarity(
+            cut_video(batch.video, starts, frames), cut_audio(batch.audio, starts, frames), generator
+        )
+        count, moments = similarity.shape[:2]
+        truth = torch.arange(moments, device=similarity.device).expand(count, -1)
+        loss = 0.5 * (
+            functional.cross_entropy(similarity.flatten(0, 1), truth.flatten())
+            + functional.cross_entropy(similarity.mT.flatten(0, 1), truth.flatten())
+        )
+        right = (similarity.detach().argmax(2) == truth).float().mean()
+        return TaskOutput(loss, {"right": right})
+
+    def similarity(self, video: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """[N, T', T'] of each encoded frame with the sound at each, scaled and shifted as learned."""
+        phase, stride = self.draw_phase(generator), self.config.frame_stride
+        seen = self.video_pool(self.frame_features(video, phase, generator)).float()
+        heard = self.audio_pool(self.sound_features(audio, generator)[:, phase::stride]).float()
+        cosine = functional.normalize(seen, dim=2) @ functional.normalize(heard, dim=2).mT
+        return self.log_scale.exp() * cosine + self.bias
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        return binary_figures(row)
+
+
+class _Moments(nn.Module):
+    """Embeddings of moments: [N, T, features] -> [N, T, dim], each seeing `context` frames around it."""
+
+    def __init__(self, features: int, dim: int, context: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(features, dim, context, padding=context // 2)
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.conv(x.transpose(1, 2)).relu().transpose(1, 2))

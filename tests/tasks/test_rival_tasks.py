@@ -1,0 +1,286 @@
+"""The proxy tasks beside permutative predictive coding: that each asks what it says it asks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from task_cases import PLAIN, make_batch, make_config, make_numbered_batch, make_opening_mouths
+
+from avppc import ClipBatch
+from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
+from avppc.config import RivalConfig
+from avppc.config.pretrain import TASK_NAMES
+from avppc.tasks.correspondence import CorrespondenceTask, draw_other_clips
+from avppc.tasks.element_task import ElementTask
+from avppc.tasks.registry import TASKS, make_task
+from avppc.tasks.spans import cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
+from avppc.tasks.time_arrow import TimeArrowTask
+
+CASES = [
+    *((name, {}) for name in TASK_NAMES),
+    ("synchronization", {"rivals": {"sync_mode": "curriculum"}}),
+    ("synchronization", {"rivals": {"sync_mode": "multiway"}}),
+    ("visual-permutative", {"objective": {"chunks": 4}}),
+]
+IDS = [*TASK_NAMES, "synchronization-curriculum", "synchronization-multiway", "visual-permutative-4"]
+cases = pytest.mark.parametrize(("name", "changes"), CASES, ids=IDS)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_name_has_a_task() -> None:
+    assert set(TASKS) == set(TASK_NAMES)
+    with pytest.raises(ValueError, match=r"task must be one of synchronization, .*; got 'sync'"):
+        make_task("sync", make_config("time-arrow"))
+
+
+@cases
+def test_every_parameter_learns(name: str, changes: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    task = make_task(name, make_config(name, **changes)).train()
+    output = task(make_batch(), generator())
+    output.loss.backward()
+    # one number added to all logits of a softmax cancels; it is there because the method has it
+    without = {key for key, parameter in task.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    assert without <= {"bias"}
+    assert all(not value.requires_grad for value in output.metrics.values())
+    names = task.describe()
+    assert all(output.metrics[metric].shape == (len(entries),) for metric, entries in names.items())
+    assert all(value.ndim == 0 for metric, value in output.metrics.items() if metric not in names)
+    row = {metric: value.tolist() for metric, value in output.metrics.items()}
+    assert all(0 <= share <= 1 for share in task.group_metrics(row).values())
+
+
+@cases
+def test_the_same_generator_gives_the_same_loss(name: str, changes: dict[str, object]) -> None:
+    task = make_task(name, make_config(name, **changes)).train()
+    state = {key: value.clone() for key, value in task.state_dict().items()}
+    losses = []
+    for seed in (0, 0, 1):
+        task.load_state_dict(state)
+        torch.manual_seed(7)
+        losses.append(task(make_batch(), generator(seed)).loss)
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("synchronization", {}),
+        ("synchronization", {"rivals": {"sync_mode": "multiway"}}),
+        ("time-arrow", {}),
+        ("correspondence", {}),
+    ],
+    ids=["shift", "multiway", "time-arrow", "correspondence"],
+)
+def test_task_is_learned_where_there_is_something_to_learn(name: str, changes: dict[str, object]) -> None:
+    """Fresh clips of a mouth whose opening is heard: right more often than by chance after a few steps."""
+    torch.manual_seed(0)
+    config = make_config(name, **changes, augment=PLAIN, frame_stride=1)
+    task = make_task(name, config).train()
+    optimizer = torch.optim.Adam(task.parameters(), 5e-3)
+    for step in range(50):
+        output = task(make_opening_mouths(12, step), generator(step))
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+    task.eval()
+    with torch.no_grad():
+        right = torch.stack([task(make_opening_mouths(24, 900 + k), generator(k)).metrics["right"] for k in range(3)])
+    chance = 1 / (CLIP_FRAMES - PLAIN.time_jitter_frames) if "rivals" in changes else 0.5
+    assert right.mean() > min(0.75, 4 * chance)
+
+
+def test_mean_of_the_frames_cannot_tell_the_time_arrow() -> None:
+    """Shown both ways, a head that averages the frames gives one answer twice: right in exactly half the cases."""
+    config = make_config("time-arrow", rivals={"arrow_pool": "mean"}, augment=PLAIN)
+    luma = dataclasses.replace(config.encoder, channels="luma")  # motion channels tell the order by themselves
+    whole = dataclasses.replace(config.augment, time_jitter_frames=0)
+    torch.manual_seed(0)
+    task = TimeArrowTask(dataclasses.replace(config, encoder=luma, augment=whole, frame_stride=1))
+    optimizer = torch.optim.Adam(task.parameters(), 5e-3)
+    for step in range(10):  # trained, so that it is not blind by its first weights alone
+        task.train()
+        optimizer.zero_grad()
+        task(make_opening_mouths(8, step), generator(step)).loss.backward()
+        optimizer.step()
+    task.eval()
+    batch = make_opening_mouths(16, 99)
+    with torch.no_grad():
+        forward, backward = (task.arrow(batch, torch.full((16,), way), generator()) for way in (False, True))
+    torch.testing.assert_close(forward, backward, rtol=1e-3, atol=1e-4)
+    ordered = TimeArrowTask(make_config("time-arrow")).eval()
+    with torch.no_grad():
+        forward, backward = (ordered.arrow(batch, torch.full((16,), way), generator()) for way in (False, True))
+    assert (forward - backward).abs().max() > 1e-3
+
+
+def test_time_arrow_reverses_the_chosen_clips_alone(monkeypatch) -> None:
+    task = TimeArrowTask(make_config("time-arrow")).eval()
+    seen = []
+    monkeypatch.setattr(ElementTask, "see", lambda self, video, _: seen.append(video) or torch.zeros(len(video), 16))
+    batch = make_numbered_batch(4)
+    task.arrow(batch, torch.tensor([False, True, False, True]), generator())
+    steps = seen[0][:, 1:, 0, 0].int() - seen[0][:, :-1, 0, 0].int()
+    assert steps.unique(dim=1).flatten().tolist() == [1, -1, 1, -1]
+    assert torch.equal(batch.video, make_numbered_batch(4).video)  # the batch itself is left as it was
+
+
+def spans_of(monkeypatch, task: ElementTask, batch: ClipBatch, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """First numbers of the pictures and of the sounds that a task looks at and listens to."""
+    seen, heard = [], []
+
+    def see(self: ElementTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        seen.append(video[:, 0, 0, 0].int())
+        return torch.zeros(len(video), 16, requires_grad=True)
+
+    def hear(self: ElementTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        heard.append(audio[:, 0].int())
+        assert (audio[:, SAMPLES_PER_FRAME:] - audio[:, :-SAMPLES_PER_FRAME] == 1).all()
+        return torch.zeros(len(audio), 16, requires_grad=True)
+
+    monkeypatch.setattr(ElementTask, "see", see)
+    monkeypatch.setattr(ElementTask, "hear", hear)
+    task(batch, generator(seed))
+    return torch.cat(seen), torch.cat(heard)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_shifted_sound_is_really_shifted_inside_its_clip(monkeypatch, training: bool) -> None:
+    task = ShiftTask(make_config("synchronization", rivals={"min_shift_frames": 5})).train(training)
+    shifts = set()
+    for seed in range(20):
+        seen, heard = spans_of(monkeypatch, task, make_numbered_batch(), seed)
+        aligned, shifted = heard.chunk(2)
+        assert torch.equal(aligned, seen)
+        assert torch.equal(shifted // 32, seen // 32)  # of the same clip
+        assert int((shifted - seen).abs().min()) >= 5
+        assert int((shifted % 32).max()) + task.span_frames <= CLIP_FRAMES
+        shifts |= set((shifted - seen).tolist())
+    assert min(shifts) < 0 < max(shifts)
+
+
+def test_curriculum_comes_closer_by_stages_that_the_run_remembers(monkeypatch) -> None:
+    config = make_config("synchronization", rivals={"sync_mode": "curriculum"}, steps=6)
+    task = CurriculumTask(config).train()
+    stages, distances = [], []
+    for _ in range(6):
+        stages.append(task.stage)
+        seen, heard = spans_of(monkeypatch, task, make_numbered_batch())
+        aligned, false = heard.chunk(2)
+        assert torch.equal(aligned, seen)
+        distances.append((false - seen).abs())
+    assert stages == [0, 0, 1, 1, 2, 2]
+    assert all(int(distance.min()) >= 8 for distance in distances[2:4])
+    assert all(4 <= int(distance.min()) <= int(distance.max()) <= 8 for distance in distances[4:])
+    resumed = CurriculumTask(config)
+    resumed.load_state_dict(task.state_dict())
+    assert resumed.stage == 2
+    task.eval()(make_numbered_batch(), generator())
+    assert int(task.batches_done) == 6  # evaluation does not move it
+
+
+def test_a_shift_that_does_not_fit_is_refused_by_name() -> None:
+    task = ShiftTask(make_config("synchronization", rivals={"min_shift_frames": 12, "far_shift_frames": 12}))
+    with pytest.raises(ValueError, match=r"min_shift_frames must be at most 9 for spans of 12 frames .* got 12"):
+        task(make_batch(), generator())
+    with pytest.raises(ValueError, match="far_shift_frames must be at least 9, got 8"):
+        RivalConfig(min_shift_frames=9)
+
+
+def test_strangers_are_really_other_clips(monkeypatch) -> None:
+    """Also where a clip is in the batch twice, and picture and sound of a pair lie at the same time."""
+    task = CorrespondenceTask(make_config("correspondence")).train()
+    batch = make_numbered_batch(6)
+    batch = dataclasses.replace(batch, clip_ids=torch.tensor([0, 1, 2, 3, 4, 0]))
+    pairs = []
+
+    def see(self: ElementTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        return video[:, 0, 0, 0].float()[:, None].expand(-1, 16).requires_grad_()
+
+    def hear(self: ElementTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+        return audio[:, 0].float()[:, None].expand(-1, 16).requires_grad_()
+
+    def head(seen: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+        pairs.append(torch.stack([seen[:, 0], heard[:, 0]], 1).long())
+        return seen[:, 0]
+
+    monkeypatch.setattr(ElementTask, "see", see)
+    monkeypatch.setattr(ElementTask, "hear", hear)
+    monkeypatch.setattr(task.head, "forward", head)
+    partners: set[tuple[int, int]] = set()
+    for seed in range(30):
+        task(batch, generator(seed))
+        same, other = pairs[-1].chunk(2)
+        assert torch.equal(same[:, 0], same[:, 1])
+        clips = other // 32
+        ids = batch.clip_ids[clips]
+        assert (ids[:, 0] != ids[:, 1]).all()
+        late = other % 32 >= task.config.cut.future_start
+        assert torch.equal(late[:, 0], late[:, 1])  # of the same part of the clip: when is no hint
+        partners |= set(map(tuple, clips.tolist()))
+    assert len(partners) == 6 * 5 - 2  # every other clip comes up
+    with pytest.raises(ValueError, match="at least two different clips"):
+        draw_other_clips(torch.tensor([3, 3]), generator())
+
+
+def test_multiway_finds_the_frame_that_sounds_alike() -> None:
+    """Each picture is scored with the sound of every moment of its own clip."""
+    task = MultiwayTask(make_config("synchronization", rivals={"sync_mode": "multiway"}, frame_stride=2)).train()
+    batch = make_batch(3)
+    similarity = task.similarity(batch.video, batch.audio, generator())
+    assert similarity.shape[0] == 3
+    assert similarity.shape[1] == similarity.shape[2] in (14, 15)
+    changed = batch.audio.clone()
+    changed[1] = changed[1].flip(0)
+    task.eval()
+    with torch.no_grad():
+        first = task.similarity(batch.video, batch.audio, generator())
+        second = task.similarity(batch.video, changed, generator())
+    assert torch.equal(first[[0, 2]], second[[0, 2]])
+    assert not torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("av-permutative", {}), ("correspondence", {}), ("synchronization", {})],
+    ids=["av-permutative", "correspondence", "synchronization"],
+)
+def test_match_scores_every_pair_like_the_task_itself(name: str, changes: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    task = make_task(name, make_config(name, **changes))
+    assert isinstance(task, ElementTask)
+    seen, heard = torch.randn(4, 16), torch.randn(5, 16)
+    scores = task.match(seen, heard)
+    assert scores is not None
+    assert scores.shape == (4, 5)
+    if name != "av-permutative":
+        pairs = torch.stack([task.head(seen, sound.expand(4, -1)) for sound in heard], 1)  # type: ignore[operator]
+        torch.testing.assert_close(scores, pairs)
+    assert make_task("time-arrow", make_config("time-arrow")).match(seen, heard) is None  # type: ignore[operator]
+
+
+def test_spans_are_cut_where_asked() -> None:
+    batch = make_numbered_batch(3)
+    starts = torch.tensor([0, 4, 17])
+    assert cut_video(batch.video, starts, 12)[:, 0, 0, 0].tolist() == [0, 32 + 4, 64 + 17]
+    assert cut_audio(batch.audio, starts, 12)[:, [0, -1]].tolist() == [[0, 11], [36, 47], [81, 92]]
+    with pytest.raises(ValueError, match="3 frames from 0 to 17"):
+        cut_video(batch.video, torch.tensor([0, 1, 18]), 12)
+    with pytest.raises(ValueError, match="3 frames from 0 to 17"):
+        cut_audio(batch.audio, torch.tensor([0, 1]), 12)
+    assert draw_starts(4, 5, generator(), training=False).tolist() == [2] * 4
+
+
+def test_shifted_starts_are_spread_over_all_places_that_are_allowed() -> None:
+    starts = torch.tensor([0, 8, 17]).repeat_interleave(400)
+    shifted = draw_shifted(starts, 17, 4, 9, generator())
+    for start, allowed in ((0, range(4, 10)), (8, [0, 1, 2, 3, 4, 12, 13, 14, 15, 16, 17]), (17, range(8, 14))):
+        assert sorted(shifted[starts == start].unique().tolist()) == list(allowed)
+    assert draw_shifted(torch.tensor([9]), 17, 30, 40, generator()).tolist() == [0]  # nothing is far enough
