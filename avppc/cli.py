@@ -34,6 +34,7 @@ COMMANDS = {
     "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
     "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
     "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),
+    "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table"),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),
 }
 

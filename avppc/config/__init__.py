@@ -8,6 +8,7 @@ from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig, RivalConfig
 from avppc.config.report import ReportConfig
 from avppc.config.synth import SynthConfig
+from avppc.config.table import TableConfig
 
 __all__ = [
     "AugmentConfig",
@@ -22,4 +23,5 @@ __all__ = [
     "ReportConfig",
     "RivalConfig",
     "SynthConfig",
+    "TableConfig",
 ]

@@ -24,6 +24,10 @@ class EvaluateConfig:
     """Directory of a finished pretraining run; results go to its folder evaluation/."""
     data: Path | None = None
     """Packed shards with train, val and test splits; the run's own data by default."""
+    results: Path | None = None
+    """Directory whose folder evaluation/ gets the results; the run's by default."""
+    verify_data: bool = True
+    """Checks the shards' checksums first."""
     trajectories: Path | None = None
     """Data set as `avppc synth` wrote it; adds the row "ceiling": words from the true mouth movement."""
     rows: tuple[RowName, ...] = ("random", "supervised", "frozen", "finetuned")

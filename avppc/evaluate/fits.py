@@ -97,7 +97,8 @@ class Bench:
         self.bf16 = use_bf16(config.precision, self.device)
         data = config.data or read_run_config(config.run).data
         self.encoder = load_encoder(config.run).to(self.device)
-        self.splits = {split: PackedDataset(data, split, self.verify) for split in ("train", "val", "test")}
+        verify = self.verify and config.verify_data
+        self.splits = {split: PackedDataset(data, split, verify) for split in ("train", "val", "test")}
         draws = max(draws_of(config, row) for row in ("frozen", "supervised"))
         self.label_rows = [
             draw_labeled_clips(self.labels("train"), config.labels_per_word, config.seed + draw)

@@ -20,8 +20,9 @@ from avppc.evaluate.fits import Bench, Fit, FitResult, Trial, draws_of, trials_o
 from avppc.evaluate.results import RowResult, print_table, read_row, write_row
 from avppc.evaluate.statistics import mean_and_interval
 from avppc.files import sha256_of
-from avppc.models.encoder_file import ENCODER_FILE
+from avppc.models.encoder_file import find_encoder
 from avppc.train.hardware import keep_memory
+from avppc.train.run import read_run_config
 
 
 def run(config: EvaluateConfig) -> int:
@@ -30,11 +31,14 @@ def run(config: EvaluateConfig) -> int:
     return 0
 
 
-def evaluate(config: EvaluateConfig) -> list[RowResult]:
+def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     """The rows asked for, in their order; a row that the same settings already gave is read, not computed again.
 
     Head, learning rates and epoch of each row are chosen on the validation clips, with the first draw of labels; each
     draw is then tested once.
+
+    Args:
+        show: prints the table.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -44,16 +48,19 @@ def evaluate(config: EvaluateConfig) -> list[RowResult]:
         rows = (*rows, "ceiling")
     if "ceiling" in rows and config.trajectories is None:
         raise ValueError("the row 'ceiling' needs trajectories: the directory that `avppc synth` wrote")
-    bench = Bench(config)
-    settings = {**_settings(config), "encoder_sha256": sha256_of(config.run / ENCODER_FILE)}
-    known = {row: read_row(config.run, row, config.labels_per_word, settings) for row in rows}
+    place = config.results or config.run
+    settings = _settings(config)
+    known = {row: read_row(place, row, config.labels_per_word, settings) for row in rows}
     work = [RowWork(config, row) for row in rows if known[row] is None]
-    for done in _run_rows(bench, work) if work else ():
-        result = done.result(bench, settings)
-        write_row(config.run, result)
-        known[result.row] = result  # type: ignore[index]  # a row's name comes back as it went in
+    if work:
+        bench = Bench(config)
+        for done in _run_rows(bench, work):
+            result = done.result(bench, settings)
+            write_row(place, result)
+            known[result.row] = result  # type: ignore[index]  # a row's name comes back as it went in
     results = [result for result in known.values() if result is not None]
-    print_table(results)
+    if show:
+        print_table(results)
     return results
 
 
@@ -151,8 +158,10 @@ def _confusion(labels: Tensor, chosen: list[Tensor], words: int) -> list[list[in
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
     """The settings on which a row depends; a finished row of the same settings is not computed again."""
     settings = config_to_dict(config)
-    for name in ("rows", "run", "threads", "workers", "trajectories"):
+    for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data"):
         del settings[name]
+    settings["task"] = read_run_config(config.run).task
+    settings["encoder_sha256"] = sha256_of(find_encoder(config.run))
     return settings
 
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, mean_of_finite
-from avppc.evaluate.results import TITLES, RowResult
+from avppc.evaluate.results import RowResult, title_of
 from avppc.tasks.permutative import ELEMENTS, SubTask
 
 PALETTE = {
@@ -143,7 +143,7 @@ def _draw_bars(axes: Axes, rows: Sequence[RowResult]) -> None:
             f"{rate:.1f} ± {half:.1f} %", (rate + above, place), (8, 0), textcoords="offset points", va="center"
         )
     axes.axvline(100 * rows[0].chance, color=_LIGHT["soft"], linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.set_yticks(range(len(rows)), [TITLES[row.row] for row in rows], color=_LIGHT["ink"])
+    axes.set_yticks(range(len(rows)), [title_of(row) for row in rows], color=_LIGHT["ink"])
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.tick_params("y", length=0)
     axes.grid(visible=False, axis="y")
@@ -154,6 +154,38 @@ def labels_title(labels_per_word: int) -> str:
     if labels_per_word == 0:
         return "all labels"
     return f"{labels_per_word} label{'s' if labels_per_word > 1 else ''} a word"
+
+
+def plot_low_shot(
+    curves: Mapping[str, Sequence[tuple[int, float, float]]],  # (labels a word, 0 for all; rate; half of its interval)
+    counts: Sequence[int],
+) -> str:
+    """Word classification rates over the number of labels, with their 95% intervals."""
+    places = {count: place for place, count in enumerate(counts)}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, (name, points) in enumerate(curves.items()):
+            x = np.array([places[count] for count, _, _ in points], np.float64)
+            rates, halves = (100 * np.array([point[part] for point in points]) for part in (1, 2))
+            x = x + 0.05 * (number - (len(curves) - 1) / 2) / max(1.0, len(curves) / 8)  # bars side by side
+            line = ("-", "--", ":")[number // len(_SERIES) % 3]
+            colour = _SERIES[number % len(_SERIES)]
+            bars = [np.minimum(halves, rates), np.minimum(halves, 100 - rates)]
+            axes.errorbar(
+                x, rates, yerr=bars, color=colour, linestyle=line, marker="o", capsize=3, label=_shorten(name)
+            )
+        axes.set_xticks(range(len(counts)), ["all" if count == 0 else str(count) for count in counts])
+        axes.set_xlabel("labelled clips a word")
+        axes.set_ylabel("words right, %")
+        axes.set_ylim(0, None)
+        figure.legend(loc="outside lower left", ncols=2)
+
+    return _draw("low-shot", 380 + 22 * -(-len(curves) // 2), draw)
+
+
+def _shorten(name: str, most: int = 60) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def plot_training(record: RunRecord) -> str:

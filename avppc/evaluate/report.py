@@ -23,7 +23,7 @@ from avppc.evaluate.clip_strips import ClipSheet, make_clip_sheet
 from avppc.evaluate.commands import changed_settings, command_line
 from avppc.evaluate.confusion import ConfusedPair, confusion_rates, most_confused, order_by_confusion
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
-from avppc.evaluate.results import TITLES, RowResult
+from avppc.evaluate.results import RowResult, title_of
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE
 
@@ -64,7 +64,13 @@ def render(config: ReportConfig) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "duration": duration, "rate": rate, "labels": plots.labels_title}
+    environment.filters |= {
+        "percent": percent,
+        "duration": duration,
+        "rate": rate,
+        "labels": plots.labels_title,
+        "title": title_of,
+    }
     environment.filters["sentence"] = _sentence
     return environment.get_template(TEMPLATE).render(
         record=record,
@@ -72,7 +78,6 @@ def render(config: ReportConfig) -> str:
         name=record.run.resolve().name,
         version=__version__,
         palette=plots.PALETTE,
-        titles=TITLES,
         heads=HEADS,
         labelled_words=plots.LABELLED_WORDS,
         summary=summarize(record),
@@ -210,7 +215,7 @@ def _key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
         rows = {row.row: row for row in record.rows_of(record.label_counts[-1])}
         for row in (rows[name] for name in ("frozen", "finetuned", "supervised") if name in rows):
             labels = plots.labels_title(row.labels_per_word)
-            figures.append((percent(row.wcr), TITLES[row.row], f"±\u00a0{percent(row.interval95)}, {labels}"))
+            figures.append((percent(row.wcr), title_of(row), f"±\u00a0{percent(row.interval95)}, {labels}"))
     if record.metrics.rows:
         speeds, waits = (record.metrics.column(name) for name in ("clips_per_second", "data_wait"))
         share = f"{record.steps_done:,} of {record.config.steps:,} steps"

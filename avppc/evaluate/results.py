@@ -16,10 +16,12 @@ from avppc.files import read_json, write_json
 TITLES = {
     "random": "random encoder, frozen",
     "supervised": "supervised from scratch",
-    "frozen": "AV-PPC, frozen",
-    "finetuned": "AV-PPC, fine-tuned",
+    "frozen": "{task}, frozen",
+    "finetuned": "{task}, fine-tuned",
     "ceiling": "true mouth trajectories (ceiling)",
 }
+SHORT_TASKS = {"av-permutative": "AV-PPC", "visual-permutative": "visual PPC"}
+"""What titles call the proxy tasks, where that is not their name."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ class RowResult:
     """Wall time of the row."""
     settings: dict[str, Any]
     """The settings of the evaluation."""
+
+
+def title_of(result: RowResult) -> str:
+    """For example "AV-PPC, frozen"."""
+    task = str(result.settings.get("task", "av-permutative"))
+    return TITLES[result.row].format(task=SHORT_TASKS.get(task, task))
 
 
 def _path(run: Path, row: str, labels_per_word: int) -> Path:
@@ -94,6 +102,6 @@ def print_table(results: Sequence[RowResult]) -> None:
         table.add_column(column, justify="left" if column in ("encoder", "head") else "right")
     for result in results:
         rate = f"{100 * result.wcr:.1f} ± {100 * result.interval95:.1f} %"
-        table.add_row(TITLES[result.row], result.chosen["head"], rate, str(len(result.draws)))
+        table.add_row(title_of(result), result.chosen["head"], rate, str(len(result.draws)))
     table.caption = f"Chance is {100 * first.chance:.1f} %. ±: 95% interval over label draws and test clips."
     Console(width=100).print(table)

@@ -21,9 +21,14 @@ def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float
     # Agresti and Coull's: two right and two wrong are added, so that 100% is not called certain
     centre = (mean * tested + 2.0) / (tested + 4.0)
     half = 1.96 * math.sqrt(centre * (1.0 - centre) / (tested + 4.0))
-    if len(rates) > 1:
-        deviation = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1))
-        freedom = len(rates) - 1
-        student = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96 + 2.4 / freedom
-        half = math.hypot(half, student * deviation / math.sqrt(len(rates)))
-    return mean, half
+    return mean, math.hypot(half, student_interval(rates)) if len(rates) > 1 else half
+
+
+def student_interval(rates: Sequence[float]) -> float:
+    """Half-width of the 95% interval of the mean of two or more independent rates, by Student's distribution."""
+    if len(rates) < 2:
+        raise ValueError(f"rates must hold at least two, got {len(rates)}")
+    mean, freedom = sum(rates) / len(rates), len(rates) - 1
+    deviation = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / freedom)
+    student = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96 + 2.4 / freedom
+    return student * deviation / math.sqrt(len(rates))

@@ -26,6 +26,18 @@ def save_encoder(encoder: VideoEncoder, path: Path) -> None:
     write_atomically(path, save(tensors, metadata))
 
 
+def find_encoder(path: str | os.PathLike[str]) -> Path:
+    """The encoder file at a path, or in the directory of a finished run; FileNotFoundError where there is none."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / ENCODER_FILE
+    if not file.exists():
+        raise FileNotFoundError(
+            f"there is no encoder at {file}: give an encoder file or the directory of a finished run"
+        )
+    return file
+
+
 def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run.
 
@@ -41,13 +53,7 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    file = Path(path)
-    if file.is_dir():
-        file = file / ENCODER_FILE
-    if not file.exists():
-        raise FileNotFoundError(
-            f"there is no encoder at {file}: give an encoder file or the directory of a finished run"
-        )
+    file = find_encoder(path)
     try:
         with safe_open(file, "pt") as header:
             metadata = header.metadata() or {}

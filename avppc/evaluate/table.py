@@ -1,0 +1,87 @@
+"""`avppc table`: every proxy task under one encoder, one budget and one evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from avppc.config.plain import config_to_dict
+from avppc.config.pretrain import PretrainConfig
+from avppc.config.table import TableConfig
+from avppc.data.packed import PackedDataset
+from avppc.evaluate.lipreading import evaluate
+from avppc.evaluate.table_pages import to_markdown, write_pages
+from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
+from avppc.evaluate.table_results import CellResult, RunFacts, Table, read_facts
+from avppc.files import write_json
+from avppc.models.encoder_file import ENCODER_FILE
+from avppc.tasks.registry import make_task
+from avppc.train.loop import pretrain
+from avppc.train.run import CONFIG_FILE, read_run_config
+
+
+def run(config: TableConfig) -> int:
+    """`avppc table`: makes the table, prints it; returns 0."""
+    print(to_markdown(make_table(config)))
+    return 0
+
+
+def make_table(config: TableConfig) -> Table:
+    """The whole table. What is finished is read: a run by its settings, a cell by its own and its encoder's checksum.
+
+    The pages are written anew after each group of cells, so that they show at any time what there is.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    entries = entries_of(config)
+    runs = {(entry, seed): entry.pretraining(config, seed) for entry in entries for seed in range(config.seeds)}
+    for run_config in runs.values():
+        make_task(run_config.task, run_config)  # settings that do not fit are refused before hours are spent
+    facts: dict[tuple[Entry, int], RunFacts] = {}
+    for number, (key, run_config) in enumerate(runs.items(), 1):
+        if not _is_finished(run_config):
+            console.print(f"pretraining {number} of {len(runs)}: {key[0].text}, seed {key[1]}")
+            pretrain(run_config)
+        facts[key] = read_facts(run_config.out)
+
+    labels = PackedDataset(config.data, "train", verify=True).labels
+    results: list[CellResult] = []
+    cells = cells_of(config)
+    for number, cell in enumerate(cells, 1):
+        encoder = runs[cell.entry or entries[0], cell.seed].out
+        console.print(f"cell {number} of {len(cells)}: {cell}")
+        results.append(_measure(config, cell, encoder, _count_labelled(labels, cell.labels_per_word)))
+        if number == len(cells) or cells[number].group != cell.group:
+            _write(Table(config, entries, facts, results))
+    return Table(config, entries, facts, results)
+
+
+def _is_finished(config: PretrainConfig) -> bool:
+    """Whether the run is there, with these settings, and came to its end; other settings are left to `pretrain`."""
+    if not (config.out / CONFIG_FILE).exists() or not (config.out / ENCODER_FILE).exists():
+        return False
+    return read_run_config(config.out) == config
+
+
+def _measure(config: TableConfig, cell: Cell, run: Path, labelled: int) -> CellResult:
+    protocol = replace(
+        config.protocol(run, cell.labels_per_word, labelled),
+        rows=(cell.row,),
+        heads=(cell.head,),
+        results=cell.place(config),
+        verify_data=False,  # once for all cells is enough
+    )
+    (result,) = evaluate(protocol, show=False)
+    return CellResult(cell, result)
+
+
+def _count_labelled(labels: torch.Tensor, per_word: int) -> int:
+    known = labels[labels >= 0]
+    return len(known) if per_word == 0 else per_word * len(known.unique())
+
+
+def _write(table: Table) -> None:
+    write_json(table.config.out / "table.json", {"settings": config_to_dict(table.config), **table.as_dict()})
+    write_pages(table)

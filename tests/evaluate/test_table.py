@@ -1,0 +1,218 @@
+"""The table of the proxy tasks: what it measures, what it keeps, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from tiny_runs import write_tiny_set
+
+import avppc.evaluate.lipreading as lipreading
+from avppc.cli import main
+from avppc.config import EvaluateConfig, TableConfig
+from avppc.config.pretrain import TASK_NAMES
+from avppc.config.table import TABLE_TASKS
+from avppc.evaluate import table as table_module
+from avppc.evaluate.published import PUBLISHED
+from avppc.evaluate.results import RowResult
+from avppc.evaluate.table import make_table
+from avppc.evaluate.table_pages import to_markdown
+from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
+from avppc.evaluate.table_results import CellResult, combine
+from avppc.tasks.registry import TASKS
+
+TINY = "batch_size=8;encoder.width=4;encoder.features=16;audio_width=4;objective.dim=16;checkpoint_every=1"
+OURS, RIVAL = f"av-permutative:{TINY}", f"time-arrow:{TINY}"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_set(tmp_path_factory.mktemp("table") / "packed")
+
+
+def tiny_table(data: Path, out: Path, **changes: object) -> TableConfig:
+    settings: dict[str, object] = {
+        "tasks": (RIVAL, OURS),
+        "labels": "4,1",
+        "heads": ("gru", "bins"),
+        "seeds": 2,
+        "steps": 2,
+        "draws": 2,
+        "training_draws": 1,
+        "most_clips": 12,
+        "device": "cpu",
+        "threads": 1,
+        "workers": 1,
+        **changes,
+    }
+    return TableConfig(data, out, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Evaluations of one epoch; the list gets the rows that are computed, not read."""
+    protocol, computed = TableConfig.protocol, []
+
+    def short(self: TableConfig, run: Path, labels: int, clips: int) -> EvaluateConfig:
+        config = protocol(self, run, labels, clips)
+        rates = {"head_learning_rates": (1e-2,), "scratch_learning_rates": (3e-3,), "finetune_learning_rates": (3e-3,)}
+        return dataclasses.replace(config, epochs=1, training_epochs=1, selection_epochs=1, **rates)
+
+    run_rows = lipreading._run_rows
+
+    def count(bench: object, rows: list[lipreading.RowWork]) -> object:
+        computed.extend(f"{row.row} {row.config.heads[0]} {row.config.labels_per_word}" for row in rows)
+        return run_rows(bench, rows)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TableConfig, "protocol", short)
+    monkeypatch.setattr(lipreading, "_run_rows", count)
+    return computed
+
+
+def test_table_is_whole_and_goes_on_at_the_missing_cell(data: Path, tmp_path: Path, quick: list[str]) -> None:
+    config = tiny_table(data, tmp_path / "table")
+    table = make_table(config)
+    # 2 heads x 2 label counts x (a baseline + 2 tasks x 2 seeds), frozen and trained
+    assert len(quick) == len(table.results) == 2 * 2 * 5 * 2
+    assert quick[:20] == [f"{row.split()[0]} {row.split()[1]} {row.split()[2]}" for row in quick[:20]]
+    assert {text.split()[0] for text in quick[:20]} == {"random", "frozen"}  # the quick cells come first
+
+    page = (config.out / "table.md").read_text()
+    assert page == to_markdown(table)
+    rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    assert len(rows) == 2 * (1 + 2 + 2)
+    assert rows[0].count("|") == 8  # task, GRU, time bins, best, slides: GRU, clips, minutes
+    assert re.search(r"\| \d+\.\d ± \d+\.\d \(\d+\.\d ± \d+\.\d\) \|", rows[4])
+    assert "59.9 (78.3)" in rows[3]
+    assert "80.3 (83.2)" in rows[4]
+    assert "| 16 |" in rows[4]  # clips seen: 2 steps of 8
+
+    lines = list(csv.DictReader((config.out / "table.csv").read_text().splitlines()))
+    assert len(lines) == 40
+    assert {line["labels_per_word"] for line in lines} == {"4", "1"}
+    html = (config.out / "table.html").read_text()
+    assert html.count("<svg") == 1
+    assert "avppc table --data" in html
+    content = json.loads((config.out / "table.json").read_text())
+    assert len(content["cells"]) == 40
+    assert {run["clips"] for run in content["runs"]} == {16}
+    assert content["settings"]["seeds"] == 2
+
+    quick.clear()
+    missing = Cell("finetuned", Entry(OURS), 1, "gru", 1)
+    (missing.place(config) / "evaluation" / "finetuned-1.json").unlink()
+    encoders = {path: path.stat().st_mtime_ns for path in config.out.glob("runs/*/encoder.safetensors")}
+    assert len(encoders) == 4
+    assert to_markdown(make_table(config)) == page  # on one CPU thread the same figures come again
+    assert quick == ["finetuned gru 1"]
+    assert encoders == {path: path.stat().st_mtime_ns for path in encoders}
+
+
+def test_interrupted_pretraining_and_more_seeds_go_on(data: Path, tmp_path: Path, quick: list[str]) -> None:
+    config = tiny_table(data, tmp_path, tasks=(OURS,), labels="all", heads=("bins",), seeds=1, finetune=False)
+    make_table(config)
+    assert quick == ["random bins 0", "frozen bins 0"]
+    run = entries_of(config)[0].pretraining(config, 0).out
+    before = (run / "encoder.safetensors").read_bytes()
+    (run / "encoder.safetensors").unlink()  # as if it had been killed at its end
+    quick.clear()
+    make_table(dataclasses.replace(config, seeds=2))
+    assert (run / "encoder.safetensors").read_bytes() == before
+    assert quick == ["frozen bins 0"]  # the second seed's
+    page = (tmp_path / "table.md").read_text()
+    assert "### all labels" in page
+    assert "2 pretraining seeds" in page
+    assert "supervised" not in page.split("Word classification")[0]
+    assert "<svg" not in (tmp_path / "table.html").read_text()  # one count of labels makes no curve
+
+
+def test_settings_of_an_entry_reach_its_runs_alone(data: Path, tmp_path: Path) -> None:
+    config = tiny_table(data, tmp_path, tasks=("av-permutative", "av-permutative:objective.weighting=equal;seed=0"))
+    plain, equal = (entry.pretraining(config, 1) for entry in entries_of(config))
+    assert plain.objective.weighting == "modality"
+    assert equal.objective.weighting == "equal"
+    assert plain.steps == equal.steps == 2
+    assert plain.out != equal.out
+    for text, message in (
+        ("objective.weight=1", "unknown fields"),
+        ("nothing.at=1", "no setting"),
+        ("x", "NAME=VALUE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Entry(f"av-permutative:{text}").pretraining(config, 0)
+    # refused before anything is pretrained
+    with pytest.raises(ValueError, match="subtasks and exclude are settings of the permutative"):
+        make_table(tiny_table(data, tmp_path / "none", tasks=(f"time-arrow:{TINY};subtasks=1to1",)))
+    assert not (tmp_path / "none").exists()
+
+
+def test_many_labels_take_fewer_epochs() -> None:
+    config = TableConfig(Path("data"), Path("out"))
+    few, all_ = config.protocol(Path("run"), 10, 200), config.protocol(Path("run"), 0, 2000)
+    assert (few.training_epochs, few.selection_epochs) == (40, 20)
+    assert (all_.training_epochs, all_.selection_epochs) == (10, 5)
+    assert config.protocol(Path("run"), 0, 488_766).training_epochs == 8
+    assert (few.head_hidden, TableConfig(Path("d"), Path("o"), preset="gpu").protocol(Path("r"), 0, 9).head_hidden) == (
+        64,
+        512,
+    )
+
+
+def result_of(wcr: float, val: float, interval: float = 0.03) -> RowResult:
+    draws = [{"seed": 0, "val_wcr": val, "test_wcr": wcr}]
+    return RowResult("frozen", 10, wcr, interval, 0.05, {}, [], draws, [], 400, [], 1.0, {})
+
+
+def test_seeds_are_averaged_and_the_best_head_is_chosen_by_validation() -> None:
+    config = TableConfig(Path("d"), Path("o"), tasks=("time-arrow",), seeds=2, heads=("gru", "bins"))
+    entry = Entry("time-arrow")
+    # seed 0: bins are better in test, but gru in validation; seed 1: bins in both
+    rates = {("gru", 0): (0.2, 0.5), ("bins", 0): (0.4, 0.3), ("gru", 1): (0.1, 0.1), ("bins", 1): (0.3, 0.4)}
+    results = [
+        CellResult(Cell("frozen", entry, seed, head, 10), result_of(*pair))  # type: ignore[arg-type]
+        for (head, seed), pair in rates.items()
+    ]
+    table = table_module.Table(config, [entry], {}, results)
+    best = table.figure("frozen", entry, "best", 10)
+    assert best is not None
+    assert (best.rate, best.heads) == (pytest.approx(0.25), ("gru", "bins"))
+    assert best.interval95 == pytest.approx(math.hypot(0.03, 12.706 * 0.05), rel=1e-3)
+    assert table.figure("frozen", entry, "gru", 1) is None
+    assert combine(results[:1]).interval95 == 0.03
+
+
+def test_published_figures_and_order() -> None:
+    assert set(PUBLISHED) == set(TASK_NAMES) == set(TABLE_TASKS) == set(TASKS)
+    frozen = [PUBLISHED[task]["gru"][0] for task in TABLE_TASKS]
+    assert frozen == sorted(frozen)
+    cells = cells_of(TableConfig(Path("d"), Path("o"), labels="all,10"))
+    assert len(cells) == len(set(cells)) == 2 * 3 * 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("sync",)}, "tasks must be one of .* got 'sync'"),
+        ({"tasks": ("time-arrow", "time-arrow")}, "none twice"),
+        ({"labels": "10,ten"}, r'labels must be different counts or "all"'),
+        ({"labels": "10,10"}, "labels must be different"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"heads": ("tcn",)}, "heads must be one of"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TableConfig(Path("data"), Path("out"), **changes)  # type: ignore[arg-type]
+
+
+def test_command_line_makes_the_table(data: Path, tmp_path: Path, quick: list[str], capsys) -> None:
+    flags = ["--tasks", RIVAL, "--labels", "1", "--heads", "bins", "--no-finetune", "--steps", "1", "--draws", "1"]
+    where = ["--data", str(data), "--out", str(tmp_path), "--device", "cpu", "--threads", "1", "--workers", "1"]
+    assert main(["table", *where, *flags]) == 0
+    assert "| Time arrow (batch_size=8" in capsys.readouterr().out
+    assert quick == ["random bins 1", "frozen bins 1"]
