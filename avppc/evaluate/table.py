@@ -17,7 +17,8 @@ from avppc.evaluate.table_pages import to_markdown, write_pages
 from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
 from avppc.evaluate.table_results import CellResult, RunFacts, Table, read_facts
 from avppc.files import write_json
-from avppc.models.encoder_file import ENCODER_FILE
+from avppc.models.encoder_file import ENCODER_FILE, save_encoder
+from avppc.models.video import VideoEncoder
 from avppc.tasks.registry import make_task
 from avppc.train.loop import pretrain
 from avppc.train.run import CONFIG_FILE, read_run_config
@@ -49,13 +50,22 @@ def make_table(config: TableConfig) -> Table:
     labels = PackedDataset(config.data, "train", verify=True).labels
     results: list[CellResult] = []
     cells = cells_of(config)
+    baseline = _write_untrained(runs[entries[0], 0], config.out / "cells" / "baselines")
     for number, cell in enumerate(cells, 1):
-        encoder = runs[cell.entry or entries[0], cell.seed].out
+        encoder = runs[cell.entry, cell.seed].out if cell.entry else baseline
         console.print(f"cell {number} of {len(cells)}: {cell}")
         results.append(_measure(config, cell, encoder, _count_labelled(labels, cell.labels_per_word)))
         if number == len(cells) or cells[number].group != cell.group:
             _write(Table(config, entries, facts, results))
     return Table(config, entries, facts, results)
+
+
+def _write_untrained(config: PretrainConfig, directory: Path) -> Path:
+    """A run of no steps: the baselines' encoder, the same whichever tasks the table has."""
+    torch.manual_seed(0)
+    write_json(directory / CONFIG_FILE, config_to_dict(replace(config, task="av-permutative", out=directory)))
+    save_encoder(VideoEncoder(config.encoder), directory / ENCODER_FILE)
+    return directory
 
 
 def _is_finished(config: PretrainConfig) -> bool:
