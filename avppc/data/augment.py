@@ -1,16 +1,19 @@
 """Augmentation of pictures and sound, each clip with draws of its own.
 
-Every function takes the generator its draws come from, always a CPU one, so that the same seed gives the same
-variations on every device.
+Every function takes the generator its draws come from; the same seed gives the same variations on every device. With a
+ClipGenerator (see draws.py) a clip's draws are tied to its place in the whole batch.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from avppc.config.augment import AugmentConfig
+from avppc.data.draws import integers, noise, uniform
 
 
 def crop_video(
@@ -42,12 +45,12 @@ def crop_video(
 def _crop_each(video: Tensor, size: int, rows: Tensor | None, columns: Tensor | None, flips: Tensor | None) -> Tensor:
     count, _, height, width = video.shape
     device = video.device
-    top = torch.full((count,), (height - size) // 2) if rows is None else rows
-    left = torch.full((count,), (width - size) // 2) if columns is None else columns
-    steps = torch.arange(size)
-    across = left[:, None] + steps
+    top = torch.full((count,), (height - size) // 2, device=device) if rows is None else rows
+    left = torch.full((count,), (width - size) // 2, device=device) if columns is None else columns
+    steps = torch.arange(size, device=device)
+    across = left.to(device)[:, None] + steps
     if flips is not None:
-        across = torch.where(flips[:, None], across.flip(1), across)
+        across = torch.where(flips.to(device)[:, None], across.flip(1), across)
     if device.type == "cpu":
         # Slices copy whole rows; one gather over all clips was measured five times slower.
         crops = torch.empty(count, video.shape[1], size, size, dtype=video.dtype)
@@ -56,9 +59,9 @@ def _crop_each(video: Tensor, size: int, rows: Tensor | None, columns: Tensor | 
         if flips is not None and flips.any():
             crops[flips] = crops[flips].flip(3)
         return crops
-    down = (top[:, None] + steps).to(device)
+    down = top.to(device)[:, None] + steps
     clips = torch.arange(count, device=device)
-    return video[clips[:, None, None], :, down[:, :, None], across.to(device)[:, None, :]].movedim(3, 1)
+    return video[clips[:, None, None], :, down[:, :, None], across[:, None, :]].movedim(3, 1)
 
 
 def augment_video(
@@ -70,9 +73,10 @@ def augment_video(
 ) -> Tensor:
     """Random crop, mirroring, gamma, contrast, brightness, noise and time mask: [N, T, out, out] luma, about 0 to 1."""
     count, _, height, width = video.shape
-    rows = _draw_start(count, height, crop_pixels, config.shift_pixels, generator)
-    columns = _draw_start(count, width, crop_pixels, config.shift_pixels, generator)
-    flips = torch.rand(count, generator=generator) < config.flip_probability
+    rows, columns = (
+        _draw_start(count, size, crop_pixels, config.shift_pixels, generator, video.device) for size in (height, width)
+    )
+    flips = uniform(count, 0.0, 1.0, generator, video.device) < config.flip_probability
     luma = crop_video(video, crop_pixels, out_pixels, rows=rows, columns=columns, flips=flips)
     luma = _vary_light(luma, config, generator)
     if config.time_mask_frames:
@@ -80,45 +84,43 @@ def augment_video(
     return luma
 
 
-def _draw_start(count: int, size: int, crop: int, shift: int, generator: torch.Generator) -> Tensor:
+def _draw_start(
+    count: int, size: int, crop: int, shift: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
     centre = (size - crop) // 2
-    low, high = max(0, centre - shift), min(size - crop, centre + shift)
-    return torch.randint(low, high + 1, (count,), generator=generator)
+    return integers(count, max(0, centre - shift), min(size - crop, centre + shift), generator, device)
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """[N, 1, ...] uniform draws that broadcast over `like`."""
-    draws = torch.rand(count, generator=generator) * (high - low) + low
-    return draws.view(-1, *[1] * (like.ndim - 1)).to(like.device)
+def _uniform(low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
+    """[N, 1, ...] uniform draws that broadcast over `like` [N, ...]."""
+    return uniform(len(like), low, high, generator, like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 def _vary_light(luma: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    count = len(luma)
     if config.gamma_range:
-        bound = torch.tensor(1.0 + config.gamma_range).log().item()
-        luma = luma.clamp_min(1e-3) ** _uniform(count, -bound, bound, generator, luma).exp()
+        bound = math.log(1.0 + config.gamma_range)
+        luma = luma.clamp_min(1e-3) ** _uniform(-bound, bound, generator, luma).exp()
     if config.contrast_range:
-        luma = (luma - 0.5) * _uniform(
-            count, 1 - config.contrast_range, 1 + config.contrast_range, generator, luma
-        ) + 0.5
+        factor = _uniform(1 - config.contrast_range, 1 + config.contrast_range, generator, luma)
+        luma = (luma - 0.5) * factor + 0.5
     if config.brightness_range:
-        luma = luma + _uniform(count, -config.brightness_range, config.brightness_range, generator, luma)
+        luma = luma + _uniform(-config.brightness_range, config.brightness_range, generator, luma)
     if config.pixel_noise:
-        noise = torch.randn(luma.shape, generator=generator).to(luma.device)
-        luma = luma + noise * _uniform(count, 0, config.pixel_noise, generator, luma)
+        deviation = _uniform(0, config.pixel_noise, generator, luma)
+        luma = luma + deviation * noise(luma.shape, generator, luma.device)
     return luma
 
 
-def _span_mask(count: int, size: int, longest: int, generator: torch.Generator) -> Tensor:
+def _span_mask(count: int, size: int, longest: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """[N, size] bool: one span of 0 to `longest` places a row, anywhere in it."""
-    lengths = torch.randint(0, min(longest, size) + 1, (count, 1), generator=generator)
-    starts = (torch.rand(count, 1, generator=generator) * (size - lengths + 1)).long()
-    places = torch.arange(size)
-    return (places >= starts) & (places < starts + lengths)
+    lengths = integers(count, 0, min(longest, size), generator, device)
+    starts = integers(count, 0, size - lengths, generator, device)
+    places = torch.arange(size, device=device)
+    return (places >= starts[:, None]) & (places < (starts + lengths)[:, None])
 
 
 def _mask_time(luma: Tensor, longest: int, generator: torch.Generator) -> Tensor:
-    mask = _span_mask(luma.shape[0], luma.shape[1], longest, generator).to(luma.device)
+    mask = _span_mask(luma.shape[0], luma.shape[1], longest, generator, luma.device)
     return torch.where(mask[:, :, None, None], luma.mean(1, keepdim=True), luma)
 
 
@@ -131,15 +133,15 @@ def augment_log_mel(
     count, frames, bands = log_mel.shape
     device = log_mel.device
     if config.mel_shift_frames:
-        shifts = torch.randint(-config.mel_shift_frames, config.mel_shift_frames + 1, (count, 1), generator=generator)
-        places = ((torch.arange(frames) - shifts) % frames).to(device)
+        shifts = integers(count, -config.mel_shift_frames, config.mel_shift_frames, generator, device)
+        places = (torch.arange(frames, device=device) - shifts[:, None]) % frames
         log_mel = log_mel.gather(1, places[:, :, None].expand(-1, -1, bands))
     if config.mel_noise_floor:
-        level = log_mel.mean((1, 2), keepdim=True) + _uniform(count, -8.0, -1.0, generator, log_mel)
-        tilt = _uniform(count, -2.0, 2.0, generator, log_mel) * torch.linspace(-1, 1, bands, device=device)
-        ripple = 0.5 * torch.randn(log_mel.shape, generator=generator).to(device)
+        level = log_mel.mean((1, 2), keepdim=True) + _uniform(-8.0, -1.0, generator, log_mel)
+        tilt = _uniform(-2.0, 2.0, generator, log_mel) * torch.linspace(-1, 1, bands, device=device)
+        ripple = 0.5 * noise(log_mel.shape, generator, device)
         log_mel = torch.logaddexp(log_mel, level + tilt + ripple)
     if config.mel_mask_bands:
-        mask = _span_mask(count, bands, config.mel_mask_bands, generator).to(device)
+        mask = _span_mask(count, bands, config.mel_mask_bands, generator, device)
         log_mel = torch.where(mask[:, None, :], log_mel.mean((1, 2), keepdim=True), log_mel)
     return log_mel

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
 from avppc.config.model import CutConfig
+from avppc.data.draws import integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,15 +46,19 @@ def cut_elements(
     if length < 2:
         raise ValueError(f"jitter_frames must leave at least 2 of {cut.past_frames} frames, got {jitter_frames}")
     if generator is None or jitter_frames == 0:
-        offsets = torch.full((2, count), jitter_frames // 2)
+        starts = torch.full((2 * count,), jitter_frames // 2, device=batch.device)
     else:
-        offsets = torch.randint(0, jitter_frames + 1, (2, count), generator=generator)
-    starts = (offsets + torch.tensor([[0], [cut.future_start]])).flatten().tolist()
-    clips = [*range(count), *range(count)]
-    video = batch.video.new_empty(2 * count, length, *batch.video.shape[2:])
-    audio = batch.audio.new_empty(2 * count, length * SAMPLES_PER_FRAME)
-    for row, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-        first, last = start * SAMPLES_PER_FRAME, (start + length) * SAMPLES_PER_FRAME
-        video[row] = batch.video[clip, start : start + length]
-        audio[row] = batch.audio[clip, first:last]
-    return Elements(video, audio)
+        starts = integers(2 * count, 0, jitter_frames, generator, batch.device)
+    starts[count:] += cut.future_start
+    sound = batch.audio.unflatten(1, (frames, SAMPLES_PER_FRAME))
+    if batch.device.type == "cpu":
+        # Slices copy whole rows: three times as fast there as the gather that a GPU wants.
+        video = batch.video.new_empty(2 * count, length, *batch.video.shape[2:])
+        audio = sound.new_empty(2 * count, length, SAMPLES_PER_FRAME)
+        for row, start in enumerate(starts.tolist()):
+            video[row] = batch.video[row % count, start : start + length]
+            audio[row] = sound[row % count, start : start + length]
+        return Elements(video, audio.flatten(1))
+    clips = torch.arange(2 * count, device=batch.device)[:, None] % count
+    places = starts[:, None] + torch.arange(length, device=batch.device)
+    return Elements(batch.video[clips, places], sound[clips, places].flatten(1))

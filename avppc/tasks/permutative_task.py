@@ -15,7 +15,7 @@ from avppc.config.pretrain import PretrainConfig
 from avppc.data.elements import cut_elements
 from avppc.tasks.element_task import ElementTask
 from avppc.tasks.permutative import ELEMENTS, SUBTASKS, PermutativeInfoNCE, SubTask
-from avppc.tasks.protocol import ProxyTask, TaskOutput
+from avppc.tasks.protocol import ProxyTask, Representations, TaskOutput
 from avppc.tasks.spans import cut_video, draw_starts
 from avppc.tasks.subtask_choice import choose_subtasks
 from avppc.tasks.weighting import fixed_weights, make_weighting
@@ -56,12 +56,12 @@ class SubtaskTask(ElementTask):
         )
         self.weighting = make_weighting(objective, subtasks)
 
-    def subtask_output(self, elements: Sequence[Tensor | None], batch: ClipBatch) -> TaskOutput:
+    def score(self, representations: Representations, batch: ClipBatch) -> TaskOutput:
         """The loss from the four elements, each [N, D] or None where no sub-task uses it."""
-        loss, stats = self.loss(*elements, self._ids(batch))
+        loss, stats = self.loss(*representations, self._ids(batch))
         metrics = {"task_loss": stats.task_loss, "task_accuracy": stats.accuracy}
         if self.weighting is not None:
-            loss = self.weighting(loss, [element for element in elements if element is not None])
+            loss = self.weighting(loss, [element for element in representations if element is not None])
             metrics["task_weight"] = self.weighting.weights()
         return TaskOutput(loss, metrics)
 
@@ -70,8 +70,7 @@ class SubtaskTask(ElementTask):
         leave_out = self.config.objective.leave_out
         if leave_out == "word":
             # A clip without a label has a number of its own.
-            own = -1 - torch.arange(len(batch), device=batch.device)
-            return torch.where(batch.labels < 0, own, batch.labels)
+            return torch.where(batch.labels < 0, -1 - batch.clip_ids, batch.labels)
         return batch.clip_ids if leave_out == "clip" else None
 
     def subtask_names(self) -> list[str]:
@@ -107,9 +106,9 @@ class PermutativeTask(SubtaskTask):
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
-        return self.subtask_output(self.elements(batch, generator), batch)
+        return self.score(self.represent(batch, generator), batch)
 
-    def elements(self, batch: ClipBatch, generator: torch.Generator) -> list[Tensor | None]:
+    def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
         """Embeddings [N, D] of Vp, Vf, Ap, Af; None for what is not heard."""
         video, audio = self.embed(batch, generator)
         count = len(batch)
@@ -162,8 +161,10 @@ class ChunkTask(SubtaskTask):
         super().__init__(config, choose_subtasks(SUBTASKS, chosen, excluded), hears=False)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        video = self.cut_chunks(batch, generator)
-        return self.subtask_output(self.see(video, generator).chunk(len(CHUNKS)), batch)
+        return self.score(self.represent(batch, generator), batch)
+
+    def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
+        return self.see(self.cut_chunks(batch, generator), generator).chunk(len(CHUNKS))
 
     def cut_chunks(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
         """[4 N, T, H, W] uint8: the first chunk of every clip, then the second..."""

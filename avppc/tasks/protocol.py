@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,10 @@ class TaskOutput:
     """Detached figures to log, each 0-d or [K]; they stay on the device until they are logged."""
 
 
+Representations = Sequence[Tensor | None]
+"""Tensors [N, ...], a row a clip; None for what the task does without."""
+
+
 class ProxyTask(nn.Module, ABC):
     """A task that needs no labels: it owns the visual encoder that is kept and whatever else it trains beside it."""
 
@@ -31,7 +35,27 @@ class ProxyTask(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        """The loss of a batch of whole clips; every random draw comes from the generator, a CPU one."""
+        """The loss of a batch of whole clips.
+
+        Args:
+            generator: where every random draw comes from, by the functions of avppc.data.draws if it belongs to a clip.
+        """
+
+    def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
+        """What the encoders make of each clip by itself, each [N, ...]; `score` needs no more of the clips.
+
+        A task that has both this and `score` can learn from batches that do not pass through its encoders at once.
+        """
+        raise NotImplementedError
+
+    def score(self, representations: Representations, batch: ClipBatch) -> TaskOutput:
+        """The loss of a batch from its representations: what `forward` gives."""
+        raise NotImplementedError
+
+    @property
+    def has_representations(self) -> bool:
+        """Whether the task has `represent` and `score`."""
+        return type(self).represent is not ProxyTask.represent
 
     def describe(self) -> dict[str, list[str]]:
         """Names of the entries of the [K] metrics, by metric; the report and the log use them."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME
+from avppc.data.draws import integers
 
 
 def cut_video(
@@ -43,7 +44,7 @@ def draw_starts(count: int, last: int, generator: torch.Generator, *, training: 
     """[N] first frames from 0 to `last`: drawn, or the middle one in evaluation."""
     if not training:
         return torch.full((count,), last // 2)
-    return torch.randint(0, last + 1, (count,), generator=generator)
+    return integers(count, 0, last, generator, torch.device("cpu"))
 
 
 def draw_shifted(
@@ -62,5 +63,5 @@ def draw_shifted(
     allowed = (distance >= least) & (distance <= most)
     farthest = distance == distance.amax(1, keepdim=True)
     allowed = torch.where(allowed.any(1, keepdim=True), allowed, farthest)
-    draws = torch.rand(allowed.shape, generator=generator).masked_fill_(~allowed, -1.0)
-    return draws.argmax(1)
+    number = integers(len(starts), 1, allowed.sum(1), generator, starts.device)  # of the allowed places, counted from 1
+    return (allowed.cumsum(1) == number[:, None]).int().argmax(1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avppc.clip import ClipBatch
 from avppc.config.pretrain import PretrainConfig
+from avppc.data.draws import uniform
 from avppc.tasks.binary import binary_figures, binary_output
 from avppc.tasks.element_task import ElementTask
 from avppc.tasks.protocol import TaskOutput
@@ -34,7 +35,7 @@ class TimeArrowTask(ElementTask):
         count = len(batch)
         reversed_ = torch.arange(count) % 2 == 1
         if self.training:
-            reversed_ = torch.rand(count, generator=generator) < 0.5
+            reversed_ = uniform(count, 0.0, 1.0, generator, reversed_.device) < 0.5
         return binary_output(self.arrow(batch, reversed_, generator), (~reversed_).to(batch.device))
 
     def arrow(self, batch: ClipBatch, reversed_: Tensor, generator: torch.Generator) -> Tensor:

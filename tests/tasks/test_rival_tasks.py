@@ -85,7 +85,7 @@ def test_task_is_learned_where_there_is_something_to_learn(name: str, changes: d
     config = make_config(name, **changes, augment=PLAIN, frame_stride=1)
     task = make_task(name, config).train()
     optimizer = torch.optim.Adam(task.parameters(), 5e-3)
-    for step in range(50):
+    for step in range(80):
         output = task(make_opening_mouths(12, step), generator(step))
         optimizer.zero_grad()
         output.loss.backward()

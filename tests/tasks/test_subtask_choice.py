@@ -192,7 +192,7 @@ def test_false_negatives_are_left_out(leave_out: str) -> None:
     batch = dataclasses.replace(
         make_batch(6), clip_ids=torch.tensor([5, 6, 5, 7, 8, 9]), labels=torch.tensor([0, 1, -1, -1, 1, 2])
     )
-    seen, _, _, heard = task.elements(batch, generator())
+    seen, _, _, heard = task.represent(batch, generator())
     assert seen is not None
     assert heard is not None
     seen, heard = (torch.nn.functional.layer_norm(value, value.shape[-1:]) for value in (seen, heard))
