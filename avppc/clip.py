@@ -26,6 +26,13 @@ def _check(name: str, value: Tensor, dtype: torch.dtype, dims: int) -> None:
         raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(value.shape)}")
 
 
+def _check_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{name} must fit into 64 bits, got {value}")
+
+
 def _check_clock(video: Tensor, audio: Tensor, time_dim: int) -> None:
     frames, samples = video.shape[time_dim], audio.shape[-1]
     if frames < 1:
@@ -56,6 +63,11 @@ class Clip:
         _check("video", self.video, torch.uint8, 3)
         _check("audio", self.audio, torch.int16, 1)
         _check_clock(self.video, self.audio, time_dim=0)
+        for name in ("label", "clip_id", "speaker"):
+            _check_integer(name, getattr(self, name))
+        for name in ("label", "speaker"):
+            if getattr(self, name) < -1:
+                raise ValueError(f"{name} must be at least 0, or -1 where it is not known; got {getattr(self, name)}")
 
     def __repr__(self) -> str:
         return (

@@ -81,9 +81,13 @@ class PackedDataset:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str = "train", verify: bool = True) -> None:
-        self.directory = Path(directory)
+        path = Path(directory)
+        self._open(path, split, PackedIndex.read(path), verify)
+
+    def _open(self, directory: Path, split: str, index: PackedIndex, verify: bool) -> None:
+        self.directory = directory
         self.split = split
-        index = PackedIndex.read(self.directory)
+        self._index = index
         records = index.splits.get(split, ())
         if not records:
             available = ", ".join(repr(name) for name, found in index.splits.items() if found)
@@ -141,6 +145,16 @@ class PackedDataset:
             audio_rows[target] = shard.audio[row]
         chosen = torch.from_numpy(rows)
         return ClipBatch(video, audio, self.labels[chosen], self.clip_ids[chosen], self.speakers[chosen])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to open the same shards: no pixel travels."""
+        if not self._shards:
+            raise ValueError("the data set is closed")
+        return {"directory": self.directory, "split": self.split, "index": self._index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the shards anew; their checksums were computed, if asked for, where the data set was first opened."""
+        self._open(state["directory"], state["split"], state["index"], verify=False)
 
     def close(self) -> None:
         """Lets go of the shards; batches already made stay valid."""

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -106,6 +107,41 @@ class TestReading:
             PackedDataset(packed, "val")
         with pytest.raises(ValueError, match=r"not a packed data set: it has no index\.json"):
             PackedDataset(tmp_path)
+
+    @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+    def test_other_processes_open_the_same_shards(self, packed, method):
+        dataset = PackedDataset(packed)
+        content = pickle.dumps(dataset)
+        assert len(content) < 10_000 < dataset.batch(torch.arange(23)).audio.nbytes  # no clip travels
+        check_batch(pickle.loads(content).batch(torch.tensor([7, 22])), [7, 22])
+        loader = torch.utils.data.DataLoader(
+            BatchesOf(dataset, [[3, 1], [20, 9]]), batch_size=None, num_workers=1, multiprocessing_context=method
+        )
+        for batch, numbers in zip(loader, ([3, 1], [20, 9]), strict=True):
+            check_batch(batch, numbers)
+        dataset.close()
+        with pytest.raises(ValueError, match="closed"):
+            pickle.dumps(dataset)
+
+    def test_shards_replaced_meanwhile_are_noticed_by_other_processes(self, packed):
+        content = pickle.dumps(PackedDataset(packed))
+        write_packed(packed, clips=4, per_shard=2)
+        with pytest.raises(ValueError, match=r"train-00000\.safetensors has .* bytes, the index says"):
+            pickle.loads(content)
+
+
+class BatchesOf(torch.utils.data.Dataset):
+    """A data set whose items are batches of a packed one."""
+
+    def __init__(self, dataset, batches):
+        self.dataset = dataset
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        return self.dataset.batch(torch.tensor(self.batches[number]))
 
 
 class TestShardFile:
