@@ -12,6 +12,8 @@ from avppc.clip import CLIP_FRAMES
 from avppc.config.checks import check_choice, check_integer, check_number
 from avppc.config.cores import count_cores
 
+_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -40,9 +42,10 @@ class PrepareConfig:
     """Most clips a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
     workers: int = 0
     """Processes; 0 is one a core."""
-    part: str = ""
-    """"i/n" (0/4 to 3/4, say): do the i-th of n parts, each on a machine of its own with the same OUT; the one that
-    ends last writes the index. Empty: RANK / WORLD_SIZE where the environment has them, else everything."""
+    shard: str = ""
+    """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
+    one that ends last writes the index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the environment
+    has them, else everything."""
     timeout_seconds: float = 120.0
     """A video that gives no clip for so long, twice, is refused."""
     overwrite: bool = False
@@ -65,21 +68,22 @@ class PrepareConfig:
         check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
-        self.part_of()
+        self.share()
 
     @property
     def processes(self) -> int:
         """Worker processes to use."""
         return self.workers or count_cores()
 
-    def part_of(self) -> tuple[int, int]:
-        """Number of this part, from 0, and of all parts."""
-        text = self.part
-        if not text and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            text = f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}"
+    def share(self) -> tuple[int, int]:
+        """Number of this share of the work, from 0, and of all shares."""
+        text, origin = self.shard, "shard"
+        for number, count in _LAUNCHERS:
+            if not text and number in os.environ and count in os.environ:
+                text, origin = f"{os.environ[number]}/{os.environ[count]}", f"{number}/{count}"
         if not text:
             return 0, 1
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or int(match[1]) >= int(match[2]):
-            raise ValueError(f'part must be "i/n" with i from 0 to n - 1, got {text!r}')
+            raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
         return int(match[1]), int(match[2])

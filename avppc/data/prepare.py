@@ -58,8 +58,8 @@ def run(config: PrepareConfig) -> int:
     _claim(config)
     for folder in (SHARD_FOLDER, UNIT_FOLDER):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
-    number, parts = config.part_of()
-    mine = units[number::parts]
+    number, shares = config.share()
+    mine = units[number::shares]
     records = _finished(config.out, mine, console)
     todo = [unit for unit in mine if unit.name not in records]
     if todo:
@@ -67,7 +67,7 @@ def run(config: PrepareConfig) -> int:
         (config.out / INDEX_NAME).unlink(missing_ok=True)
         _remove_partials(config.out, {unit.name for unit in todo})
         _decode(config, todo, records, console)
-    if parts > 1:
+    if shares > 1:
         records |= _finished(config.out, [unit for unit in units if unit.name not in records], console, verify=False)
     complete = len(records) == len(units)
     if complete:
@@ -80,14 +80,16 @@ def run(config: PrepareConfig) -> int:
     _print_summary(config, found, records, refused, notes, time.monotonic() - started)
     if not complete:
         missing = len(units) - len(records)
-        print(f"{missing} of {len(units)} units are for other parts; the part that ends last writes {INDEX_NAME}")
+        print(
+            f"{missing} of {len(units)} units are for other shares (--shard); the one that ends last writes {INDEX_NAME}"
+        )
     if complete and clips == 0:
         return 1
     return 3 if refused else 0
 
 
 def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
-    """Cuts the videos into units: the same ones whatever the number of processes or parts."""
+    """Cuts the videos into units: the same ones whatever the number of processes or shares."""
     settings = _settings(config)
     unit_bytes = max(_MIN_UNIT_BYTES, sum(video.bytes for video in videos) // _TARGET_UNITS)
     units: list[Unit] = []

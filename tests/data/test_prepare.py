@@ -263,22 +263,37 @@ class TestInterruption:
             assert len(dataset) == 18
 
 
-class TestParts:
-    def test_parts_together_give_what_one_run_gives(self, plain, tmp_path, monkeypatch, capsys):
+class TestShares:
+    @pytest.mark.parametrize("launcher", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")])
+    def test_shares_together_give_what_one_run_gives(self, plain, tmp_path, monkeypatch, capsys, launcher):
         data, expected = plain
         out = tmp_path / "out"
-        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=1, part="1/2")) == 0
+        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=1, shard="1/2")) == 0
         assert not (out / "index.json").exists()
-        assert "5 of 10 units are for other parts" in capsys.readouterr().out
-        monkeypatch.setenv("RANK", "0")
-        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert "5 of 10 units are for other shares" in capsys.readouterr().out
+        monkeypatch.setenv(launcher[0], "0")
+        monkeypatch.setenv(launcher[1], "2")
         assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=1)) == 0
         assert checksums(out) == expected
 
-    @pytest.mark.parametrize("part", ["2/2", "1", "a/b", "-1/2", "0/0"])
-    def test_bad_parts(self, tmp_path, part):
-        with pytest.raises(ValueError, match='part must be "i/n" with i from 0 to n - 1'):
-            PrepareConfig(tmp_path, tmp_path, part=part)
+    def test_the_flag_goes_before_torchrun_and_that_before_slurm(self, tmp_path, monkeypatch):
+        assert PrepareConfig(tmp_path, tmp_path).share() == (0, 1)
+        monkeypatch.setenv("SLURM_PROCID", "6")
+        assert PrepareConfig(tmp_path, tmp_path).share() == (0, 1)  # one of the two says nothing
+        monkeypatch.setenv("SLURM_NTASKS", "8")
+        assert PrepareConfig(tmp_path, tmp_path).share() == (6, 8)
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        assert PrepareConfig(tmp_path, tmp_path).share() == (1, 3)
+        assert PrepareConfig(tmp_path, tmp_path, shard="0/2").share() == (0, 2)
+        monkeypatch.setenv("RANK", "3")
+        with pytest.raises(ValueError, match="RANK/WORLD_SIZE must be"):
+            PrepareConfig(tmp_path, tmp_path)
+
+    @pytest.mark.parametrize("shard", ["2/2", "1", "a/b", "-1/2", "0/0"])
+    def test_bad_shares(self, tmp_path, shard):
+        with pytest.raises(ValueError, match='shard must be "i/n" with i from 0 to n - 1'):
+            PrepareConfig(tmp_path, tmp_path, shard=shard)
 
 
 def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypatch):
