@@ -31,6 +31,7 @@ class Command:
 
 COMMANDS = {
     "synth": Command("Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset"),
+    "index": Command("Lists what a folder of videos holds and what is wrong.", "IndexConfig", "avppc.data.index"),
     "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
     "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
     "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),

@@ -1,7 +1,7 @@
 """Every setting of the package: frozen dataclasses, one docstring a field, checked when they are made."""
 
 from avppc.config.augment import AugmentConfig
-from avppc.config.data import PrepareConfig
+from avppc.config.data import IndexConfig, PrepareConfig
 from avppc.config.evaluate import EvaluateConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
@@ -15,6 +15,7 @@ __all__ = [
     "CutConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "IndexConfig",
     "LogMelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",

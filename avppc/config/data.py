@@ -1,4 +1,4 @@
-"""Settings of `avppc prepare`: how videos become packed shards."""
+"""Settings of `avppc index` and `avppc prepare`: what lies in a folder of videos, and how it becomes packed shards."""
 
 from __future__ import annotations
 
@@ -15,15 +15,54 @@ from avppc.config.cores import count_cores
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
+def _check_paths(config: object, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(config, name), Path):
+            raise TypeError(f"{name} must be a pathlib.Path, got {type(getattr(config, name)).__name__}")
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Lists what a folder of videos holds, without decoding: length, rates, streams, and what is wrong."""
+
+    data: Path
+    """Folder of the videos, as for `avppc prepare`."""
+    out: Path | None = None
+    """Manifest to write, a JSON object a line; None: DATA/manifest.jsonl. What it says already of a speaker or a box is
+    kept, and files that have not changed since are not read again."""
+    paths: Path | None = None
+    """A list that names the videos to take: a text file of one path below DATA a line, or a manifest. None: all."""
+    frames: int = CLIP_FRAMES
+    """Frames of 1/25 s a clip needs; shorter videos are listed as a problem."""
+    workers: int = 0
+    """Processes; 0 is one a core."""
+    timeout_seconds: float = 120.0
+    """A video that cannot be read within so long, twice, is listed as a problem."""
+
+    def __post_init__(self) -> None:
+        _check_paths(self, "data", *(name for name in ("out", "paths") if getattr(self, name) is not None))
+        check_integer("frames", self.frames, 1, 10_000)
+        check_integer("workers", self.workers, 0, 1024)
+        check_number("timeout_seconds", self.timeout_seconds, 1.0)
+
+    @property
+    def processes(self) -> int:
+        """Worker processes to use."""
+        return self.workers or count_cores()
+
+
 @dataclass(frozen=True)
 class PrepareConfig:
     """Decodes videos once into packed shards; the same command again goes on where it was stopped."""
 
     data: Path
     """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
-    of videos (training clips without label). A DATA/manifest.jsonl may tell the speaker of each path."""
+    of videos (training clips without label). A DATA/manifest.jsonl may tell the speaker or the mouth's box of each."""
     out: Path
     """Folder of the packed data set."""
+    paths: Path | None = None
+    """A list that names the videos to take: a text file of one path below DATA a line, or a manifest as `avppc index`
+    writes it. None: all below DATA."""
     frames: int = CLIP_FRAMES
     """Frames a clip, of 1/25 s."""
     stride: int = CLIP_FRAMES
@@ -52,9 +91,7 @@ class PrepareConfig:
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "out"):
-            if not isinstance(getattr(self, name), Path):
-                raise TypeError(f"{name} must be a pathlib.Path, got {type(getattr(self, name)).__name__}")
+        _check_paths(self, "data", "out", *(["paths"] if self.paths is not None else []))
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("stride", self.stride, 0)
         check_choice("crop", self.crop, ("auto", "window", "centre"))

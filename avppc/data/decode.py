@@ -6,6 +6,7 @@ that is missing inside a clip or for most of it. What can be converted is conver
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -101,11 +102,17 @@ def _clips(
     seek: bool = False,
 ) -> Iterator[DecodedClip]:
     check_integer("num_frames", num_frames, 1, 100_000)
+    with damage_as_decode_error(source) as name, open_video(source) as container:
+        reader = StreamReader(container, crop, start_frame, seek)
+        yield from _cut(reader, name, num_frames, stride, on_refused)
+
+
+@contextlib.contextmanager
+def damage_as_decode_error(source: Source) -> Iterator[str]:
+    """Whatever goes wrong with a file inside becomes a DecodeError; gives the name the file has in messages."""
     name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
     try:
-        with _open(source) as container:
-            reader = StreamReader(container, crop, start_frame, seek)
-            yield from _cut(reader, name, num_frames, stride, on_refused)
+        yield name
     except (DecodeError, GeneratorExit):
         raise
     except av.FFmpegError as error:
@@ -117,7 +124,8 @@ def _clips(
         raise DecodeError(name, str(error) or type(error).__name__) from error
 
 
-def _open(source: Source) -> InputContainer:
+def open_video(source: Source) -> InputContainer:
+    """Opens a file for reading: itself only, no play list, no address."""
     if isinstance(source, bytes):
         if not source:
             raise ValueError("the file is empty")

@@ -3,9 +3,13 @@
     ROOT/WORD/{train,val,test}/*.mp4     labelled: the label is WORD's number among the sorted words (LRW's layout)
     ROOT/_UNLABELED/**                   training clips without label
     any other tree                       training clips without label
-    ROOT/manifest.jsonl                  optional: {"path": ..., "speaker": 3} or {"path": ..., "face": 3} a line
+    ROOT/manifest.jsonl                  optional, a line a video: {"path": ..., "speaker": 3, "box": [9, 8, 105, 104]}
 
-Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in the manifest.
+"speaker" (or "face") is a number or a name, "box" the left, top, right and bottom of the mouth in pixels; `avppc index`
+adds what it finds in the files. Instead of all below ROOT, a list may name the videos: another manifest, or a text file
+of one path below ROOT a line.
+
+Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in a manifest or a list.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +30,18 @@ UNLABELED_FOLDER = "_UNLABELED"
 NO_SPEAKER = -1
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv"}
 VIDEO_SUFFIXES |= {".ogg", ".flv", ".wmv", ".3gp"}
+
+
+Box = tuple[int, int, int, int]
+"""Left, top, and the column and row after the last, in pixels of the picture as it is shown."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a manifest says of a video."""
+
+    speaker: int = NO_SPEAKER
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +57,8 @@ class Video:
     """As the manifest says, or -1."""
     bytes: int
     mtime_ns: int
+    box: Box | None = None
+    """Where the manifest says that the mouth is."""
 
 
 @dataclass
@@ -56,65 +74,146 @@ class Scan:
     """How many files of which ending are no videos."""
 
 
-def scan(root: Path) -> Scan:
+def scan(root: Path, listed: Path | None = None) -> Scan:
     """Lists the videos below a root, in the same order on every machine.
 
+    Args:
+        listed: a manifest or a text file of paths below root; only these are taken.
     Raises:
         ValueError: root is not a folder, or holds LRW's layout one level further down (a test split would be trained
-            on), or its manifest is damaged or names paths outside root.
+            on), or a manifest or list is damaged or names paths outside root.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
-    speakers = read_speakers(root / MANIFEST_NAME)
+    manifest = read_manifest(root / MANIFEST_NAME)
     result = Scan()
+    if listed is None:
+        files = _files(root, result)
+    else:
+        if not listed.is_file():
+            raise ValueError(f"there is no list of videos {listed}")
+        if listed.suffix == ".jsonl":
+            named = read_manifest(listed)
+            manifest |= named
+        else:
+            named = read_list(listed)
+        manifest = {path: manifest.get(path, Entry()) for path in named}
+        files = _listed_files(root, named, result)
     found = []
-    for path, status in _files(root, result):
+    for path, status in files:
         place = _place(PurePosixPath(path), root)
         found.append((path, place, status))
     result.words = tuple(sorted({word for _, (word, _), _ in found if word is not None}))
     labels = {word: label for label, word in enumerate(result.words)}
     for path, (word, split), status in sorted(found):
         label = NO_LABEL if word is None else labels[word]
-        speaker = speakers.pop(path, NO_SPEAKER)
-        result.videos.append(Video(path, split, label, speaker, status[0], status[1]))
-    listed_only = set(speakers) - {path for path, _ in result.refused}
-    result.refused += [(path, f"listed in {MANIFEST_NAME}, but there is no such video") for path in listed_only]
+        entry = manifest.pop(path, Entry())
+        result.videos.append(Video(path, split, label, entry.speaker, *status, entry.box))
+    listed_only = set(manifest) - {path for path, _ in result.refused}
+    name = MANIFEST_NAME if listed is None else listed.name
+    result.refused += [(path, f"listed in {name}, but there is no such video") for path in listed_only]
     result.refused.sort()
     return result
 
 
-def read_speakers(path: Path) -> dict[str, int]:
-    """Number of the speaker of each path that a manifest lists, -1 where it says none; empty where there is none."""
+def read_manifest(path: Path) -> dict[str, Entry]:
+    """What a manifest says of each path it lists; empty where there is none.
+
+    Raises:
+        ValueError: a line is damaged, or names a path outside the manifest's folder; it tells which line.
+    """
+    lines = read_manifest_lines(path)
+    speakers = {name: _speaker(path, number, entry) for name, (number, entry) in lines.items()}
+    names = sorted({str(speaker) for speaker in speakers.values() if speaker is not None})
+    named = any(isinstance(speaker, str) for speaker in speakers.values())
+    numbers = {name: number for number, name in enumerate(names)}
+    found = {}
+    for name, (number, entry) in lines.items():
+        speaker = speakers[name]
+        if speaker is None:
+            speaker = NO_SPEAKER
+        elif named:
+            speaker = numbers[str(speaker)]
+        found[name] = Entry(int(speaker), _box(path, number, entry))
+    return found
+
+
+def read_manifest_lines(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Number and content of the line of each path that a manifest lists; empty where there is none."""
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
     if not path.is_file():
-        return {}
-    raw: dict[str, int | str | None] = {}
+        return found
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                name, speaker = _manifest_line(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            raw[name] = speaker
-    if all(isinstance(speaker, int) for speaker in raw.values() if speaker is not None):
-        return {name: NO_SPEAKER if speaker is None else int(speaker) for name, speaker in raw.items()}
-    numbers = {name: number for number, name in enumerate(sorted({str(s) for s in raw.values() if s is not None}))}
-    return {name: NO_SPEAKER if speaker is None else numbers[str(speaker)] for name, speaker in raw.items()}
+                entry = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _line_error(path, number, error) from error
+            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+                raise _line_error(path, number, 'expected an object with a "path"')
+            found[_safe_path(path, number, entry["path"])] = (number, entry)
+    return found
 
 
-def _manifest_line(entry: Any) -> tuple[str, int | str | None]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-        raise ValueError('expected an object with a "path"')
-    path = PurePosixPath(entry["path"])
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in entry["path"] or "\\" in entry["path"]:
-        raise ValueError(f"path must lie below the manifest's folder, without '..'; got {entry['path']!r}")
+def read_list(path: Path) -> dict[str, Entry]:
+    """The paths in a text file, one a line; ValueError that tells the line where one is not below the data's folder."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a list of videos: {error}") from error
+    return {_safe_path(path, number, line.strip()): Entry() for number, line in enumerate(lines, 1) if line.strip()}
+
+
+def _line_error(path: Path, number: int, problem: object) -> ValueError:
+    return ValueError(f"{path}, line {number}: {problem}")
+
+
+def _safe_path(manifest: Path, number: int, text: str) -> str:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in text or "\\" in text:
+        raise _line_error(manifest, number, f"path must lie below the data's folder, without '..'; got {text!r}")
+    return path.as_posix()
+
+
+def _speaker(manifest: Path, number: int, entry: dict[str, Any]) -> int | str | None:
     speaker = entry.get("speaker", entry.get("face"))
     if isinstance(speaker, bool) or not isinstance(speaker, (int, str, type(None))):
-        raise ValueError(f"speaker must be a number or a name, got {speaker!r}")
+        raise _line_error(manifest, number, f"speaker must be a number or a name, got {speaker!r}")
     if isinstance(speaker, int) and not 0 <= speaker < 1 << 63:
-        raise ValueError(f"speaker must be at least 0, got {speaker}")
-    return path.as_posix(), speaker
+        raise _line_error(manifest, number, f"speaker must be at least 0, got {speaker}")
+    return speaker
+
+
+def _box(manifest: Path, number: int, entry: dict[str, Any]) -> Box | None:
+    box = entry.get("box")
+    if box is None:
+        return None
+    if not isinstance(box, list) or len(box) != 4 or any(type(side) is not int for side in box):
+        raise _line_error(manifest, number, f"box must be [left, top, right, bottom] in whole pixels, got {box!r}")
+    left, top, right, bottom = box
+    if not (0 <= left < right <= 1 << 16 and 0 <= top < bottom <= 1 << 16):
+        raise _line_error(manifest, number, f"box must have 0 <= left < right and 0 <= top < bottom, got {box}")
+    return left, top, right, bottom
+
+
+def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
+    """As _files, of the given paths only."""
+    inside = root.resolve()
+    for path in paths:
+        place = root / path
+        if not os.path.lexists(place):
+            continue
+        if not place.resolve().is_relative_to(inside):
+            result.refused.append((path, "a link that leaves the data's folder is not followed"))
+        elif not place.is_file():
+            result.refused.append((path, "not a regular file"))
+        elif place.suffix.lower() not in VIDEO_SUFFIXES:
+            result.refused.append((path, f"not the name of a video ({', '.join(sorted(VIDEO_SUFFIXES))})"))
+        else:
+            status = place.stat()
+            yield path, (status.st_size, status.st_mtime_ns)
 
 
 def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:

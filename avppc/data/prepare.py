@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -26,8 +25,9 @@ from avppc.config.data import PrepareConfig
 from avppc.data.decode import UNREADABLE
 from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.packed import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex, parse_record, verify_shards
-from avppc.data.prepare_progress import PrepareProgress
-from avppc.data.prepare_worker import UNIT_FOLDER, Unit, UnitRecord, prepare_units
+from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
+from avppc.data.prepare_worker import UNIT_FOLDER, DecodeJob, UnitRecord
+from avppc.data.processes import Unit, run_units
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape
 from avppc.files import read_json, write_atomically, write_json
 
@@ -37,7 +37,6 @@ REFUSED_NAME = "refused.jsonl"
 NOTES_NAME = "notes.jsonl"
 _TARGET_UNITS = 64  # small data sets are cut finer, so that all processes have work
 _MIN_UNIT_BYTES = 1 << 20
-_REASONS_SHOWN = 8
 
 
 def run(config: PrepareConfig) -> int:
@@ -50,7 +49,7 @@ def run(config: PrepareConfig) -> int:
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    found = scan(config.data)
+    found = scan(config.data, config.paths)
     if not found.videos:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
@@ -79,10 +78,8 @@ def run(config: PrepareConfig) -> int:
     clips = sum(shard.clips for record in records.values() for shard in record.shards)
     _print_summary(config, found, records, refused, notes, time.monotonic() - started)
     if not complete:
-        missing = len(units) - len(records)
-        print(
-            f"{missing} of {len(units)} units are for other shares (--shard); the one that ends last writes {INDEX_NAME}"
-        )
+        missing = f"{len(units) - len(records)} of {len(units)} units"
+        print(f"{missing} are for other shares (--shard); the one that ends last writes {INDEX_NAME}")
     if complete and clips == 0:
         return 1
     return 3 if refused else 0
@@ -105,10 +102,16 @@ def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
             groups[-1].append(video)
             room -= video.bytes
         for number, group in enumerate(groups):
-            content = json.dumps([settings, [astuple(video) for video in group]])
+            content = json.dumps([settings, [_facts(video) for video in group]])
             digest = hashlib.sha256(content.encode()).hexdigest()
             units.append(Unit(f"{split}-{number:05}", digest, tuple(group)))
     return units
+
+
+def _facts(video: Video) -> list[Any]:
+    """All that the digest of a unit knows of a video."""
+    facts = list(astuple(video))
+    return facts if video.box is not None else facts[:-1]
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
@@ -183,11 +186,10 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
 
 
 def _decode(config: PrepareConfig, todo: list[Unit], records: dict[str, UnitRecord], console: Console) -> None:
-    names = {unit.digest: unit.name for unit in todo}
     with PrepareProgress(console, sum(len(unit.videos) for unit in todo)) as progress:
-        for step in prepare_units(config, todo):
-            if step.record is not None:
-                records[names[step.record.digest]] = step.record
+        for step in run_units(DecodeJob(config), todo, config.processes, config.timeout_seconds):
+            if step.unit is not None:
+                records[step.unit.name] = step.record
             progress.add(step.videos, step.clips)
 
 
@@ -243,21 +245,7 @@ def _print_summary(
     if not any(clips for clips, _, _ in counts.values()):
         print("  no usable clip")
     if found.others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(_REASONS_SHOWN)))
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(KINDS_SHOWN)))
         print(f"  not videos, left alone: {kinds}")
-    _print_kinds("converted", NOTES_NAME, [note for _, note in notes])
-    _print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
-
-
-def _print_kinds(title: str, name: str, texts: list[str]) -> None:
-    """How often each kind of text (what stands before its details) occurs."""
-    if not texts:
-        return
-    print(f"  {title}: {len(texts):,}, listed in {name}")
-    kinds = Counter(text.split(":")[0].split("(")[0].strip() for text in texts).most_common()
-    for kind, count in kinds[:_REASONS_SHOWN]:
-        print(f"    {count:6,}  {kind}")
-    if len(kinds) > _REASONS_SHOWN:
-        print(
-            f"    {sum(count for _, count in kinds[_REASONS_SHOWN:]):6,}  of {len(kinds) - _REASONS_SHOWN} other kinds"
-        )
+    print_kinds("converted", NOTES_NAME, [note for _, note in notes])
+    print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])

@@ -1,27 +1,31 @@
-"""The progress bar of `avppc prepare`: videos done, clips a second, time left; lines instead of a bar in a log."""
+"""The progress bar of `avppc index` and `prepare`: videos done, clips a second, time left; lines instead of a bar in a
+log."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LOG_SECONDS = 15.0
+KINDS_SHOWN = 8
 
 
 class PrepareProgress:
-    """Counts videos and clips."""
+    """Counts videos and clips (or, where there are none, the videos a second)."""
 
-    def __init__(self, console: Console, videos: int) -> None:
+    def __init__(self, console: Console, videos: int, title: str = "prepare") -> None:
+        self._title = title
         self._console = console
         self._videos = videos
         self._done = 0
         self._clips = 0
         self._started = self._logged = time.monotonic()
         self._bar = Progress(
-            TextColumn("prepare"),
+            TextColumn(title),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("videos  {task.fields[rate]}"),
@@ -31,24 +35,25 @@ class PrepareProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("prepare", total=videos, rate="")
+        self._task = self._bar.add_task(title, total=videos, rate="")
 
     def add(self, videos: int, clips: int) -> None:
         """Counts what was done since the last call."""
         self._done += videos
         self._clips += clips
-        self._bar.update(self._task, completed=self._done, rate=f"{self._clips_per_second():.0f} clips/s")
+        self._bar.update(self._task, completed=self._done, rate=self._rate())
         now = time.monotonic()
         if not self._console.is_terminal and now - self._logged >= _LOG_SECONDS:
             self._logged = now
             left = (now - self._started) / max(self._done, 1) * (self._videos - self._done)
             self._line(f", {left:.0f} s left")
 
-    def _clips_per_second(self) -> float:
-        return self._clips / max(time.monotonic() - self._started, 1e-3)
+    def _rate(self) -> str:
+        count, what = (self._clips, "clips") if self._title == "prepare" else (self._done, "videos")
+        return f"{count / max(time.monotonic() - self._started, 1e-3):.0f} {what}/s"
 
     def _line(self, end: str = "") -> None:
-        text = f"prepare: {self._done} of {self._videos} videos, {self._clips_per_second():.0f} clips/s{end}"
+        text = f"{self._title}: {self._done} of {self._videos} videos, {self._rate()}{end}"
         self._console.print(text, highlight=False)
 
     def __enter__(self) -> PrepareProgress:
@@ -61,3 +66,15 @@ class PrepareProgress:
         self._bar.stop()
         if not self._console.is_terminal:
             self._line()
+
+
+def print_kinds(title: str, name: str, texts: list[str]) -> None:
+    """How often each kind of text (what stands before its details) occurs."""
+    if not texts:
+        return
+    print(f"  {title}: {len(texts):,}, listed in {name}")
+    kinds = Counter(text.split(":")[0].split("(")[0].strip() for text in texts).most_common()
+    for kind, count in kinds[:KINDS_SHOWN]:
+        print(f"    {count:6,}  {kind}")
+    if len(kinds) > KINDS_SHOWN:
+        print(f"    {sum(count for _, count in kinds[KINDS_SHOWN:]):6,}  of {len(kinds) - KINDS_SHOWN} other kinds")

@@ -54,7 +54,7 @@ class StreamReader:
 
     def __init__(self, container: InputContainer, crop: Crop, first_frame: int, seek: bool) -> None:
         self._container = container
-        self._video, self._audio = _choose_streams(container)
+        self._video, self._audio = choose_streams(container)
         self._luma = LumaReader(crop)
         self._grid: FrameGrid | None = None
         self._sound: AudioTimeline | None = None
@@ -225,7 +225,7 @@ class StreamReader:
             )
 
 
-def _choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
+def choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
     """The first video stream that is no cover picture and the first audio stream, ready to decode."""
     attached = av.stream.Disposition.attached_pic
     video = next((stream for stream in container.streams.video if not stream.disposition & attached), None)

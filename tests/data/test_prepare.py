@@ -19,7 +19,7 @@ from make_videos import click_seconds, flash_frame, write_lrw_tree, write_video
 
 import avppc.data
 from avppc.config.data import PrepareConfig
-from avppc.data import prepare, prepare_worker
+from avppc.data import prepare
 from avppc.data.decode import decode_clip
 from avppc.data.packed import PackedDataset
 from avppc.data.prepare_worker import clip_id
@@ -297,7 +297,7 @@ class TestShares:
 
 
 def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_worker, "_work", troubled_worker.work)
+    monkeypatch.setattr(prepare, "DecodeJob", troubled_worker.TroubledJob)
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     for name in ("a", "b-crash", "c", "d-hang", "e-once", "f"):

@@ -1,30 +1,36 @@
-"""A process of prepare whose decoder crashes on some videos and hangs on others, by their names."""
+"""The jobs of prepare and index with a decoder that crashes on some videos and hangs on others, by their names."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from pathlib import Path
 
-from avppc.data import prepare_worker
-
-_real_work = prepare_worker._work
-_real_decode_clips = prepare_worker.decode_clips
+from avppc.data.index import ProbeJob
+from avppc.data.prepare_worker import DecodeJob
 
 
-def work(connection, config) -> None:
-    prepare_worker.decode_clips = _decode_clips
-    _real_work(connection, config)
+class TroubledJob(DecodeJob):
+    def clips_of(self, video, record, report):
+        path = self.config.data / video.path
+        if "crash" in path.name:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "once" in path.name and not path.with_suffix(".seen").exists():
+            path.with_suffix(".seen").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "hang" in path.name:
+            time.sleep(600)
+        return super().clips_of(video, record, report)
 
 
-def _decode_clips(source, **options):
-    name = Path(source).name
-    if "crash" in name:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if "once" in name and not Path(source).with_suffix(".seen").exists():
-        Path(source).with_suffix(".seen").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if "hang" in name:
-        time.sleep(600)
-    return _real_decode_clips(source, **options)
+class TroubledProbe(ProbeJob):
+    def run(self, unit, refused, report):
+        for video in unit.videos:
+            if video.path in refused:
+                continue
+            report.video(video.path)
+            if "crash" in video.path:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            if "hang" in video.path:
+                time.sleep(600)
+        return super().run(unit, refused, report)

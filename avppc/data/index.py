@@ -1,0 +1,140 @@
+"""`avppc index`: a manifest of what a folder of videos holds, one JSON object a line.
+
+    {"path": "A/talk.mp4", "bytes": ..., "mtime_ns": ..., "duration_seconds": 8.3, "fps": 30.0, ..., "problems": []}
+
+Nothing is decoded: headers and packets tell enough. What the manifest said before, of speakers and boxes, say, stays.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from avppc.config.data import IndexConfig
+from avppc.data.decode import DecodeError
+from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, read_manifest_lines, scan
+from avppc.data.prepare_progress import PrepareProgress, print_kinds
+from avppc.data.probe import VideoFacts, probe
+from avppc.data.processes import Report, Unit, run_units
+from avppc.files import write_atomically
+
+_VIDEOS_PER_UNIT = 64
+_SAVE_SECONDS = 30.0
+_OWN_KEYS = {"path", "bytes", "mtime_ns", "clip_frames", *VideoFacts.__dataclass_fields__}
+
+Entries = dict[str, dict[str, Any]]
+
+
+def run(config: IndexConfig) -> int:
+    """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos.
+
+    Raises:
+        ValueError: the data folder is none, or its layout, the list or the manifest there is damaged.
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+    out = config.data / MANIFEST_NAME if config.out is None else config.out
+    found = scan(config.data, config.paths)
+    if not found.videos:
+        print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        return 1
+    before = {path: entry for path, (_, entry) in read_manifest_lines(out).items()}
+    entries: Entries = {}
+    todo = []
+    for video in found.videos:
+        known = before.get(video.path, {})
+        entries[video.path] = known | {"path": video.path}
+        if not _is_current(known, video, config.frames):
+            todo.append(video)
+    _probe_all(config, todo, entries, out, console)
+    for path, problem in found.refused:
+        entries[path] = _others(before.get(path, {})) | {"path": path, "problems": [problem]}
+    _write(out, entries)
+    _print_summary(out, found, entries, len(todo), time.monotonic() - started)
+    return 3 if any(entry.get("problems") for entry in entries.values()) else 0
+
+
+class ProbeJob:
+    """Reads the facts of the videos of a unit."""
+
+    def __init__(self, data: Path, frames: int) -> None:
+        self.data = data
+        self.frames = frames
+
+    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Entries:
+        """The unit's manifest lines."""
+        entries: Entries = {}
+        for video in unit.videos:
+            report.video(video.path)
+            if video.path in refused:
+                facts: dict[str, Any] = {"problems": [refused[video.path]]}
+            else:
+                try:
+                    facts = probe(self.data / video.path, self.frames).as_json()
+                except DecodeError as error:
+                    facts = {"problems": [error.reason]}
+            entries[video.path] = _stamp(video, self.frames) | facts
+            report.video_done()
+        return entries
+
+    def clean_up(self, pid: int) -> None:
+        """Nothing is written by the processes."""
+
+
+def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Path, console: Console) -> None:
+    groups = [tuple(todo[start : start + _VIDEOS_PER_UNIT]) for start in range(0, len(todo), _VIDEOS_PER_UNIT)]
+    units = [Unit(str(number), "", videos) for number, videos in enumerate(groups)]
+    saved = time.monotonic()
+    with PrepareProgress(console, len(todo), "index") as progress:
+        for step in run_units(ProbeJob(config.data, config.frames), units, config.processes, config.timeout_seconds):
+            progress.add(step.videos, 0)
+            if step.unit is None:
+                continue
+            for path, facts in step.record.items():
+                entries[path] = _others(entries[path]) | facts
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                saved = time.monotonic()
+                _write(out, entries)
+
+
+def _stamp(video: Video, frames: int) -> dict[str, Any]:
+    """What tells, at the next run, that the video is the same and was judged by the same rules."""
+    return {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
+
+
+def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:
+    return "problems" in known and all(known.get(key) == value for key, value in _stamp(video, frames).items())
+
+
+def _others(entry: dict[str, Any]) -> dict[str, Any]:
+    """What others than this command have written into a line."""
+    return {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+
+
+def _write(out: Path, entries: Entries) -> None:
+    lines = (json.dumps(entries[path]) + "\n" for path in sorted(entries))
+    write_atomically(out, "".join(lines).encode())
+
+
+def _print_summary(out: Path, found: Scan, entries: Entries, read: int, seconds: float) -> None:
+    usable = [entry for entry in entries.values() if not entry.get("problems")]
+    hours = sum(entry.get("duration_seconds", 0.0) for entry in entries.values()) / 3600
+    print(f"{out}: {len(found.videos):,} videos, {hours:.2f} h; {read:,} read in {seconds:.1f} s")
+    print(f"  without problems: {len(usable):,}")
+    for title, name in (("codecs", "video_codec"), ("sizes", "size"), ("frame rates", "fps")):
+        counts = Counter(_value(entry, name) for entry in entries.values() if entry.get("video_codec"))
+        if counts:
+            print(f"  {title}: " + ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(5)))
+    print_kinds("will be converted", str(out), [note for entry in entries.values() for note in entry.get("notes", [])])
+    print_kinds("problems", str(out), [text for entry in entries.values() for text in entry.get("problems", [])])
+
+
+def _value(entry: dict[str, Any], name: str) -> str:
+    if name == "size":
+        return f"{entry['width']} x {entry['height']}"
+    return f"{entry[name]:.4g}" if name == "fps" else str(entry[name])

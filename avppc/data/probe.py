@@ -1,0 +1,132 @@
+"""What a video file says of itself, read without decoding: streams, times, rates, key frames, and what is wrong."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from av.stream import Stream
+
+from avppc.clip import CLIP_FRAMES, VIDEO_FPS
+from avppc.data.decode import Source, damage_as_decode_error, open_video
+from avppc.data.reader import choose_streams
+
+_RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
+_JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds
+_MAX_START_DIFFERENCE_SECONDS = 0.1
+_HOLE_SECONDS = 2 / VIDEO_FPS  # an instant between two frames so far apart has no picture near
+
+
+@dataclass
+class VideoFacts:
+    """One line of a manifest, without the path."""
+
+    duration_seconds: float = 0.0
+    """Of the picture: from the first time stamp to the end of the last frame."""
+    fps: float = 0.0
+    """Mean frame rate."""
+    frames: int = 0
+    width: int = 0
+    """Pixels, as stored."""
+    height: int = 0
+    """Pixels, as stored."""
+    video_codec: str = ""
+    pixel_format: str = ""
+    key_frames: int = 0
+    video_start_seconds: float = 0.0
+    """Time stamp of the first picture."""
+    audio_codec: str = ""
+    sample_rate_hz: int = 0
+    channels: int = 0
+    audio_start_seconds: float = 0.0
+    """Time stamp of the first sound packet; AAC's priming counts."""
+    audio_seconds: float = 0.0
+    streams: dict[str, int] = field(default_factory=dict)
+    """How many streams of each kind the file has."""
+    notes: list[str] = field(default_factory=list)
+    """What will be converted."""
+    problems: list[str] = field(default_factory=list)
+    """What makes the file, or clips of it, unusable."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Rounded to microseconds."""
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
+    """Facts of a file, read from its headers and packets.
+
+    Args:
+        num_frames: frames of 1/25 s a clip needs; shorter videos are a problem.
+    Raises:
+        DecodeError: not a video, damaged where a reader notices without decoding, without sound or picture.
+    """
+    facts = VideoFacts()
+    with damage_as_decode_error(source), open_video(source) as container:
+        for stream in container.streams:
+            facts.streams[stream.type] = facts.streams.get(stream.type, 0) + 1
+        video, audio = choose_streams(container)
+        facts.width, facts.height = video.codec_context.width, video.codec_context.height
+        facts.video_codec, facts.pixel_format = video.codec_context.name, video.codec_context.pix_fmt or ""
+        facts.audio_codec, facts.channels = audio.codec_context.name, audio.codec_context.channels
+        facts.sample_rate_hz = audio.codec_context.sample_rate or 0
+        times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
+        for packet in container.demux(video, audio):
+            if packet.pts is None or packet.time_base is None or not packet.size:
+                continue
+            facts.key_frames += packet.is_keyframe and packet.stream is video
+            if packet.is_corrupt:
+                _add(facts.problems, "damaged: a packet")
+            span = (packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base)
+            times[packet.stream].append(span)
+        _read_times(facts, sorted(times[video]), sorted(times[audio]))
+    _judge(facts, num_frames)
+    return facts
+
+
+def _read_times(
+    facts: VideoFacts,
+    video: list[tuple[Fraction, Fraction]],  # time stamp and duration of each packet, seconds
+    audio: list[tuple[Fraction, Fraction]],
+) -> None:
+    if not video:
+        raise ValueError("the video stream has no pictures")
+    if not audio:
+        raise ValueError("the audio stream has no sound")
+    stamps = [stamp for stamp, _ in video]
+    facts.frames = len(stamps)
+    facts.video_start_seconds, facts.audio_start_seconds = float(stamps[0]), float(audio[0][0])
+    facts.audio_seconds = float(audio[-1][0] + audio[-1][1] - audio[0][0])
+    span = stamps[-1] - stamps[0]
+    steps = [float(after - before) for before, after in itertools.pairwise(stamps)] or [float(video[-1][1])]
+    usual = [step for step in steps if step < _HOLE_SECONDS] or steps
+    mean = sum(usual) / len(usual)
+    facts.fps = 1 / mean if mean > 0 else 0.0
+    facts.duration_seconds = float(span) + (float(video[-1][1]) or mean)
+    if max(steps) - min(steps) > 2 * _JITTER_TOLERANCE_SECONDS:
+        _add(facts.notes, f"uneven frames: {1000 * min(steps):.0f} to {1000 * max(steps):.0f} ms apart")
+    holes = sum(step >= _HOLE_SECONDS for step in steps)
+    if holes:
+        _add(facts.problems, f"frames missing: at {holes} places")
+
+
+def _judge(facts: VideoFacts, num_frames: int) -> None:
+    if abs(facts.fps / VIDEO_FPS - 1) > _RATE_TOLERANCE:
+        _add(facts.notes, f"frame rate {facts.fps:.4g}: converted to {VIDEO_FPS} by nearest time stamp")
+    if facts.duration_seconds * VIDEO_FPS < num_frames - 0.5:
+        _add(facts.problems, f"too short: {facts.duration_seconds:.2f} s, {num_frames / VIDEO_FPS:.2f} s are needed")
+    late = facts.audio_start_seconds - facts.video_start_seconds
+    if abs(late) > _MAX_START_DIFFERENCE_SECONDS:
+        _add(facts.notes, f"sound starts {'late' if late > 0 else 'early'}: by {abs(late):.3f} s")
+    missing = facts.duration_seconds - max(late, 0) - (facts.audio_seconds + min(late, 0))
+    if missing > _MAX_START_DIFFERENCE_SECONDS:
+        _add(facts.notes, f"sound ends early: {missing:.2f} s before the picture")
+    if facts.streams.get("video", 0) > 1 or facts.streams.get("audio", 0) > 1:
+        _add(facts.notes, f"several streams: the first of {facts.streams} are used")
+
+
+def _add(texts: list[str], text: str) -> None:
+    if text not in texts:
+        texts.append(text)

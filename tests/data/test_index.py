@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import os
+from fractions import Fraction
+
+import pytest
+import torch
+from make_videos import write_video
+
+from avppc.cli import main
+from avppc.config.data import IndexConfig, PrepareConfig
+from avppc.data import index, prepare
+from avppc.data.decode import decode_clip
+from avppc.data.packed import PackedDataset
+from avppc.data.probe import probe
+
+SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
+
+
+def entries(path) -> dict[str, dict]:
+    return {entry["path"]: entry for entry in map(json.loads, path.read_text().splitlines())}
+
+
+class TestProbe:
+    @pytest.mark.parametrize(
+        ("name", "options", "expected", "notes", "problems"),
+        [
+            ("a.mp4", {}, {"duration_seconds": 1.16, "fps": 25.0, "frames": 29, "video_codec": "h264"}, [], []),
+            ("b.mp4", {"fps": 30, "frames": 60}, {"duration_seconds": 2.0, "fps": 30.0}, ["frame rate 30"], []),
+            ("c.mp4", {"fps": Fraction(30_000, 1001), "frames": 40}, {"fps": 29.97003}, ["frame rate 29.97"], []),
+            ("d.mp4", {"rate": 44_100, "layout": "stereo"}, {"sample_rate_hz": 44_100, "channels": 2}, [], []),
+            ("e.mp4", {"options": {"g": "10", "preset": "ultrafast"}}, {"key_frames": 3}, [], []),
+            ("f.mp4", {"frames": 20}, {"duration_seconds": 0.8}, [], ["too short"]),
+            ("g.mp4", {"audio_start": 0.5}, {"audio_codec": "aac"}, ["sound starts late"], []),
+            ("h.mp4", {"audio_seconds": 0.5}, {}, ["sound ends early"], []),
+            ("i.mp4", {"skipped": [7]}, {}, ["uneven frames"], ["frames missing"]),
+            ("j.webm", {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {}},
+             {"video_codec": "vp9", "audio_codec": "opus", "streams": {"video": 1, "audio": 1}}, [], []),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )  # fmt: skip
+    def test_facts(self, tmp_path, name, options, expected, notes, problems):
+        facts = probe(write_video(tmp_path / name, **{**SMALL, **options})).as_json()
+        assert {key: facts[key] for key in expected} == expected
+        assert sorted(note.split(":")[0] for note in facts["notes"]) == notes
+        assert [problem.split(":")[0] for problem in facts["problems"]] == problems
+        assert (facts["width"], facts["height"], facts["pixel_format"]) == (64, 48, "yuv420p")
+
+    def test_times_agree_with_the_decoder(self, tmp_path):
+        path = write_video(tmp_path / "late.mp4", audio_start=0.2, **SMALL)
+        facts = probe(path)
+        silent = decode_clip(path).notes[0]
+        assert silent == f"sound padded with zeros: 0 to {1000 * facts.audio_start_seconds:.0f} ms of the clip"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_video(data / "a.mp4", **SMALL)
+    write_video(data / "b.mp4", frames=70, seed=1, **SMALL)
+    (data / "bad.mp4").write_bytes(b"not a video at all" * 100)
+    write_video(data / "mute.mp4", audio_codec=None, **SMALL)
+    os.symlink("/etc/hostname", data / "link.mp4")
+    return data
+
+
+class TestIndex:
+    def test_manifest_and_what_is_kept(self, folder, capsys):
+        manifest = folder / "manifest.jsonl"
+        manifest.write_text(json.dumps({"path": "b.mp4", "speaker": "ann", "said": "hello"}) + "\n")
+        assert index.run(IndexConfig(folder, workers=1)) == 3
+        found = entries(manifest)
+        assert {path: entry["problems"] for path, entry in found.items()} == {
+            "a.mp4": [],
+            "b.mp4": [],
+            "bad.mp4": ["damaged or not a video: Invalid data found when processing input"],
+            "link.mp4": ["a link that leaves the data's folder is not followed"],
+            "mute.mp4": ["no audio stream"],
+        }
+        assert (found["b.mp4"]["speaker"], found["b.mp4"]["said"]) == ("ann", "hello")
+        assert found["b.mp4"]["duration_seconds"] == 2.8
+        printed = capsys.readouterr().out
+        assert "4 videos" in printed
+        assert "4 read" in printed
+        assert "without problems: 2" in printed
+        assert "1  no audio stream" in printed
+
+    def test_again_reads_only_what_has_changed(self, folder, capsys):
+        index.run(IndexConfig(folder, workers=1))
+        before = entries(folder / "manifest.jsonl")
+        capsys.readouterr()
+        write_video(folder / "mute.mp4", **SMALL)
+        assert index.run(IndexConfig(folder, workers=1)) == 3
+        assert "1 read" in capsys.readouterr().out
+        after = entries(folder / "manifest.jsonl")
+        assert after["mute.mp4"]["problems"] == []
+        assert {path: after[path] for path in after if path != "mute.mp4"} == {
+            path: before[path] for path in before if path != "mute.mp4"
+        }
+
+    def test_crash_and_hang_are_listed(self, folder, monkeypatch):
+        import troubled_worker
+
+        monkeypatch.setattr(index, "ProbeJob", troubled_worker.TroubledProbe)
+        (folder / "c-crash.mp4").write_bytes(b"x")
+        (folder / "d-hang.mp4").write_bytes(b"x")
+        index.run(IndexConfig(folder, workers=1, timeout_seconds=1.0))
+        found = entries(folder / "manifest.jsonl")
+        assert found["c-crash.mp4"]["problems"] == ["it crashes the decoder (signal 11, SIGSEGV)"]
+        assert found["d-hang.mp4"]["problems"] == ["the decoder gives nothing for 1 s"]
+        assert found["a.mp4"]["problems"] == []
+
+    def test_manifest_leads_prepare(self, folder, tmp_path):
+        """index -> (edited by hand) -> prepare --paths."""
+        manifest = tmp_path / "chosen.jsonl"
+        assert main(["index", "--data", str(folder), "--out", str(manifest), "--workers", "1"]) == 3
+        lines = [entry | {"speaker": 5} for entry in entries(manifest).values() if not entry["problems"]]
+        manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        out = tmp_path / "out"
+        flags = ["--data", str(folder), "--out", str(out), "--paths", str(manifest), "--workers", "1"]
+        assert main(["prepare", *flags]) == 0
+        with PackedDataset(out) as dataset:
+            assert dataset.sources == ("a.mp4", "b.mp4", "b.mp4#29")
+            assert dataset.speakers.tolist() == [5, 5, 5]
+
+    def test_no_videos(self, tmp_path, capsys):
+        assert index.run(IndexConfig(tmp_path)) == 1
+        assert not (tmp_path / "manifest.jsonl").exists()
+        assert "has no videos" in capsys.readouterr().out
+
+
+class TestLists:
+    def test_only_the_listed_videos_are_taken(self, folder, tmp_path):
+        listed = tmp_path / "list.txt"
+        listed.write_text("b.mp4\n\nnone.mp4\nlink.mp4\n")
+        out = tmp_path / "out"
+        assert prepare.run(PrepareConfig(folder, out, paths=listed, workers=1, stride=0)) == 3
+        with PackedDataset(out) as dataset:
+            assert dataset.sources == ("b.mp4",)
+            assert torch.equal(dataset.batch(torch.tensor([0])).video[0], decode_clip(folder / "b.mp4").video)
+        refused = entries(out / "refused.jsonl")
+        assert refused["none.mp4"]["reason"] == "listed in list.txt, but there is no such video"
+        assert refused["link.mp4"]["reason"] == "a link that leaves the data's folder is not followed"
+
+    @pytest.mark.parametrize("path", ["../a.mp4", "/etc/passwd", "x/../../a.mp4", "..\\a.mp4"])
+    @pytest.mark.parametrize("kind", ["list.txt", "list.jsonl"])
+    def test_path_tricks_are_refused(self, folder, tmp_path, path, kind):
+        listed = tmp_path / kind
+        lines = ["a.mp4", path]
+        listed.write_text("\n".join(json.dumps({"path": line}) if kind.endswith("l") else line for line in lines))
+        with pytest.raises(ValueError, match=rf"{kind}, line 2: path must lie below the data's folder"):
+            prepare.run(PrepareConfig(folder, tmp_path / "out", paths=listed))
+        assert not (tmp_path / "out").exists()
+
+    def test_a_linked_folder_does_not_lead_out(self, folder, tmp_path):
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        write_video(outside / "secret.mp4", **SMALL)
+        os.symlink(outside, folder / "inside")
+        listed = tmp_path / "list.txt"
+        listed.write_text("a.mp4\ninside/secret.mp4\na.mp4/x.mp4\n")
+        out = tmp_path / "out"
+        prepare.run(PrepareConfig(folder, out, paths=listed, workers=1))
+        with PackedDataset(out) as dataset:
+            assert dataset.sources == ("a.mp4",)
+        assert "leaves the data's folder" in entries(out / "refused.jsonl")["inside/secret.mp4"]["reason"]
+
+    def test_missing_list(self, folder, tmp_path):
+        with pytest.raises(ValueError, match=r"there is no list of videos .*none\.txt"):
+            prepare.run(PrepareConfig(folder, tmp_path / "out", paths=tmp_path / "none.txt"))
