@@ -14,6 +14,9 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "checks.h"
 #include "log_mel_cpu_kernel.h"
@@ -33,6 +36,17 @@ Floats allocate_floats(int64_t count) {
   void* memory = std::aligned_alloc(64, bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return Floats(static_cast<float*>(memory));
+}
+
+// Asks for pages of 2 MiB under the whole ones of them in memory that is about to be written, as numpy does: a large new
+// tensor has no pages yet, and to fault on each of 4 KiB costs up to a third of a call.
+void ask_for_huge_pages([[maybe_unused]] float* memory, [[maybe_unused]] int64_t count) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t huge = uintptr_t{1} << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + huge - 1) / huge * huge;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(memory + count) / huge * huge;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // may be refused
+#endif
 }
 
 // Memory that a thread keeps from one call to the next, unless it is large.
@@ -303,6 +317,7 @@ Tensor log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths,
   const Floats largest = allocate_floats(clips * groups);
   float* const out_data = out.mutable_data_ptr<float>();
   const Floats bands = plan->config.mfcc > 0 ? allocate_floats(clips * frames * plan->config.bands) : nullptr;
+  ask_for_huge_pages(out_data, clips * frames * plan->config.features());
   run({*plan, static_cast<const char*>(waveform.const_data_ptr()), length_data, is_int16, samples, frames, groups,
        out_data, bands ? bands.get() : out_data, largest.get()},
       clips);
