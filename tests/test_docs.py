@@ -1,0 +1,69 @@
+"""The pages: their Python runs from top to bottom, their commands exist, their links lead somewhere.
+
+A comment `<!-- setup ... -->` in a page holds Python that runs but is not shown.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from avppc import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```python\n(.*?)^```$|^<!-- setup\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
+_SHELL = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+
+
+def python_of(page: Path) -> str:
+    """The page's Python, each line at its own number, so that an error names it."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * text.count("\n")
+    for match in _BLOCK.finditer(text):
+        code = match[1] if match[1] is not None else match[2]
+        first = text[: match.start()].count("\n") + 1
+        lines[first : first + code.count("\n")] = code.splitlines()
+    return "\n".join(lines)
+
+
+def commands_of(page: Path) -> Iterator[list[str]]:
+    """The words of each `avppc ...` of the page."""
+    for block in _SHELL.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["avppc"] and len(words) > 2:
+                yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = compile(python_of(page), str(page), "exec")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_page_are_understood(page: Path) -> None:
+    for name, *flags in commands_of(page):
+        assert name in cli.COMMANDS, name
+        cli._parse(name, cli.COMMANDS[name], flags)  # raises SystemExit for a flag that is not there
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_the_page_lead_somewhere(page: Path) -> None:
+    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://")):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_pages_hold_what_is_tested() -> None:
+    """The patterns above find what a reader sees."""
+    readme = ROOT / "README.md"
+    assert "bilinear_info_nce(contexts, targets, weights, pairs)" in python_of(readme)
+    assert [words[0] for words in commands_of(readme)][:2] == ["prepare", "pretrain"]
