@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 DATA := data/demo
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench docs clean
 
 # The marker is newer than everything the environment and the compiled extension are made from.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
@@ -40,6 +40,11 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr
+
+# Pages in build/site; a warning is an error.
+docs: setup
+	$(BIN)/python -m pip install -qq --no-deps -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf build dist *.egg-info avppc/_C*.so avppc/lib

@@ -177,8 +177,11 @@ class PermutativeInfoNCE(nn.Module):
         """The loss, or (loss, InfoNCEStats) with one entry for each of self.subtasks.
 
         Args:
-            v_past, v_future, a_past, a_future: [N, D] embeddings of the elements of N clips; an element that no
-                sub-task uses may be None.
+            v_past: [N, D] embeddings of N clips' pasts as seen; this and the others may be None where no sub-task uses
+                them.
+            v_future: [N, D], their futures as seen.
+            a_past: [N, D], their pasts as heard.
+            a_future: [N, D], their futures as heard.
             clip_ids: [N] integers; clips of an equal id are no negatives of each other.
             return_stats: overrides the option of the same name.
         """
