@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from avppc.config.checks import check_bool, check_choice, check_integer
 from avppc.ops.info_nce import to_autocast_dtype
 from avppc.ops.info_nce_module import BilinearInfoNCE, check_option_names
 from avppc.ops.info_nce_problem import check_ids
+from avppc.ops.reference_info_nce import info_nce_logits_reference
 
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
@@ -153,8 +155,9 @@ class PermutativeInfoNCE(nn.Module):
         self.target_singles = [elements[0] for elements in targets if len(elements) == 1]
         self.context_fusion = PairFusion([pair for pair in contexts if len(pair) == 2], dim, fusion)
         self.target_fusion = PairFusion([pair for pair in targets if len(pair) == 2], dim, fusion)
-        swapped = [tuple(OTHER_TIME[name] for name in side) for side in targets if swapped_negatives]
-        self.elements = [name for name in ELEMENTS if any(name in used for used in (*contexts, *targets, *swapped))]
+        self.elements = [name for name in ELEMENTS if any(name in used for used in (*contexts, *targets))]
+        swapped = {OTHER_TIME[name] for side in targets for name in side}
+        self.swapped_elements = [name for name in ELEMENTS if name in self.elements or name in swapped]
         self.score = BilinearInfoNCE(
             dim,
             dim,
@@ -185,20 +188,48 @@ class PermutativeInfoNCE(nn.Module):
             clip_ids: [N] integers; clips of an equal id are no negatives of each other.
             return_stats: overrides the option of the same name.
         """
-        given = dict(zip(ELEMENTS, (v_past, v_future, a_past, a_future), strict=True))
-        elements = self._check_elements(given)
+        given = (v_past, v_future, a_past, a_future)
         if clip_ids is not None:
-            clip_ids = check_ids("clip_ids", clip_ids, next(iter(elements.values())).unsqueeze(0))
+            first = next((value for value in given if isinstance(value, Tensor)), None)
+            clip_ids = clip_ids if first is None else check_ids("clip_ids", clip_ids, first.unsqueeze(0))
+        contexts, targets = self._sides(given, self.swapped_negatives)
+        target_ids = clip_ids
+        if self.swapped_negatives and clip_ids is not None:
+            # an id that no context has: these are negatives of their own clip, too
+            nobody = torch.full_like(clip_ids, torch.iinfo(clip_ids.dtype).min)
+            target_ids = torch.cat([clip_ids, nobody])
+        return self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
+
+    def logits(
+        self,
+        v_past: Tensor | None,  # [N, D]
+        v_future: Tensor | None,
+        a_past: Tensor | None,
+        a_future: Tensor | None,
+        *,
+        swapped: bool = False,
+    ) -> Tensor:
+        """[K, N, N] scores of each context with each clip's target, in plain torch: for measurements, not for training.
+
+        Args:
+            swapped: [K, N, 2 N] instead, the targets with past and future swapped after the true ones.
+        """
+        contexts, targets = self._sides((v_past, v_future, a_past, a_future), swapped)
+        if self.score.options.normalize == "layer_norm":
+            contexts, targets = (functional.layer_norm(side, side.shape[-1:]) for side in (contexts, targets))
+        pairs = torch.as_tensor(self.score.pairs)
+        scale = torch.as_tensor(self.score.scale)
+        return info_nce_logits_reference(contexts, targets, self.score.weight, pairs, scale, 0, None, None)
+
+    def _sides(self, given: Sequence[Tensor | None], swapped: bool) -> tuple[Tensor, Tensor]:
+        """Contexts [C, N, D] and targets [U, N, D], or [U, 2 N, D] with the swapped ones after the true ones."""
+        elements = self._check_elements(dict(zip(ELEMENTS, given, strict=True)), swapped)
         contexts = self._embed(elements, self.context_singles, self.context_fusion)
         targets = self._embed(elements, self.target_singles, self.target_fusion)
-        target_ids = clip_ids
-        if self.swapped_negatives:
-            swapped = {name: elements[other] for name, other in OTHER_TIME.items() if other in elements}
-            targets = torch.cat([targets, self._embed(swapped, self.target_singles, self.target_fusion)], 1)
-            if clip_ids is not None:  # an id that no context has: these are negatives of their own clip, too
-                nobody = torch.full_like(clip_ids, torch.iinfo(clip_ids.dtype).min)
-                target_ids = torch.cat([clip_ids, nobody])
-        return self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
+        if swapped:
+            other = {name: elements[other] for name, other in OTHER_TIME.items() if other in elements}
+            targets = torch.cat([targets, self._embed(other, self.target_singles, self.target_fusion)], 1)
+        return contexts, targets
 
     def _embed(self, elements: Mapping[str, Tensor], singles: Sequence[str], fusion: PairFusion) -> Tensor:
         """[sets, N, D]: the single elements, then the pairs."""
@@ -209,12 +240,13 @@ class PermutativeInfoNCE(nn.Module):
             parts.append(fusion(elements))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _check_elements(self, given: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    def _check_elements(self, given: Mapping[str, Tensor | None], swapped: bool) -> dict[str, Tensor]:
         """The elements that the sub-tasks use, checked."""
+        needed = self.swapped_elements if swapped else self.elements
         used: dict[str, Tensor] = {}
         rows = None
         for element, argument in zip(ELEMENTS, ARGUMENTS, strict=True):
-            if element not in self.elements:
+            if element not in needed:
                 continue
             value = given[element]
             if not isinstance(value, Tensor):
