@@ -6,6 +6,7 @@ from avppc.config.evaluate import EvaluateConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig, RivalConfig
+from avppc.config.probe import ProbeConfig
 from avppc.config.report import ReportConfig
 from avppc.config.synth import SynthConfig
 from avppc.config.table import TableConfig
@@ -21,6 +22,7 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "ProbeConfig",
     "ReportConfig",
     "RivalConfig",
     "SynthConfig",

@@ -119,6 +119,7 @@ _TABLE: dict[str, Viseme] = {
     "aI@": _viseme(_AE, _IH, _SCHWA),
 }
 VISEMES: dict[str, Viseme] = {name: viseme for names, viseme in _TABLE.items() for name in names.split()}
+_CLASSES: dict[str, str] = {name: names.split()[0] for names in _TABLE for name in names.split()}
 VOWELS: frozenset[str] = frozenset(name for name, viseme in VISEMES.items() if not np.isnan(viseme.targets).any())
 BILABIALS: frozenset[str] = frozenset({"p", "b", "m", "m-"})
 _BURST_STOPS = frozenset({"p", "t", "t2", "k", "tS"})
@@ -127,6 +128,11 @@ _BURST_STOPS = frozenset({"p", "t", "t2", "k", "tS"})
 def viseme_of(name: str) -> Viseme:
     """The viseme of an espeak-ng phoneme; a variant it does not know is taken for its base, else for a schwa."""
     return VISEMES.get(name) or VISEMES.get(name.rstrip("#-2:;")) or VISEMES["@"]
+
+
+def viseme_class(name: str) -> str:
+    """The first phoneme of those that look like this one, such as "p" for "b" and "m"; unknown names as above."""
+    return _CLASSES.get(name) or _CLASSES.get(name.rstrip("#-2:;")) or _CLASSES["@"]
 
 
 def segments_of(phonemes: Sequence[Phoneme], end_seconds: float) -> list[Segment]:

@@ -43,6 +43,10 @@ class CorrespondenceTask(ElementTask):
         truth = torch.arange(len(logits), device=logits.device) < len(seen)
         return binary_output(logits, truth)
 
+    @property
+    def matches(self) -> bool:
+        return True
+
     def match(self, seen: Tensor, heard: Tensor) -> Tensor:
         return self.head.every_pair(seen, heard)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
+from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, ClipBatch
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
 from avppc.models.audio import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder
@@ -13,6 +13,7 @@ from avppc.models.temporal import ElementPool
 from avppc.models.video import VideoEncoder
 from avppc.ops.log_mel import log_mel
 from avppc.tasks.protocol import ProxyTask
+from avppc.tasks.spans import cut_audio, cut_video
 
 
 class ElementTask(ProxyTask):
@@ -26,6 +27,8 @@ class ElementTask(ProxyTask):
 
     video_pool: nn.Module
     audio_pool: nn.Module
+    offset_frames: int = 1
+    """Video frames between two neighbouring offsets of `offset_scores`."""
 
     def __init__(self, config: PretrainConfig, *, hears: bool = True) -> None:
         super().__init__()
@@ -74,9 +77,32 @@ class ElementTask(ProxyTask):
         """Embeddings [N, D] of spans of sound [N, 640 T] int16."""
         return self.audio_pool(self.sound_features(audio, generator)).float()
 
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor | None:
-        """How well each picture fits each sound, [N, M], from embeddings [N, D] and [M, D]; None: no such score."""
-        return None
+    @property
+    def matches(self) -> bool:
+        """Whether the task can tell how well a picture fits a sound."""
+        return False
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
+        """How well each picture fits each sound, [N, M], from embeddings [N, D] and [M, D]; only where it `matches`."""
+        raise NotImplementedError
+
+    def offset_scores(self, batch: ClipBatch, generator: torch.Generator) -> Tensor | None:
+        """How well the sound fits the picture at each offset, [N, offsets], the right one in the middle.
+
+        A picture in the middle of the clip is matched with the sounds before, beside and after it; None where the task
+        has no score.
+        """
+        frames = self.span_frames
+        most = (batch.video.shape[1] - frames) // 2
+        starts = torch.full((len(batch),), most)
+        if not self.matches:
+            return None
+        seen = self.see(cut_video(batch.video, starts, frames), generator)
+        scores = []
+        for offset in range(-most, most + 1):
+            heard = self.hear(cut_audio(batch.audio, starts + offset, frames), generator)
+            scores.append(self.match(seen, heard).diagonal())
+        return torch.stack(scores, 1)
 
 
 def check_mel_clock(config: PretrainConfig) -> None:

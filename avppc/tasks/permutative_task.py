@@ -21,6 +21,7 @@ from avppc.tasks.subtask_choice import choose_subtasks
 from avppc.tasks.weighting import fixed_weights, make_weighting
 
 CHUNKS = ("V1", "V2", "V3", "V4")
+SAME_TIME = ("Vp->Ap", "Vf->Af", "Ap->Vp", "Af->Vf")
 VISUAL_SUBTASKS = tuple(task for task in SUBTASKS if task.name in ("Vp->Vf", "Vf->Vp"))
 
 
@@ -126,15 +127,21 @@ class PermutativeTask(SubtaskTask):
         seen = self.see(elements.video, generator)
         return seen, self.hear(elements.audio, generator) if self.hears else None
 
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor | None:
+    @property
+    def matches(self) -> bool:
+        return any(task.name in SAME_TIME for task in self.loss.subtasks)
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
         """The mean score of the sub-tasks from picture to sound, or back, whose elements lie at the same time."""
         scores = []
         for task, weight in zip(self.loss.subtasks, self.loss.score.weight, strict=True):
-            if task.name in ("Vp->Ap", "Vf->Af"):
+            if task.name not in SAME_TIME:
+                continue
+            if task.inputs[0][0] == "V":
                 scores.append((self._normalized(seen) @ weight.T) @ self._normalized(heard).T)
-            elif task.name in ("Ap->Vp", "Af->Vf"):
+            else:
                 scores.append(self._normalized(seen) @ (weight @ self._normalized(heard).T))
-        return torch.stack(scores).mean(0) if scores else None
+        return torch.stack(scores).mean(0)
 
     def _normalized(self, embeddings: Tensor) -> Tensor:
         """As the loss normalises them."""

@@ -69,6 +69,10 @@ class ShiftTask(_PairedSpans):
         truth = torch.arange(len(logits), device=logits.device) < len(seen)
         return binary_output(logits, truth)
 
+    @property
+    def matches(self) -> bool:
+        return True
+
     def match(self, seen: Tensor, heard: Tensor) -> Tensor:
         return self.head.every_pair(seen, heard)
 
@@ -118,6 +122,10 @@ class CurriculumTask(_PairedSpans):
         right = (near.detach() < far.detach().square()).float().mean()
         return TaskOutput(loss, {"right": right, "stage": self.batches_done.new_tensor(stage)})
 
+    @property
+    def matches(self) -> bool:
+        return True
+
     def match(self, seen: Tensor, heard: Tensor) -> Tensor:
         return functional.normalize(seen, dim=1) @ functional.normalize(heard, dim=1).T
 
@@ -145,6 +153,7 @@ class MultiwayTask(ElementTask):
         # Moments are embedded, not spans: convolutions over a few frames take the place of the pools.
         self.video_pool = _Moments(features, dim, self.CONTEXT)
         self.audio_pool = _Moments(features, dim, self.CONTEXT)
+        self.offset_frames = config.frame_stride
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.zeros(()))
 
@@ -174,6 +183,12 @@ class MultiwayTask(ElementTask):
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
         return binary_figures(row)
+
+    def offset_scores(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
+        """Mean similarities along the diagonals of the T x T table; offsets of up to half the clip."""
+        similarity = self.similarity(batch.video, batch.audio, generator)
+        most = similarity.shape[1] // 2
+        return torch.stack([similarity.diagonal(k, 1, 2).mean(1) for k in range(-most, most + 1)], 1)
 
 
 class _Moments(nn.Module):

@@ -257,13 +257,45 @@ def test_match_scores_every_pair_like_the_task_itself(name: str, changes: dict[s
     task = make_task(name, make_config(name, **changes))
     assert isinstance(task, ElementTask)
     seen, heard = torch.randn(4, 16), torch.randn(5, 16)
+    assert task.matches
     scores = task.match(seen, heard)
-    assert scores is not None
     assert scores.shape == (4, 5)
     if name != "av-permutative":
         pairs = torch.stack([task.head(seen, sound.expand(4, -1)) for sound in heard], 1)  # type: ignore[operator]
         torch.testing.assert_close(scores, pairs)
-    assert make_task("time-arrow", make_config("time-arrow")).match(seen, heard) is None  # type: ignore[operator]
+    else:  # the op's own logits, of the sub-tasks whose elements lie at the same time
+        elements = [seen, torch.randn(4, 16), heard[:4], torch.randn(4, 16)]
+        logits = task.loss.logits(*elements)
+        names = task.describe()["task_loss"]
+        first, second = logits[names.index("Vp->Ap")], logits[names.index("Ap->Vp")].T
+        elements = [elements[1], seen, elements[3], heard[:4]]
+        logits = task.loss.logits(*elements)
+        third, fourth = logits[names.index("Vf->Af")], logits[names.index("Af->Vf")].T
+        torch.testing.assert_close(scores[:, :4], (first + second + third + fourth) / 4, rtol=1e-4, atol=1e-5)
+    assert not TimeArrowTask(make_config("time-arrow")).matches
+
+
+def test_offsets_are_those_of_the_sound_against_the_picture(monkeypatch) -> None:
+    """The picture stays in the middle of the clip, the sound comes from everywhere; early sound scores first."""
+    task = ShiftTask(make_config("synchronization")).eval()
+    monkeypatch.setattr(ElementTask, "see", lambda self, video, _: video[:, 0, :1, 0].float())
+    monkeypatch.setattr(ElementTask, "hear", lambda self, audio, _: audio[:, :1].float())
+    monkeypatch.setattr(ShiftTask, "match", lambda self, seen, heard: heard.T - seen)
+    scores = task.offset_scores(make_numbered_batch(3), generator())
+    assert scores is not None
+    assert scores.tolist() == [list(range(-8, 9))] * 3
+    assert TimeArrowTask(make_config("time-arrow")).offset_scores(make_batch(3), generator()) is None
+
+
+def test_multiway_offsets_read_the_diagonals(monkeypatch) -> None:
+    task = MultiwayTask(make_config("synchronization", rivals={"sync_mode": "multiway"})).eval()
+    frames = torch.arange(15.0)
+    table = -(frames[None, :] - frames[:, None] - 3).abs().expand(2, -1, -1)  # frame t sounds like moment t + 3
+    monkeypatch.setattr(MultiwayTask, "similarity", lambda self, *_: table)
+    scores = task.offset_scores(make_batch(2), generator())
+    assert scores.shape == (2, 15)
+    assert (scores.argmax(1) - 7).tolist() == [3, 3]
+    assert task.offset_frames == 2
 
 
 def test_spans_are_cut_where_asked() -> None:
