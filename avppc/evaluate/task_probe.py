@@ -123,7 +123,7 @@ def shortcut_report(trained: TrainedTask, dataset: PackedDataset) -> dict[str, A
     parts: list[list[Tensor]] = [[], [], [], []]
     for batch in trained.batches(dataset):
         with autocast(trained.device, trained.bf16):
-            for part, value in zip(parts, task.elements(batch, trained.generator()), strict=True):
+            for part, value in zip(parts, task.represent(batch, trained.generator()), strict=True):
                 if value is not None:
                     part.append(value)
     elements = [torch.cat(part) if part else None for part in parts]
@@ -181,7 +181,7 @@ def gradient_conflict(trained: TrainedTask, dataset: PackedDataset, batches: int
     for number in range(batches):
         batch = dataset.batch(next(sampler)).to(trained.device)
         with autocast(trained.device, trained.bf16):
-            elements = task.elements(batch, torch.Generator().manual_seed(seed + number))
+            elements = task.represent(batch, torch.Generator().manual_seed(seed + number))
         logits = task.loss.logits(*elements)
         truth = torch.arange(len(batch), device=trained.device)
         losses = torch.stack([functional.cross_entropy(scores, truth) for scores in logits])

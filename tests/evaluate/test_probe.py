@@ -104,7 +104,7 @@ def test_shortcut_report_sees_who_speaks(runs: dict[str, Path], monkeypatch) -> 
     dataset = PackedDataset(data, "test")
     dataset.speakers = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
     codes = 10 * torch.eye(16)[dataset.speakers] + 1e-3 * torch.randn(9, 16)
-    monkeypatch.setattr(type(trained.task), "elements", lambda self, batch, _: [codes] * 4)
+    monkeypatch.setattr(type(trained.task), "represent", lambda self, batch, _: [codes] * 4)
     with torch.no_grad():
         trained.task.loss.score.weight.copy_(torch.eye(16).expand(42, -1, -1))
     report = shortcut_report(trained, dataset)
