@@ -15,7 +15,7 @@ from rich.markup import escape
 
 import avppc.config
 from avppc._version import __version__
-from avppc.config import PretrainConfig
+from avppc.config import EvaluateConfig, PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(name: str, command: Command, flags: list[str]) -> Any:
     config_type = getattr(avppc.config, command.config)
-    default = _preset(flags) if config_type is PretrainConfig else None
+    default = PRESETS[config_type](_preset(flags)) if config_type in PRESETS else None
     return tyro.cli(
         config_type,
         prog=f"avppc {name}",
@@ -77,17 +77,34 @@ def _parse(name: str, command: Command, flags: list[str]) -> Any:
     )
 
 
-def _preset(flags: Sequence[str]) -> Any:
-    """The defaults of pretraining: those of --preset, without data and out, which have none."""
-    name = "laptop"
+def _preset(flags: Sequence[str]) -> str | None:
+    """The value of --preset."""
     for place, flag in enumerate(flags):
         if flag == "--preset" and place + 1 < len(flags):
-            name = flags[place + 1]
-        elif flag.startswith("--preset="):
-            name = flag.partition("=")[2]
-    config = PretrainConfig.from_preset(name, Path(), Path())  # type: ignore[arg-type]  # checked there
+            return flags[place + 1]
+        if flag.startswith("--preset="):
+            return flag.partition("=")[2]
+    return None
+
+
+def _pretrain_defaults(preset: str | None) -> PretrainConfig:
+    """Those of a preset, without data and out, which have none."""
     missing: Any = tyro.MISSING
-    return replace(config, data=missing, out=missing)
+    name: Any = preset or "laptop"  # checked there
+    return replace(PretrainConfig.from_preset(name, Path(), Path()), data=missing, out=missing)
+
+
+def _evaluate_defaults(preset: str | None) -> EvaluateConfig:
+    missing: Any = tyro.MISSING
+    name: Any = preset or "few-labels"
+    return replace(EvaluateConfig.from_preset(name, Path()), run=missing)
+
+
+PRESETS: dict[type, Callable[[str | None], Any]] = {
+    PretrainConfig: _pretrain_defaults,
+    EvaluateConfig: _evaluate_defaults,
+}
+"""What makes the defaults of a configuration with presets."""
 
 
 def _usage() -> str:

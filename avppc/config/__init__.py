@@ -2,7 +2,7 @@
 
 from avppc.config.augment import AugmentConfig
 from avppc.config.data import IndexConfig, PrepareConfig
-from avppc.config.evaluate import EvaluateConfig
+from avppc.config.evaluate import EvaluateConfig, RecipeConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig, RivalConfig
@@ -23,6 +23,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "ProbeConfig",
+    "RecipeConfig",
     "ReportConfig",
     "RivalConfig",
     "SynthConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +11,37 @@ from avppc.config.cores import count_cores
 from avppc.config.pretrain import Precision
 
 RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
-HeadName = Literal["gru", "tconv", "bins"]
+HeadName = Literal["gru", "tconv", "bins", "mstcn"]
+EvaluatePreset = Literal["few-labels", "lrw"]
 ROWS: tuple[RowName, ...] = ("random", "supervised", "frozen", "finetuned", "ceiling")
-HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins")
+HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins", "mstcn")
+QUICK_HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins")
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """How classifiers are trained, whatever their size."""
+
+    schedule: Literal["one-cycle", "cosine"] = "one-cycle"
+    """Learning rate: up over a fifth of the steps and down again, or down from the start along half a cosine."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay."""
+    label_smoothing: float = 0.1
+    """Probability that is spread over all words."""
+    clip_norm: float = 5.0
+    """Largest norm of the whole gradient."""
+    mixup: float = 0.0
+    """Parameter of the beta distribution by which clips and labels are mixed in pairs; 0: they are not."""
+    time_mask_frames: int = 0
+    """Up to so many consecutive frames of a training clip are replaced by its mean frame, where pictures are seen."""
+
+    def __post_init__(self) -> None:
+        check_choice("schedule", self.schedule, ("one-cycle", "cosine"))
+        check_number("weight_decay", self.weight_decay, 0)
+        check_number("label_smoothing", self.label_smoothing, 0, 1)
+        check_number("clip_norm", self.clip_norm, 0)
+        check_number("mixup", self.mixup, 0)
+        check_integer("time_mask_frames", self.time_mask_frames, 0)
 
 
 @dataclass(frozen=True)
@@ -22,6 +50,8 @@ class EvaluateConfig:
 
     run: Path
     """Directory of a finished pretraining run; results go to its folder evaluation/."""
+    preset: EvaluatePreset = "few-labels"
+    """Defaults of all other settings: "few-labels" for minutes on a CPU, "lrw" for all labels of LRW on a GPU."""
     data: Path | None = None
     """Packed shards with train, val and test splits; the run's own data by default."""
     results: Path | None = None
@@ -39,8 +69,9 @@ class EvaluateConfig:
     """Draws of the labelled clips, for the rows whose encoder is frozen."""
     training_draws: int = 3
     """Draws for the rows that train the encoder."""
-    heads: tuple[HeadName, ...] = HEADS
-    """Heads that are tried: "gru", "tconv" (temporal convolution), "bins" (linear over seven bins of time)."""
+    heads: tuple[HeadName, ...] = QUICK_HEADS
+    """Heads that are tried: "gru", "tconv" (temporal convolution), "bins" (linear over seven bins of time), "mstcn"
+    (temporal convolutions of several lengths side by side)."""
     head_hidden: int = 64
     """Width of the heads; for LRW with all labels 512 is usual."""
     gru_layers: int = 1
@@ -61,6 +92,11 @@ class EvaluateConfig:
     """Labelled clips a step."""
     validate_every: int = 5
     """Epochs between two looks at the validation clips, in the second half of the epochs; the best is kept."""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """Schedule, decay and variation of the training clips."""
+    feature_gigabytes: float = 4.0
+    """Frozen features are kept in memory up to this size, in four views of each labelled clip; larger ones are computed
+    anew for each batch, from clips varied at random."""
     precision: Precision = "auto"
     """Arithmetic of the encoder."""
     device: str = "auto"
@@ -83,6 +119,8 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must hold at least one rate")
             for rate in getattr(self, name):
                 check_number(name, rate, 0)
+        check_choice("preset", self.preset, ("few-labels", "lrw"))
+        check_number("feature_gigabytes", self.feature_gigabytes, 0)
         check_integer("labels_per_word", self.labels_per_word, 0)
         for name in ("draws", "training_draws", "epochs", "training_epochs", "selection_epochs", "validate_every"):
             check_integer(name, getattr(self, name), 1)
@@ -93,6 +131,29 @@ class EvaluateConfig:
         check_integer("threads", self.threads, 0)
         check_integer("workers", self.workers, 0, 1024)
         check_integer("seed", self.seed, 0)
+
+    @classmethod
+    def from_preset(cls, name: EvaluatePreset, run: Path) -> EvaluateConfig:
+        """The settings for few labels on a CPU ("few-labels"), or for all labels of LRW on a GPU ("lrw")."""
+        check_choice("preset", name, ("few-labels", "lrw"))
+        if name == "few-labels":
+            return cls(run)
+        return cls(
+            run,
+            preset="lrw",
+            labels_per_word=0,
+            heads=("gru", "tconv", "mstcn"),
+            head_hidden=512,
+            gru_layers=2,
+            head_learning_rates=(3e-4,),
+            scratch_learning_rates=(3e-4,),
+            finetune_learning_rates=(3e-4,),
+            epochs=80,
+            training_epochs=80,
+            selection_epochs=10,
+            validate_every=1,
+            recipe=RecipeConfig("cosine", weight_decay=1e-2, label_smoothing=0.0, mixup=0.4, time_mask_frames=15),
+        )
 
     @property
     def worker_processes(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avppc.config.checks import check_choice, check_integer
-from avppc.config.evaluate import HEADS, EvaluateConfig, HeadName
+from avppc.config.evaluate import HEADS, QUICK_HEADS, EvaluateConfig, HeadName
 from avppc.config.pretrain import TASK_NAMES, PresetName
 
 _LABELS = re.compile(r"all|[1-9]\d*")
@@ -40,7 +40,7 @@ class TableConfig:
     """Labelled clips a word, with commas between them: "all,10,1"."""
     seeds: int = 1
     """Pretraining seeds, 0 to seeds - 1, of each task."""
-    heads: tuple[HeadName, ...] = HEADS
+    heads: tuple[HeadName, ...] = QUICK_HEADS
     """Back-ends, a column each; "best" is the one with the best validation rate."""
     finetune: bool = True
     """Also fine-tunes the encoders, and trains one from scratch with the labels."""

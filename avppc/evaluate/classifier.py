@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from avppc.config.evaluate import RecipeConfig
 
 Split = Literal["val", "test"]
 
@@ -32,8 +35,7 @@ class FitConfig:
     batch_size: int
     validate_every: int
     seed: int
-    label_smoothing: float = 0.1
-    clip_norm: float = 5.0
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
 
 def fit_classifier(
@@ -44,7 +46,7 @@ def fit_classifier(
     val_labels: Tensor,
     config: FitConfig,
 ) -> float:
-    """Trains with AdamW and one cycle of the rates in `groups`; the model ends as it was at its best epoch.
+    """Trains with AdamW, the rates in `groups` the highest; the model ends as it was at its best epoch.
 
     Returns:
         The best rate of right words on the validation clips, 0 to 1.
@@ -55,20 +57,17 @@ def fit_classifier(
     generator = torch.Generator().manual_seed(config.seed)
     # A last batch of one clip would have no batch statistics: batches are as even as can be.
     batches = max(1, round(len(rows) / config.batch_size))
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.05, fused=True)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=config.epochs * batches, pct_start=0.2, cycle_momentum=False
-    )
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.recipe.weight_decay, fused=True)
+    schedule = _make_schedule(optimizer, config.recipe, config.epochs * batches)
     best, best_state = -1.0, model.state_dict()
     for epoch in range(1, config.epochs + 1):
         model.train()
         for chosen in torch.randperm(len(rows), generator=generator).tensor_split(batches):
-            logits = model(data.training_inputs(rows[chosen], generator).to(device)).float()
-            loss = functional.cross_entropy(logits, labels[chosen.to(device)], label_smoothing=config.label_smoothing)
+            inputs = data.training_inputs(rows[chosen], generator).to(device)
+            loss = _loss(model, inputs, labels[chosen.to(device)], config.recipe, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            nn.utils.clip_grad_norm_(model.parameters(), config.recipe.clip_norm)
             optimizer.step()
             schedule.step()
         last = epoch == config.epochs
@@ -78,6 +77,30 @@ def fit_classifier(
                 best, best_state = rate, copy.deepcopy(model.state_dict())
     model.load_state_dict(best_state)
     return best
+
+
+def _make_schedule(
+    optimizer: torch.optim.Optimizer, recipe: RecipeConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.2, cycle_momentum=False)
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor, recipe: RecipeConfig, generator: torch.Generator) -> Tensor:
+    """Cross-entropy; with mixup that of each clip blended with another, towards both words in the same shares."""
+    if not recipe.mixup:
+        return functional.cross_entropy(model(inputs).float(), labels, label_smoothing=recipe.label_smoothing)
+    seed = int(torch.randint(0, 1 << 62, (), generator=generator))
+    share = float(np.random.default_rng(seed).beta(recipe.mixup, recipe.mixup))
+    partner = torch.randperm(len(labels), generator=generator).to(labels.device)
+    logits = model(share * inputs + (1.0 - share) * inputs[partner]).float()
+    first, second = (
+        functional.cross_entropy(logits, words, label_smoothing=recipe.label_smoothing)
+        for words in (labels, labels[partner])
+    )
+    return share * first + (1.0 - share) * second
 
 
 @torch.inference_mode()

@@ -44,9 +44,10 @@ class FitPool:
     def submit(self, fit: Fit) -> Future[FitResult]:
         """Starts a fit, here and now where there is but one process."""
         if fit.row not in self._features:
-            self._features[fit.row] = self.bench.features(fit.row)
-            if self._executor is not None:
-                self._features[fit.row].save(self._path(fit.row))  # type: ignore[union-attr]  # it was set above
+            made = self.bench.features(fit.row)
+            self._features[fit.row] = made
+            if self._executor is not None and made is not None:
+                made.save(self._path(fit.row))
         features = self._features[fit.row]
         if self._executor is not None:
             return self._executor.submit(_run_fit, fit, None if features is None else self._path(fit.row))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,15 @@ from avppc.config.evaluate import EvaluateConfig, HeadName, RowName
 from avppc.data.packed import PackedDataset
 from avppc.evaluate.classifier import ClassifierData, FitConfig, fit_classifier, predict
 from avppc.evaluate.labels import draw_labeled_clips
-from avppc.evaluate.sources import EncoderWithHead, FeatureSource, PictureSource, encode_features, read_trajectories
+from avppc.evaluate.sources import (
+    TRAINING_AUGMENT,
+    VIEWS,
+    EncoderWithHead,
+    FeatureSource,
+    PictureSource,
+    encode_features,
+    read_trajectories,
+)
 from avppc.models.encoder_file import load_encoder
 from avppc.models.temporal import make_head
 from avppc.models.video import VideoEncoder
@@ -117,14 +125,23 @@ class Bench:
         torch.manual_seed(self.config.seed)
         return VideoEncoder(self.encoder.config).to(self.device)
 
-    def features(self, row: RowName) -> FeatureSource:
-        """What the heads of a row see whose encoder stays as it is: computed once for all of its fits."""
+    def features(self, row: RowName) -> FeatureSource | None:
+        """What the heads of a row see whose encoder stays as it is: computed once for all of its fits.
+
+        None where there is no room for them: the fits then see pictures through the frozen encoder.
+        """
         rows = torch.cat(self.label_rows[: draws_of(self.config, row)]).unique()
+        if row != "ceiling" and self._feature_bytes(len(rows)) > self.config.feature_gigabytes * 1e9:
+            return None
         if row == "ceiling":
             assert self.config.trajectories is not None
             return read_trajectories(self.config.trajectories, self.splits, rows)
         encoder = self.encoder if row == "frozen" else self.fresh_encoder()
         return encode_features(encoder, self.splits, rows, self.device, self.bf16)
+
+    def _feature_bytes(self, labelled: int) -> int:
+        clips = labelled * len(VIEWS) + sum(len(self.splits[split]) for split in ("val", "test"))
+        return 4 * clips * self.splits["train"].shape.frames * self.encoder.out_features
 
     def run(self, fit: Fit, features: FeatureSource | None = None) -> FitResult:
         """Trains a classifier and, unless the fit only selects, tests it; `features` are the row's."""
@@ -142,16 +159,19 @@ class Bench:
         return self._train_and_test(head, groups, features, fit, self.config.epochs)
 
     def _fit_pictures(self, fit: Fit) -> tuple[float, Tensor]:
-        """The encoder trained together with the head: from random weights or from the run's."""
-        encoder = copy.deepcopy(self.encoder) if fit.row == "finetuned" else self.fresh_encoder()
+        """A head over the encoder: trained with it, from random weights or the run's, or frozen."""
+        config, trains = self.config, fit.row in TRAINED_ROWS
+        encoder = copy.deepcopy(self.encoder) if fit.row in ("finetuned", "frozen") else self.fresh_encoder()
         head = self._make_head(fit, encoder.out_features).to(self.device)
-        model = EncoderWithHead(encoder, head, self.device, self.bf16)
-        groups: list[dict[str, object]] = [
-            {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate},
-            {"params": head.parameters(), "lr": fit.trial.head_learning_rate},
-        ]
-        source = PictureSource(self.splits, encoder, self.device)
-        epochs = self.config.selection_epochs if fit.selects else self.config.training_epochs
+        model = EncoderWithHead(encoder, head, self.device, self.bf16, frozen=not trains)
+        groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
+        if trains:
+            groups.insert(0, {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate})
+        augment = replace(TRAINING_AUGMENT, time_mask_frames=config.recipe.time_mask_frames)
+        source = PictureSource(self.splits, encoder, self.device, augment)
+        epochs = config.training_epochs if trains else config.epochs
+        if fit.selects:
+            epochs = min(epochs, config.selection_epochs)
         return self._train_and_test(model, groups, source, fit, epochs)
 
     def _make_head(self, fit: Fit, features: int) -> nn.Module:
@@ -165,6 +185,6 @@ class Bench:
         config, rows = self.config, self.label_rows[fit.draw]
         device = next(model.parameters()).device
         train = rows, self.labels("train")[rows].to(device)
-        settings = FitConfig(epochs, config.batch_size, config.validate_every, config.seed + fit.draw)
+        settings = FitConfig(epochs, config.batch_size, config.validate_every, config.seed + fit.draw, config.recipe)
         rate = fit_classifier(model, groups, source, train, self.labels("val"), settings)
         return rate, torch.empty(0, dtype=torch.int64) if fit.selects else predict(model, source, "test")

@@ -28,7 +28,7 @@ from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE
 
 TEMPLATE = "report.html.jinja"
-HEADS = {"gru": "GRU", "tconv": "temporal conv.", "bins": "time bins"}
+HEADS = {"gru": "GRU", "tconv": "temporal conv.", "bins": "time bins", "mstcn": "MS-TCN"}
 _ENCODERS = {
     "random": "a frozen encoder of random weights",
     "supervised": "supervised training from scratch",

@@ -72,14 +72,21 @@ class FeatureSource:
 class PictureSource:
     """Crops of the clips for an encoder that is trained: varied for training, the centre otherwise."""
 
-    def __init__(self, splits: dict[str, PackedDataset], encoder: VideoEncoder, device: torch.device) -> None:
+    def __init__(
+        self,
+        splits: dict[str, PackedDataset],
+        encoder: VideoEncoder,
+        device: torch.device,
+        augment: AugmentConfig = TRAINING_AUGMENT,
+    ) -> None:
         self.splits = splits
+        self.augment = augment
         self.config = encoder.config
         self.device = device
 
     def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         video = self.splits["train"].batch(rows).video.to(self.device)
-        crops = augment_video(video, self.config.crop_pixels, self.config.input_pixels, TRAINING_AUGMENT, generator)
+        crops = augment_video(video, self.config.crop_pixels, self.config.input_pixels, self.augment, generator)
         return shift_in_time(crops, generator)
 
     def split_inputs(self, split: Split) -> Iterator[Tensor]:
@@ -90,17 +97,30 @@ class PictureSource:
 
 
 class EncoderWithHead(nn.Module):
-    """Words from pictures: the encoder under autocast, the head in float32."""
+    """Words from pictures: the encoder under autocast, the head in float32.
 
-    def __init__(self, encoder: VideoEncoder, head: nn.Module, device: torch.device, bf16: bool) -> None:
+    Args:
+        frozen: the encoder stays as it is: without gradients, its batch norms in eval mode also in training.
+    """
+
+    def __init__(
+        self, encoder: VideoEncoder, head: nn.Module, device: torch.device, bf16: bool, *, frozen: bool = False
+    ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
+        self.frozen = frozen
         self._device, self._bf16 = device, bf16
 
     def forward(self, video: Tensor) -> Tensor:
-        with autocast(self._device, self._bf16):
+        with autocast(self._device, self._bf16), torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self.encoder(video)
         return self.head(features.float())
+
+    def train(self, mode: bool = True) -> EncoderWithHead:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
 
 
 @torch.inference_mode()

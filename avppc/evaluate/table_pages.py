@@ -14,8 +14,8 @@ from avppc.config.table import TableConfig
 from avppc.evaluate import plots
 from avppc.evaluate.commands import changed_settings, command_line
 from avppc.evaluate.published import PUBLISHED, SOURCE
-from avppc.evaluate.report import duration
-from avppc.evaluate.table_results import HEAD_TITLES, Figure, Table
+from avppc.evaluate.report import HEADS, duration
+from avppc.evaluate.table_results import Figure, Table
 from avppc.files import write_atomically
 
 TEMPLATE = "table.html.jinja"
@@ -51,7 +51,7 @@ def published_text(task: str, head: str) -> str:
 
 
 def column_title(head: str) -> str:
-    return HEAD_TITLES.get(head, head)
+    return HEADS.get(head, head)
 
 
 def published_heads(table: Table) -> list[str]:

@@ -18,7 +18,6 @@ from avppc.evaluate.statistics import student_interval
 from avppc.evaluate.table_plan import BASELINES, Cell, Entry
 
 BASELINE_TITLES = {"random": "random encoder", "supervised": "supervised from scratch"}
-HEAD_TITLES = {"tconv": "temporal conv.", "gru": "GRU", "bins": "time bins", "mstcn": "MS-TCN"}
 
 
 @dataclass(frozen=True)

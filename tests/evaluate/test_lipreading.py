@@ -12,13 +12,16 @@ import torch
 from tiny_runs import SPLITS, WORDS, make_clip, tiny_config, write_tiny_set
 from torch import nn
 
+import avppc.evaluate.classifier as classifier
 import avppc.evaluate.fits as fits
 import avppc.evaluate.lipreading as lipreading
-from avppc.config import EvaluateConfig
+from avppc import load_encoder
+from avppc.cli import main
+from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
 from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
 from avppc.evaluate.labels import draw_labeled_clips
 from avppc.evaluate.results import print_table, read_rows
-from avppc.evaluate.sources import FeatureSource
+from avppc.evaluate.sources import EncoderWithHead, FeatureSource
 from avppc.evaluate.statistics import mean_and_interval
 from avppc.train.loop import pretrain
 
@@ -183,6 +186,119 @@ def test_classifier_keeps_its_best_epoch() -> None:
     settings = FitConfig(epochs=20, batch_size=10, validate_every=1, seed=0)
     best = fit_classifier(model, groups, source, (torch.arange(20), labels[:20]), labels[20:30], settings)
     assert (predict(model, source, "val") == labels[20:30]).float().mean().item() == pytest.approx(best)
+
+
+class Recorder(nn.Module):
+    """A linear classifier that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.shown: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.shown.append(x.detach())
+        return self.linear(x.mean(1))
+
+
+def fit_recorder(recipe: RecipeConfig, epochs: int = 4) -> tuple[Recorder, list[float]]:
+    """A fit on three words that are one feature each; the rates of its steps."""
+    torch.manual_seed(0)
+    features = torch.eye(3).repeat(8, 1)[:, None].expand(-1, 7, -1)
+    labels = torch.arange(24) % 3
+    source = FeatureSource(features[None], features, features, torch.arange(24))
+    model, rates = Recorder(), []
+    groups: list[dict[str, object]] = [{"params": model.parameters(), "lr": 0.1}]
+    step = torch.optim.AdamW.step
+
+    def record(self: torch.optim.AdamW, *args: object) -> object:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", record)
+        settings = FitConfig(epochs, 12, 1, 0, recipe)
+        assert fit_classifier(model, groups, source, (torch.arange(24), labels), labels, settings) > 0.5
+    return model, rates
+
+
+def test_mixup_blends_clips_and_words_in_the_same_shares() -> None:
+    mixed, _ = fit_recorder(RecipeConfig(mixup=0.4))
+    shown = torch.cat(mixed.shown)
+    torch.testing.assert_close(shown.sum(2), torch.ones(len(shown), 7))  # still shares of words
+    assert ((shown > 0).sum(2) > 1).any()
+    plain, _ = fit_recorder(RecipeConfig())
+    assert ((torch.cat(plain.shown) > 0).sum(2) == 1).all()
+    # The loss of a blend is smallest for the blend's shares: cross-entropy with soft labels
+    torch.manual_seed(0)
+    logits = nn.Linear(3, 3)
+    inputs, words = torch.randn(6, 3), torch.arange(6) % 3
+    generator = torch.Generator().manual_seed(1)
+    loss = classifier._loss(logits, inputs, words, RecipeConfig(mixup=0.4, label_smoothing=0.0), generator)
+    generator = torch.Generator().manual_seed(1)
+    share = np.random.default_rng(int(torch.randint(0, 1 << 62, (), generator=generator))).beta(0.4, 0.4)
+    partner = torch.randperm(6, generator=generator)
+    soft = share * torch.eye(3)[words] + (1 - share) * torch.eye(3)[words[partner]]
+    blended = logits(share * inputs + (1 - share) * inputs[partner])
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(blended, soft.float()))
+
+
+def test_schedules() -> None:
+    _, rates = fit_recorder(RecipeConfig("cosine"))
+    expected = [0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert rates == pytest.approx(expected)
+    _, rates = fit_recorder(RecipeConfig())
+    assert max(rates) < 0.1 + 1e-9
+    assert rates.index(max(rates)) in (1, 2)
+
+
+def test_frozen_encoder_stays_as_it_is_where_features_do_not_fit(finished_run: tuple[Path, Path], monkeypatch) -> None:
+    """Pictures through the frozen encoder instead: its weights and batch norms are those of the run to the last bit."""
+    run, _ = finished_run
+    models = []
+
+    def keep(model: nn.Module, *args: object) -> float:
+        models.append(model)
+        return fit_classifier(model, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fits, "fit_classifier", keep)
+    config = quick_config(run, None, rows=("frozen",), heads=("bins",), epochs=2, draws=1, feature_gigabytes=0.0)
+    (result,) = lipreading.evaluate(config)
+    assert len(models) == 2
+    assert all(isinstance(model, EncoderWithHead) and model.frozen for model in models)
+    saved = load_encoder(run).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in models[-1].encoder.state_dict().items())
+    assert result.wcr > 0
+    monkeypatch.undo()
+    random = quick_config(run, None, rows=("random",), heads=("bins",), epochs=1, draws=1, feature_gigabytes=0.0)
+    assert lipreading.evaluate(random)[0].tested == SPLITS["test"]
+
+
+def test_lrw_preset_is_the_usual_recipe() -> None:
+    config = EvaluateConfig.from_preset("lrw", Path("run"))
+    assert (config.labels_per_word, config.training_epochs, config.epochs, config.recipe.schedule) == (
+        0,
+        80,
+        80,
+        "cosine",
+    )
+    assert (config.recipe.mixup, config.recipe.time_mask_frames, config.recipe.weight_decay) == (0.4, 15, 1e-2)
+    assert "mstcn" in config.heads
+    encoder = PretrainConfig.from_preset("gpu", Path("data"), Path("run")).encoder
+    assert (encoder.crop_pixels, encoder.input_pixels, encoder.backbone) == (88, 88, "resnet34")
+    assert EvaluateConfig.from_preset("few-labels", Path("run")) == EvaluateConfig(Path("run"))
+
+
+def test_evaluate_takes_a_preset_on_the_command_line(finished_run: tuple[Path, Path]) -> None:
+    run, _ = finished_run
+    few = ["--epochs", "1", "--selection-epochs", "1", "--training-epochs", "1", "--head-hidden", "6", "--workers", "1"]
+    flags = ["--rows", "frozen", "supervised", "--heads", "mstcn", "--device", "cpu", "--threads", "1", *few]
+    assert main(["evaluate", "--run", str(run), "--preset", "lrw", *flags]) == 0
+    row = next(row for row in read_rows(run) if row.row == "supervised" and row.labels_per_word == 0)
+    assert row.settings["recipe"]["mixup"] == 0.4
+    assert row.chosen["head"] == "mstcn"
+    assert main(["evaluate", "--run", str(run), "--preset", "grid"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.models.audio import AudioEncoder
 from avppc.models.encoder_file import save_encoder
 from avppc.models.resnet import ResNet, load_torchvision_weights
-from avppc.models.temporal import HEADS, ElementPool, make_head
+from avppc.models.temporal import HEADS, ElementPool, MultiScaleHead, make_head
 from avppc.models.video import motion_channels
 
 LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
@@ -108,6 +108,23 @@ def test_heads_give_one_logit_a_word(name: str) -> None:
     assert head(features).shape == (4, 5)
     # Each head reads the order of the frames.
     assert not torch.allclose(head(features), head(features.flip(1)), atol=1e-3)
+
+
+def test_multi_scale_head_sees_several_lengths_and_keeps_every_frame() -> None:
+    head = MultiScaleHead(16, 5, hidden=8, blocks=2).eval()
+    assert [layer.kernel_size[0] for layer in head.blocks[1].layers[0].branches] == [3, 5, 7]
+    assert {layer.dilation[0] for layer in head.blocks[1].layers[0].branches} == {2}
+    features = torch.randn(2, 29, 16)
+    frames = head.blocks(features.transpose(1, 2))
+    assert frames.shape == (2, 12, 29)
+    changed = features.clone()
+    changed[:, 14] += 1
+    touched = (head.blocks(changed.transpose(1, 2)) - frames).abs().amax((0, 1)) > 1e-6
+    # two layers of kernel 7 in each block, dilated by 1 and then 2: 18 frames to either side
+    assert torch.where(touched)[0].tolist() == list(range(29))
+    small = MultiScaleHead(16, 5, hidden=8, blocks=1).eval()
+    touched = (small.blocks(changed.mT) - small.blocks(features.mT)).abs().amax((0, 1)) > 1e-6
+    assert touched.nonzero().flatten().tolist() == list(range(8, 21))
 
 
 def test_element_pool_is_the_last_state() -> None:
