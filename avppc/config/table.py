@@ -53,6 +53,8 @@ class TableConfig:
     most_clips: int = 20_000
     """Labelled clips, repeated ones counted, that a training with encoder sees at most: many labels take fewer epochs
     (8 at least)."""
+    only_finished: bool = False
+    """Makes the pages from what is there: nothing is pretrained or measured, what is missing stays empty."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
     threads: int = 0

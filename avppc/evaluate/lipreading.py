@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     if "ceiling" in rows and config.trajectories is None:
         raise ValueError("the row 'ceiling' needs trajectories: the directory that `avppc synth` wrote")
     place = config.results or config.run
-    settings = _settings(config)
+    settings = settings_of(config)
     known = {row: read_row(place, row, config.labels_per_word, settings) for row in rows}
     work = [RowWork(config, row) for row in rows if known[row] is None]
     if work:
@@ -155,7 +155,7 @@ def _confusion(labels: Tensor, chosen: list[Tensor], words: int) -> list[list[in
     return counts.tolist()
 
 
-def _settings(config: EvaluateConfig) -> dict[str, Any]:
+def settings_of(config: EvaluateConfig) -> dict[str, Any]:
     """The settings on which a row depends; a finished row of the same settings is not computed again."""
     settings = config_to_dict(config)
     for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data"):

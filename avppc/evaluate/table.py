@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from avppc.config.evaluate import EvaluateConfig
 from avppc.config.plain import config_to_dict
 from avppc.config.pretrain import PretrainConfig
 from avppc.config.table import TableConfig
 from avppc.data.packed import PackedDataset
-from avppc.evaluate.lipreading import evaluate
+from avppc.evaluate.lipreading import evaluate, settings_of
+from avppc.evaluate.results import read_row
 from avppc.evaluate.table_pages import to_markdown, write_pages
 from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
 from avppc.evaluate.table_results import CellResult, RunFacts, Table, read_facts
@@ -43,6 +45,8 @@ def make_table(config: TableConfig) -> Table:
     facts: dict[tuple[Entry, int], RunFacts] = {}
     for number, (key, run_config) in enumerate(runs.items(), 1):
         if not _is_finished(run_config):
+            if config.only_finished:
+                continue
             console.print(f"pretraining {number} of {len(runs)}: {key[0].text}, seed {key[1]}")
             pretrain(run_config)
         facts[key] = read_facts(run_config.out)
@@ -53,8 +57,13 @@ def make_table(config: TableConfig) -> Table:
     baseline = _write_untrained(runs[entries[0], 0], config.out / "cells" / "baselines")
     for number, cell in enumerate(cells, 1):
         encoder = runs[cell.entry, cell.seed].out if cell.entry else baseline
-        console.print(f"cell {number} of {len(cells)}: {cell}")
-        results.append(_measure(config, cell, encoder, _count_labelled(labels, cell.labels_per_word)))
+        protocol = _protocol(config, cell, encoder, _count_labelled(labels, cell.labels_per_word))
+        if config.only_finished:
+            found = _read(protocol, cell) if cell.entry is None or (cell.entry, cell.seed) in facts else None
+            results += [found] if found else []
+        else:
+            console.print(f"cell {number} of {len(cells)}: {cell}")
+            results.append(CellResult(cell, *evaluate(protocol, show=False)))
         if number == len(cells) or cells[number].group != cell.group:
             _write(Table(config, entries, facts, results))
     return Table(config, entries, facts, results)
@@ -75,16 +84,22 @@ def _is_finished(config: PretrainConfig) -> bool:
     return read_run_config(config.out) == config
 
 
-def _measure(config: TableConfig, cell: Cell, run: Path, labelled: int) -> CellResult:
-    protocol = replace(
+def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> EvaluateConfig:
+    """The evaluation of one cell."""
+    return replace(
         config.protocol(run, cell.labels_per_word, labelled),
         rows=(cell.row,),
         heads=(cell.head,),
         results=cell.place(config),
         verify_data=False,  # once for all cells is enough
     )
-    (result,) = evaluate(protocol, show=False)
-    return CellResult(cell, result)
+
+
+def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
+    """A cell that was measured with these settings before."""
+    assert protocol.results is not None
+    result = read_row(protocol.results, cell.row, cell.labels_per_word, settings_of(protocol))
+    return None if result is None else CellResult(cell, result)
 
 
 def _count_labelled(labels: torch.Tensor, per_word: int) -> int:

@@ -71,7 +71,7 @@ def to_markdown(table: Table) -> str:
         for title, entry, pairs in table.lines(labels):
             cells = [title, *(pair_text(*pairs[head]) for head in table.columns)]
             cells += [published_text(entry.task, head) if entry else NOTHING for head in slides]
-            cost = table.cost(entry) if entry else None
+            cost = table.cost(entry)
             cells += [f"{cost.clips:,}", duration(cost.seconds).replace("\u00a0", " ")] if cost else [NOTHING, NOTHING]
             lines.append(_line(cells))
         parts.append("\n".join(lines))

@@ -132,9 +132,11 @@ class Table:
         frozen = self.figure("frozen", entry, head, labels_per_word)
         return frozen, self.figure("finetuned", entry, head, labels_per_word)
 
-    def cost(self, entry: Entry) -> RunFacts:
-        """Clips and seconds of one run, the mean over the seeds."""
-        facts = [self.facts[entry, seed] for seed in range(self.config.seeds)]
+    def cost(self, entry: Entry | None) -> RunFacts | None:
+        """Clips and seconds of one run, the mean over the finished seeds; None for a baseline or without any."""
+        facts = [facts for (of, _), facts in self.facts.items() if of == entry]
+        if not facts:
+            return None
         return RunFacts(facts[0].clips, sum(item.seconds for item in facts) / len(facts))
 
     def as_dict(self) -> dict[str, Any]:

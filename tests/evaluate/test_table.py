@@ -21,7 +21,7 @@ from avppc.evaluate import table as table_module
 from avppc.evaluate.published import PUBLISHED
 from avppc.evaluate.results import RowResult
 from avppc.evaluate.table import make_table
-from avppc.evaluate.table_pages import to_markdown
+from avppc.evaluate.table_pages import NOTHING, to_markdown
 from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
 from avppc.evaluate.table_results import CellResult, combine
 from avppc.tasks.registry import TASKS
@@ -132,6 +132,22 @@ def test_interrupted_pretraining_and_more_seeds_go_on(data: Path, tmp_path: Path
     assert "2 pretraining seeds" in page
     assert "supervised" not in page.split("Word classification")[0]
     assert "<svg" not in (tmp_path / "table.html").read_text()  # one count of labels makes no curve
+
+
+def test_pages_can_be_made_of_what_is_finished(data: Path, tmp_path: Path, quick: list[str]) -> None:
+    config = tiny_table(data, tmp_path, tasks=(OURS,), labels="4", heads=("bins",), seeds=1, finetune=False)
+    make_table(config)
+    quick.clear()
+    more = dataclasses.replace(config, tasks=(RIVAL, OURS), heads=("bins", "gru"), finetune=True, only_finished=True)
+    page = to_markdown(make_table(more))
+    assert quick == []
+    assert not any("time-arrow" in path.name for path in (tmp_path / "runs").iterdir())
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    assert [row[1:4] for row in rows[3:5]] == [[NOTHING] * 3, [NOTHING] * 3]
+    assert rows[4][0].startswith("| Time arrow")
+    assert rows[5][2:4] == [NOTHING, NOTHING]
+    assert re.fullmatch(r"\d+\.\d ± \d+\.\d", rows[5][1])
+    assert f"<td>{NOTHING}</td>" in (tmp_path / "table.html").read_text()
 
 
 def test_settings_of_an_entry_reach_its_runs_alone(data: Path, tmp_path: Path) -> None:
