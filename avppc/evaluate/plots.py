@@ -200,7 +200,8 @@ def plot_training(record: RunRecord) -> str:
         }
         for key, (column, title) in names.items():
             _draw_curve(panels[key], record, record.metrics.column(column), title)
-        _mark_chance(panels["loss"], math.log(record.config.batch_size), "log N: guessing")
+        if record.subtasks:
+            _mark_chance(panels["loss"], math.log(record.config.batch_size), "log N: guessing")
         panels["rate"].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panels["rate"].tick_params("x", labelbottom=False)
         for key in ("loss", "norm"):

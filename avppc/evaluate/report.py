@@ -23,17 +23,18 @@ from avppc.evaluate.clip_strips import ClipSheet, make_clip_sheet
 from avppc.evaluate.commands import changed_settings, command_line
 from avppc.evaluate.confusion import ConfusedPair, confusion_rates, most_confused, order_by_confusion
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
-from avppc.evaluate.results import RowResult, title_of
+from avppc.evaluate.results import RowResult, task_of, title_of
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE
+from avppc.tasks.registry import TASKS
 
 TEMPLATE = "report.html.jinja"
 HEADS = {"gru": "GRU", "tconv": "temporal conv.", "bins": "time bins", "mstcn": "MS-TCN"}
 _ENCODERS = {
     "random": "a frozen encoder of random weights",
     "supervised": "supervised training from scratch",
-    "frozen": "the frozen AV-PPC encoder",
-    "finetuned": "the fine-tuned AV-PPC encoder",
+    "frozen": "the frozen {task} encoder",
+    "finetuned": "the fine-tuned {task} encoder",
     "ceiling": "the true mouth trajectories",
 }
 COMPARED = (("frozen", "supervised"), ("frozen", "random"), ("finetuned", "supervised"))
@@ -75,6 +76,7 @@ def render(config: ReportConfig) -> str:
     return environment.get_template(TEMPLATE).render(
         record=record,
         config=record.config,
+        task=TASKS[record.config.task].title,
         name=record.run.resolve().name,
         version=__version__,
         palette=plots.PALETTE,
@@ -185,19 +187,23 @@ def _pretraining_sentence(record: RunRecord) -> str:
     )
 
 
+def _encoder_of(row: RowResult) -> str:
+    return _ENCODERS[row.row].format(task=task_of(row))
+
+
 def _lipreading_sentence(rows: Sequence[RowResult]) -> str:
     """The rate of the frozen encoder, and whether it can be told apart from supervised training."""
     by_name = {row.row: row for row in rows}
     row = by_name.get("frozen") or by_name.get("finetuned") or rows[0]
     text = (
         f"With {plots.labels_title(row.labels_per_word)}, lip reading of {len(row.words):,} words in {row.tested:,} "
-        f"test clips (guessing: {percent(row.chance)}) gets {rate(row)} right with {_ENCODERS[row.row]}"
+        f"test clips (guessing: {percent(row.chance)}) gets {rate(row)} right with {_encoder_of(row)}"
     )
     pair = next((pair for pair in compare(rows) if (pair.first.row, pair.second.row) == COMPARED[0]), None)
     if pair is None:
         return text + "."
     points = f"{100 * abs(pair.difference):.1f} points {'below' if pair.difference < 0 else 'above'} it"
-    text += f" and {rate(pair.second)} with {_ENCODERS[pair.second.row]}. The frozen encoder lies {points}, "
+    text += f" and {rate(pair.second)} with {_encoder_of(pair.second)}. The frozen encoder lies {points}, "
     if pair.verdict == "not told apart":
         return text + "no more than both 95% intervals together: these numbers do not tell the two apart."
     return text + "more than both 95% intervals together."

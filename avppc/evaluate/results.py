@@ -55,10 +55,15 @@ class RowResult:
     """The settings of the evaluation."""
 
 
+def task_of(result: RowResult) -> str:
+    """What titles call the task that the encoder was pretrained by."""
+    task = str(result.settings.get("task", "av-permutative"))
+    return SHORT_TASKS.get(task, task)
+
+
 def title_of(result: RowResult) -> str:
     """For example "AV-PPC, frozen"."""
-    task = str(result.settings.get("task", "av-permutative"))
-    return TITLES[result.row].format(task=SHORT_TASKS.get(task, task))
+    return TITLES[result.row].format(task=task_of(result))
 
 
 def _path(run: Path, row: str, labels_per_word: int) -> Path:

@@ -16,6 +16,7 @@ import pytest
 import tyro
 from PIL import Image
 from report_runs import SHAPE, WORDS, Page, make_row, write_clips, write_evaluation, write_run
+from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, ReportConfig
@@ -25,9 +26,10 @@ from avppc.evaluate.clip_strips import make_clip_sheet
 from avppc.evaluate.confusion import confusion_rates, most_confused, order_by_confusion
 from avppc.evaluate.record import read_record
 from avppc.evaluate.report import compare, duration, percent, render, run, summarize
-from avppc.evaluate.results import write_row
+from avppc.evaluate.results import RowResult, write_row
 from avppc.files import write_json
 from avppc.tasks.permutative import SUBTASKS
+from avppc.train.loop import pretrain
 
 SECTIONS = ("lipreading", "confusions", "training", "subtasks", "clips", "settings", "commands")
 
@@ -471,3 +473,19 @@ def test_figures_in_words() -> None:
         "2.1\u00a0min",
         "2.0\u00a0h",
     ]
+
+
+def test_report_of_a_rival_task_names_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(tiny_config(write_tiny_set(tmp_path / "packed"), run, task="time-arrow", steps=4))
+    draws = [{"seed": 0, "val_wcr": 0.5, "test_wcr": 0.5}]
+    chosen, words = {"head": "bins", "head_learning_rate": 1e-2}, ["OPEN", "SHUT"]
+    settings = {"task": "time-arrow"}
+    result = RowResult("frozen", 4, 0.5, 0.2, 0.5, chosen, [], draws, words, 9, [[5, 0], [4, 0]], 1.0, settings)
+    write_row(run, result)
+    page = render(ReportConfig(run))
+    assert '<p class="kicker">Time arrow</p>' in page
+    assert "time-arrow, frozen" in page
+    assert "the frozen time-arrow encoder" in page
+    assert "AV-PPC" not in page
+    assert "log N" not in page
