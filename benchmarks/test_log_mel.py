@@ -10,8 +10,8 @@ than ours, and our GB/s (640 bytes of float32 samples in and 320 bytes of featur
     kaldi        kaldi-native-fbank, which has one thread: its figure belongs to threads=1
     dali         DALI's CPU spectrogram
 
-A peer that is not installed, or does not import, is skipped with the reason. test_limits compares our rate with what the
-machine can do in the same run: bytes copied and float64 products.
+A peer that is not installed or does not import is skipped with the reason. test_limits_log_mel sets our rate beside
+what the machine can do in the same run: bytes copied and float64 products.
 """
 
 from __future__ import annotations

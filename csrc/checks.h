@@ -5,12 +5,25 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#define AVPPC_CHECK(condition, ...) STD_TORCH_CHECK(condition, "avppc: ", __VA_ARGS__)
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+// RuntimeError in Python, as STD_TORCH_CHECK gives it, but without the function, file and line of the machine that built.
+#define AVPPC_CHECK(condition, ...) \
+  if (!(condition)) throw std::runtime_error(avppc::join_message("avppc: ", __VA_ARGS__))
 
 namespace avppc {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+template <typename... Parts>
+std::string join_message(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
 
 inline void check_dim(const char* name, const Tensor& tensor, int64_t dim) {
   AVPPC_CHECK(tensor.dim() == dim, name, " must have ", dim, " dimensions, got ", tensor.dim());

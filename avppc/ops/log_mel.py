@@ -64,6 +64,7 @@ class LogMel(nn.Module):
 
     def __init__(self, config: LogMelConfig = _DEFAULT_CONFIG, *, backend: str = "auto") -> None:
         super().__init__()
+        _check_config(config)
         check_choice("backend", backend, BACKENDS)
         self.config = config
         self.backend = backend
@@ -79,8 +80,7 @@ class LogMel(nn.Module):
 def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
     if not isinstance(waveform, Tensor):
         raise TypeError(f"waveform must be a torch.Tensor, got {type(waveform).__name__}")
-    if not isinstance(config, LogMelConfig):
-        raise TypeError(f"config must be a LogMelConfig, got {type(config).__name__}")
+    _check_config(config)
     if waveform.dtype not in (torch.float32, torch.int16, torch.float64):
         raise TypeError(f"waveform must be float32 or int16 (float64 on the reference), got {waveform.dtype}")
     if waveform.ndim < 1 or waveform.numel() == 0:
@@ -93,6 +93,11 @@ def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
         )
     if waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError("waveform must not require a gradient: log_mel has none; detach it or use log_mel_reference")
+
+
+def _check_config(config: LogMelConfig) -> None:
+    if not isinstance(config, LogMelConfig):
+        raise TypeError(f"config must be a LogMelConfig, got {type(config).__name__}")
 
 
 def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
