@@ -21,7 +21,7 @@ _NEEDS = 4  # flags at the end of an operator's inputs: gradients of contexts, t
 
 def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
     """Losses [K, N], differentiable, and whether each positive beats every negative [K, N]."""
-    rows, correct = _Rows.apply(*_distinct(problem))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    rows, correct = _Rows.apply(*distinct(problem))  # type: ignore[no-untyped-call]  # torch does not annotate it
     return rows, correct
 
 
@@ -31,11 +31,11 @@ def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor,
     if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
         loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * _NEEDS)
         return loss, task_loss, accuracy
-    loss, task_loss, accuracy = _Mean.apply(*_distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
+    loss, task_loss, accuracy = _Mean.apply(*distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
     return loss, task_loss, accuracy
 
 
-def _distinct(problem: Problem) -> Problem:
+def distinct(problem: Problem) -> Problem:
     """The problem as torch.compile takes it: no tensor comes twice, as one that is both contexts and targets would."""
     if not torch.compiler.is_compiling():
         return problem
@@ -43,10 +43,12 @@ def _distinct(problem: Problem) -> Problem:
     return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
 
 
-def _refuse_double_backward() -> None:
+def refuse_double_backward(backend: str) -> None:
+    """Raises RuntimeError in a backward that is to be differentiated."""
     if not torch.compiler.is_compiling() and torch.is_grad_enabled():
         raise RuntimeError(
-            "bilinear_info_nce(backend='cpp') has no second derivative; use backend='reference' with create_graph=True"
+            f"bilinear_info_nce(backend={backend!r}) has no second derivative; "
+            "use backend='reference' with create_graph=True"
         )
 
 
@@ -60,12 +62,13 @@ def _is_last_backward(upstream: Tensor) -> bool:
     return not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def _needs(ctx: Any) -> tuple[bool, bool, bool, bool]:
+def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:
+    """Whether the contexts, the targets, the weights and the scale of a Problem as inputs need a gradient."""
     contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
     return contexts, targets, weights, scale
 
 
-def _gradients(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
+def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
     """Gradients of (contexts, targets, weights, scale) as those of all inputs: a Problem's fields, then others."""
     contexts, targets, weights, scale = found
     return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
@@ -86,14 +89,14 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        refuse_double_backward("cpp")
         contexts, targets, weights, pairs, scale, context_ids, target_ids, row_lse, column_lse = ctx.saved_tensors
         offset, symmetric = ctx.settings
         problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
-        needs = _needs(ctx)
+        needs = needs_of(ctx)
         found = torch.ops.avppc.info_nce_cpu_backward(*problem, row_lse, column_lse, drows, *needs)
         wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-        return _gradients(wanted, _FIELDS)
+        return gradients_of(wanted, _FIELDS)
 
 
 class _Mean(torch.autograd.Function):
@@ -101,22 +104,22 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *_needs(ctx))
+        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *needs_of(ctx))
         ctx.mark_non_differentiable(task_loss, accuracy)
         ctx.save_for_backward(*gradients)
         return loss, task_loss, accuracy
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
-        saved = zip(_needs(ctx), ctx.saved_tensors, strict=True)
+        refuse_double_backward("cpp")
+        saved = zip(needs_of(ctx), ctx.saved_tensors, strict=True)
         if not _is_last_backward(dloss):  # copies even for dloss = 1: the next one needs the saved gradients
             wanted = tuple(value * dloss if need else None for need, value in saved)
         elif dloss.item() == 1.0:
             wanted = tuple(value if need else None for need, value in saved)
         else:
             wanted = tuple(value.mul_(dloss) if need else None for need, value in saved)
-        return _gradients(wanted, _FIELDS + 1)
+        return gradients_of(wanted, _FIELDS + 1)
 
 
 def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -128,7 +131,8 @@ def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
     return rows, torch.empty_like(rows), row_lse, column_lse
 
 
-def _gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
+def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
+    """Gradients of contexts, targets, weights and scale in shape and dtype; empty where not needed."""
     values = (problem.contexts, problem.targets, problem.weights, problem.scale)
     dtypes = (*[problem.contexts.dtype] * 3, torch.float32)
     return [
@@ -138,13 +142,13 @@ def _gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
 
 
 def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(_gradients_fake(Problem(*inputs[:_FIELDS]), inputs[-_NEEDS:]))
+    return tuple(gradients_fake(Problem(*inputs[:_FIELDS]), inputs[-_NEEDS:]))
 
 
 def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
     problem = Problem(*inputs[:_FIELDS])
     task_loss = problem.contexts.new_empty(problem.tasks, dtype=torch.float32)
-    gradients = _gradients_fake(problem, inputs[-_NEEDS:])
+    gradients = gradients_fake(problem, inputs[-_NEEDS:])
     return task_loss.new_empty(()), task_loss, torch.empty_like(task_loss), *gradients
 
 
