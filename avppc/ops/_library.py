@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ _LIBRARY_FOLDER = Path(__file__).parent.parent / "lib"
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _constant_when_compiled(function: _Function) -> _Function:
+def constant_when_compiled(function: _Function) -> _Function:
     """torch.compile asks while it traces and keeps the answer, instead of tracing into the loading.
 
     This is torch.compiler.assume_constant_result without its import of the whole compiler, seconds at `import avppc`.
@@ -60,28 +61,57 @@ def _find(backend: str) -> str | None:
     raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {backend!r}")
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def missing_reason(backend: str) -> str | None:
     """Why "cpp", "cuda" or "triton" kernels cannot be used here, with what to do about it; None when they can."""
     return _find(backend)
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def has_cpp_ops() -> bool:
     """Whether the C++ kernels for CPU tensors are there."""
     return _find("cpp") is None
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def has_cuda_ops() -> bool:
     """Whether the compiled CUDA kernels are there and a CUDA device is."""
     return _find("cuda") is None
 
 
-@_constant_when_compiled
+@constant_when_compiled
 def triton_available() -> bool:
     """Whether Triton can be imported."""
     return _find("triton") is None
+
+
+@constant_when_compiled
+def triton_interprets() -> bool:
+    """Whether Triton's interpreter runs its kernels, on the CPU: TRITON_INTERPRET=1, as Triton has it."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@constant_when_compiled
+def triton_missing_reason(device_type: str, index: int | None) -> str | None:
+    """Why Triton kernels cannot run on tensors of a device; None when they can."""
+    return _triton_missing_reason(device_type, index)
+
+
+@functools.cache
+def _triton_missing_reason(device_type: str, index: int | None) -> str | None:
+    if _find("triton") is not None:
+        return _find("triton")
+    if triton_interprets():
+        return None if device_type == "cpu" else "TRITON_INTERPRET=1 runs the kernels on the CPU"
+    if device_type != "cuda":
+        return f"they run on CUDA devices, not on {device_type}, unless TRITON_INTERPRET=1 lets Triton interpret them"
+    if torch.version.hip is not None:
+        return "they have not been tried on AMD GPUs"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < (8, 0):
+        name = torch.cuda.get_device_name(index)
+        return f"{name} has compute capability {capability[0]}.{capability[1]}; they need 8.0"
+    return None
 
 
 def require(backend: str, op: str) -> None:

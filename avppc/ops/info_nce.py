@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +17,7 @@ from avppc.config.checks import check_bool, check_choice
 from avppc.ops import _library
 from avppc.ops.info_nce_cpu import info_nce_cpu_mean, info_nce_cpu_rows
 from avppc.ops.info_nce_problem import Pairs, Problem, make_problem
+from avppc.ops.info_nce_triton import info_nce_triton_rows
 from avppc.ops.reference_info_nce import (
     info_nce_accuracy_reference,
     info_nce_logits_reference,
@@ -23,6 +26,7 @@ from avppc.ops.reference_info_nce import (
 
 REDUCTIONS = ("mean", "task", "none")
 BACKENDS = ("auto", "triton", "cpp", "reference")
+_logger = logging.getLogger(__name__)
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -70,7 +74,8 @@ def bilinear_info_nce(
         symmetric: average the loss of rows (contexts look for targets) and of columns (targets look for contexts);
             needs M == N.
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
-        backend: "triton" (CUDA), "cpp" (CPU), "reference" (plain torch), or "auto": the fastest that can run.
+        backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
+            the fastest that can run.
         return_stats: also return InfoNCEStats, at next to no cost.
 
     Returns:
@@ -108,32 +113,65 @@ def solve(
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     check_choice("reduction", reduction, REDUCTIONS)
     check_bool("return_stats", return_stats)
-    if pick_backend(problem, backend) == "cpp":
-        loss, stats = _solve_cpp(problem, reduction, task_weights)
-        return (loss, stats) if return_stats else loss
-    return _solve_reference(problem, reduction, task_weights, return_stats)
+    picked = pick_backend(problem, backend)
+    if picked == "reference":
+        return _solve_reference(problem, reduction, task_weights, return_stats)
+    loss, stats = (_solve_cpp if picked == "cpp" else _solve_triton)(problem, reduction, task_weights)
+    return (loss, stats) if return_stats else loss
 
 
 def pick_backend(problem: Problem, backend: str) -> str:
-    """ "cpp" or "reference" for this problem."""
+    """ "triton", "cpp" or "reference" for this problem."""
     check_choice("backend", backend, BACKENDS)
-    device, dtype = problem.contexts.device.type, problem.contexts.dtype
+    device, dtype = problem.contexts.device, problem.contexts.dtype
     plain_torch_alone = _needs_plain_torch(problem)
     if backend == "auto":
-        cpp = device == "cpu" and dtype != torch.float64 and not plain_torch_alone and _library.has_cpp_ops()
-        return "cpp" if cpp else "reference"
+        return _pick_automatically(device, dtype, plain_torch_alone)
     if backend == "reference":
         return backend
     if dtype == torch.float64:
         raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
     if plain_torch_alone:
         raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no {plain_torch_alone}; use 'reference'")
-    if backend == "triton":
-        raise RuntimeError("bilinear_info_nce(backend='triton') is not available: there are no Triton kernels yet")
-    if device != "cpu":
-        raise ValueError(f"contexts must be on the CPU with backend={backend!r}, got {problem.contexts.device}")
     _library.require(backend, "bilinear_info_nce")
+    if backend == "triton":
+        reason = _library.triton_missing_reason(device.type, device.index)
+        if reason is not None:
+            raise ValueError(f"contexts on {device} cannot be scored with backend='triton': {reason}")
+    elif device.type != "cpu":
+        raise ValueError(f"contexts must be on the CPU with backend={backend!r}, got {device}")
     return backend
+
+
+def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_alone: str | None) -> str:
+    """The compiled kernels of the device where they can be had, else "reference", with the reason in the log."""
+    if device.type not in ("cpu", "cuda"):
+        return "reference"
+    backend = "cpp" if device.type == "cpu" else "triton"
+    reason: str | None
+    if dtype == torch.float64:
+        reason = "there are no kernels for float64"
+    elif plain_torch_alone:
+        reason = f"they have no {plain_torch_alone}"
+    elif backend == "cpp":
+        reason = _library.missing_reason("cpp")
+    else:
+        reason = _library.triton_missing_reason("cuda", device.index)
+    if reason is None:
+        return backend
+    _log_once(f"bilinear_info_nce runs in plain torch on {device.type}, without the {backend!r} kernels: {reason}")
+    return "reference"
+
+
+@_library.constant_when_compiled
+def _log_once(text: str) -> None:
+    _log(text)
+
+
+@functools.cache
+def _log(text: str) -> None:
+    # on the CPU plain torch is what many ask for; on a GPU it costs ten times the time
+    _logger.log(logging.WARNING if "'triton'" in text else logging.INFO, text)
 
 
 def _needs_plain_torch(problem: Problem) -> str | None:
@@ -177,6 +215,13 @@ def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] |
     return loss, InfoNCEStats(task_loss.detach(), accuracy)
 
 
+def _solve_triton(
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None
+) -> tuple[Tensor, InfoNCEStats]:
+    rows, correct = info_nce_triton_rows(problem)
+    return reduce_rows(rows, reduction, task_weights), InfoNCEStats(rows.detach().mean(1), correct.mean(1))
+
+
 def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
     """[K, N] losses reduced: "none", "task" (mean over rows) or "mean" (over sub-tasks too, weighted)."""
     if reduction == "none":
@@ -191,8 +236,31 @@ def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> T
     """[K], of the dtype and device of `like`: what each sub-task's loss counts in the mean; they sum to 1."""
     if task_weights is None:
         return like.new_full((tasks,), 1 / tasks)
+    if torch.compiler.is_compiling() or like.device.type != "cuda":
+        return torch.tensor(_normalized(task_weights), dtype=like.dtype, device=like.device)
+    return _shares_on_gpu(tuple(task_weights), like)
+
+
+_shares_kept: dict[Any, Tensor] = {}
+
+
+def _shares_on_gpu(task_weights: tuple[float, ...], like: Tensor) -> Tensor:
+    """Copied to a GPU once, so that a step copies nothing and CUDA graphs can capture it."""
+    key = task_weights, like.dtype, like.device
+    if key not in _shares_kept:
+        with torch.inference_mode(False):  # a later step may differentiate
+            shares = torch.tensor(_normalized(task_weights), dtype=like.dtype, device=like.device)
+        if type(shares) is not Tensor:  # a tensor without values, of one who traces
+            return shares
+        if len(_shares_kept) >= 64:
+            _shares_kept.clear()
+        _shares_kept[key] = shares
+    return _shares_kept[key]
+
+
+def _normalized(task_weights: Sequence[float]) -> list[float]:
     total = math.fsum(task_weights)
-    return torch.tensor([weight / total for weight in task_weights], dtype=like.dtype, device=like.device)
+    return [weight / total for weight in task_weights]
 
 
 def without_autocast(value: Tensor) -> AbstractContextManager[Any]:

@@ -205,8 +205,9 @@ def _merge(a: Tensor, b: Tensor) -> Tensor:
 
 def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, hits [K, N] and log-sum-exps [2, K, N] among these targets; without a positive only the last counts."""
-    if backend == "cpp":
-        rows, correct, lse, _ = torch.ops.avppc.info_nce_cpu(*problem)
+    if backend != "reference":
+        operator = torch.ops.avppc.info_nce_cpu if backend == "cpp" else torch.ops.avppc.info_nce_triton
+        rows, correct, lse, *_ = operator(*problem)
         return rows, correct, lse
     with without_autocast(problem.contexts):
         s = info_nce_logits_reference(*problem[:-1])
@@ -223,9 +224,13 @@ def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]
 def _gradients(problem: Problem, backend: str, lse: Tensor, drows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of contexts, targets, weights (empty without) and scale, at least float32, among these targets."""
     with_weights = problem.weights is not None
+    no_columns = lse.new_empty(2, problem.tasks, 0)
+    needs = (True, True, with_weights, True)
     if backend == "cpp":
-        no_columns = lse.new_empty(2, problem.tasks, 0)
-        found = torch.ops.avppc.info_nce_cpu_backward(*problem, lse, no_columns, drows, True, True, with_weights, True)
+        found = torch.ops.avppc.info_nce_cpu_backward(*problem, lse, no_columns, drows, *needs)
+    elif backend == "triton":
+        nothing = problem.contexts.new_empty(0)  # no queries: they are computed again
+        found = torch.ops.avppc.info_nce_triton_backward(*problem, lse, no_columns, nothing, drows, *needs)
     else:
         names = ("contexts", "targets", "weights", "scale") if with_weights else ("contexts", "targets", "scale")
         leaves = {name: getattr(problem, name).detach().requires_grad_() for name in names}

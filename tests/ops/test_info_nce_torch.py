@@ -276,8 +276,6 @@ def test_backends_that_cannot_run_say_why(monkeypatch: pytest.MonkeyPatch) -> No
         TypeError, match="contexts must be float32, bfloat16 or float16 with backend='cpp', got float64"
     ):
         bilinear_info_nce(x.double(), x.double(), backend="cpp")
-    with pytest.raises(RuntimeError, match=r"bilinear_info_nce\(backend='triton'\)"):
-        bilinear_info_nce(x, x, backend="triton")
     monkeypatch.setattr(_library, "_find", lambda _: "it was not built")
     with pytest.raises(RuntimeError, match=r"backend='cpp'\) needs the compiled extension: it was not built"):
         bilinear_info_nce(x, x, backend="cpp")

@@ -1,0 +1,202 @@
+"""Which tiles the Triton kernels of the bilinear InfoNCE work in: a table for each architecture.
+
+The table is fixed, so that results repeat. AVPPC_TUNE=1 measures the candidates instead (`info_nce_triton_tune`).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from avppc.ops import _library
+
+KERNELS = ("product", "fwd", "dq", "dz", "ds")
+INTERPRETER = 0
+"""The architecture of Triton's interpreter, which runs the kernels on the CPU."""
+SMALL = 1
+"""The architecture of GPUs whose blocks have no more than 99 KiB of shared memory, and of those not in the table."""
+SHARED_MEMORY_BYTES = {INTERPRETER: 99 << 10, SMALL: 99 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""The most that one block may have."""
+
+WAVE_BYTES = 64 << 20
+"""The bound on the workspace of the backward by waves; the second-level cache of an H100 is 50 MB."""
+COLUMN_STATISTICS_BYTES = 256 << 20
+"""The bound on the statistics of columns by row tile that a symmetric loss keeps before they are combined."""
+
+
+class Tile(NamedTuple):
+    """How one kernel divides its work."""
+
+    n: int
+    """Rows of a tile of logits (of `product`: rows of its output)."""
+    m: int
+    """Columns of a tile of logits (of `product`: columns of its output)."""
+    d: int
+    """Width of one step of a product; from D on, rows stay on the chip as a whole."""
+    o: int
+    """dq and dz: the columns of the gradient that one program computes, unless d is the whole width."""
+    warps: int
+    stages: int
+    registers: int = 0
+    """The most that a thread may have; 0: as many as the compiler likes."""
+
+    def output(self, width: int) -> int:
+        """The columns of a gradient of this width that one program computes."""
+        return self.d if self.d >= width else self.o
+
+
+class Place(NamedTuple):
+    """What the choice of a tile depends on."""
+
+    architecture: int
+    """80, 90, 100, SMALL or INTERPRETER."""
+    itemsize: int
+    """Bytes of an element: 2 (bfloat16, float16) or 4 (float32)."""
+    width: int
+    """D"""
+    ragged: bool = False
+    """Whether rows do not start at multiples of 16 bytes: then they are loaded element by element."""
+    busy: bool = False
+    """Whether there are ids or the loss is symmetric: more to keep in registers."""
+
+
+WIDTHS = (64, 128, 256, 1 << 30)
+"""The table has a column for each of these widths and those below."""
+_Row = tuple[Tile, ...]
+
+
+def _same(tile: Tile) -> _Row:
+    return (tile,) * len(WIDTHS)
+
+
+_WIDE = Tile(128, 128, 64, 0, 8, 3)
+_WIDER = Tile(128, 256, 64, 0, 8, 3)  # two thirds of the loads of _WIDE for the same products
+_HALF_90: dict[str, _Row] = {
+    "product": _same(_WIDE),
+    "fwd": (Tile(128, 128, 64, 0, 8, 3), Tile(128, 128, 128, 0, 8, 2), _WIDER, _WIDER),
+    "dq": (
+        Tile(128, 64, 64, 64, 8, 3),
+        Tile(128, 64, 128, 128, 8, 2),
+        Tile(64, 64, 256, 256, 8, 2),
+        Tile(64, 64, 64, 256, 8, 2),
+    ),
+    "dz": (
+        Tile(64, 128, 64, 64, 8, 3),
+        Tile(64, 128, 128, 128, 8, 2),
+        Tile(64, 64, 256, 256, 8, 2),
+        Tile(64, 64, 64, 256, 8, 2),
+    ),
+    "ds": _same(_WIDE),
+}
+_NARROW = Tile(128, 128, 32, 0, 8, 4)
+_HALF_80: dict[str, _Row] = {
+    "product": _same(_NARROW),
+    "fwd": (Tile(128, 64, 64, 0, 8, 2), _NARROW, _NARROW, _NARROW),
+    "dq": (
+        Tile(64, 64, 64, 64, 4, 2),
+        Tile(64, 64, 128, 128, 8, 2),
+        Tile(64, 32, 256, 256, 8, 2),
+        Tile(64, 64, 32, 128, 8, 2),
+    ),
+    "dz": (
+        Tile(64, 64, 64, 64, 4, 2),
+        Tile(64, 64, 128, 128, 8, 2),
+        Tile(32, 64, 256, 256, 8, 2),
+        Tile(64, 64, 32, 128, 8, 2),
+    ),
+    "ds": _same(_NARROW),
+}
+_LITTLE = Tile(64, 64, 32, 0, 4, 3)
+_HALF_SMALL: dict[str, _Row] = {
+    "product": _same(_LITTLE),
+    "fwd": _same(_LITTLE),
+    "dq": (Tile(64, 32, 64, 64, 4, 2), *(Tile(64, 32, 32, 128, 4, 2),) * 3),
+    "dz": (Tile(32, 64, 64, 64, 4, 2), *(Tile(32, 64, 32, 128, 4, 2),) * 3),
+    "ds": _same(_LITTLE),
+}
+_PLAIN = Tile(64, 64, 32, 0, 8, 2)
+_FLOAT: dict[str, _Row] = {  # of every architecture: the products, not the tiles, are what takes long
+    "product": _same(_PLAIN),
+    "fwd": _same(_PLAIN),
+    "dq": _same(Tile(32, 32, 32, 64, 4, 2)),
+    "dz": _same(Tile(32, 32, 32, 64, 4, 2)),
+    "ds": _same(_PLAIN),
+}
+_INTERPRETED: dict[str, _Row] = {  # small, so that small problems have several of everything
+    "product": _same(Tile(64, 64, 64, 0, 4, 2)),
+    "fwd": _same(Tile(64, 32, 64, 0, 4, 2)),
+    "dq": _same(Tile(64, 64, 64, 64, 4, 2)),
+    "dz": _same(Tile(64, 64, 64, 64, 4, 2)),
+    "ds": _same(Tile(32, 64, 64, 0, 4, 2)),
+}
+TABLE: dict[tuple[int, int], dict[str, _Row]] = {
+    (80, 2): _HALF_80,
+    (90, 2): _HALF_90,
+    (100, 2): {
+        **_HALF_90,
+        "fwd": (*_HALF_90["fwd"][:2], _WIDE, _WIDE),
+        "dq": (Tile(64, 64, 64, 64, 8, 3), Tile(64, 64, 128, 128, 8, 2), *_HALF_90["dq"][2:]),
+    },
+    (SMALL, 2): _HALF_SMALL,
+    **{(architecture, 4): _FLOAT for architecture in (SMALL, 80, 90, 100)},
+    **{(INTERPRETER, itemsize): _INTERPRETED for itemsize in (2, 4)},
+}
+
+
+BUSY: dict[tuple[int, int, str], Tile] = {
+    (90, 2, "fwd"): _WIDE,
+    (100, 2, "fwd"): Tile(128, 64, 64, 0, 8, 3),
+    (100, 2, "ds"): Tile(128, 64, 64, 0, 8, 3),
+}
+"""Where the table's tile would not fit the registers with ids or symmetric; keys: architecture, itemsize, kernel."""
+RAGGED: dict[str, Tile] = {
+    "product": Tile(64, 64, 16, 0, 8, 2),
+    "fwd": Tile(64, 64, 16, 0, 8, 2),
+    "dq": Tile(32, 32, 16, 64, 8, 2),
+    "dz": Tile(32, 32, 16, 64, 8, 2),
+    "ds": Tile(64, 64, 16, 0, 8, 2),
+}
+"""Of every architecture, for rows that do not start at multiples of 16 bytes."""
+
+
+def table_tile(kernel: str, place: Place) -> Tile:
+    """The tile of the table."""
+    if place.ragged and place.architecture != INTERPRETER:
+        return RAGGED[kernel]
+    if place.busy and (place.architecture, place.itemsize, kernel) in BUSY:
+        return BUSY[place.architecture, place.itemsize, kernel]
+    column = next(i for i, width in enumerate(WIDTHS) if place.width <= width)
+    return TABLE[place.architecture, place.itemsize][kernel][column]
+
+
+def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int) -> bool:
+    """Whether the backward computes dq and dz by two kernels without a workspace, instead of by waves of rows.
+
+    It does where a tile's gradient fits the registers, and where launches would take longer than the arithmetic.
+
+    Args:
+        place: as for the tiles.
+        logits: K N M.
+        tiles: how many tiles of targets have their gradients computed at a time: what keeps the GPU busy.
+        processors: of the GPU.
+    """
+    return (place.width <= 256 and tiles >= processors) or (logits <= 1 << 23 and 2 * tiles >= processors)
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> int:
+    """The architecture of the table that a device's kernels are those of."""
+    if _library.triton_interprets():
+        return INTERPRETER
+    major, minor = torch.cuda.get_device_capability(device)
+    return {(8, 0): 80, (8, 7): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get((major, minor), SMALL)
+
+
+@functools.cache
+def processors_of(device: torch.device) -> int:
+    """The number of processors of a GPU that run at the same time; of the interpreter a few."""
+    if _library.triton_interprets():
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,94 @@
+"""AVPPC_TUNE=1: measures which tile is fastest here, instead of taking the table's, and prints what it finds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from avppc.ops.info_nce_triton_tiles import INTERPRETER, SHARED_MEMORY_BYTES, Place, Tile, table_tile
+
+_Result = TypeVar("_Result")
+_logger = logging.getLogger(__name__)
+_found: dict[tuple[str, Place], Tile] = {}
+REPETITIONS = 5
+
+
+def with_best_tile(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> _Result:
+    """What `run` returns with the table's tile; under AVPPC_TUNE=1 with the fastest of the candidates."""
+    if os.environ.get("AVPPC_TUNE") != "1" or _is_capturing():
+        return run(_found.get((kernel, place)) or table_tile(kernel, place))
+    if (kernel, place) not in _found:
+        _found[kernel, place] = _search(kernel, place, run)
+    return run(_found[kernel, place])
+
+
+def tuned_tiles() -> dict[tuple[str, Place], Tile]:
+    """What has been found so far."""
+    return dict(_found)
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def candidates(kernel: str, place: Place) -> Iterator[Tile]:
+    """The table's tile and others whose operands fit the shared memory."""
+    first = table_tile(kernel, place)
+    yield first
+    if place.architecture == INTERPRETER:
+        yield first._replace(d=first.d // 2, o=first.o // 2)
+        return
+    sizes = [(128, 128), (128, 64), (64, 128), (64, 64)] + ([(128, 256), (256, 128)] if kernel in ("fwd", "ds") else [])
+    whole = 1 << (place.width - 1).bit_length()
+    for n, m in sizes:
+        for d in sorted({32, 64, min(whole, 256)} if kernel != "product" else {32, 64}):
+            outputs = (d,) if d >= place.width else (128, 256)
+            for o in outputs if kernel in ("dq", "dz") else (0,):
+                for warps in (4, 8):
+                    for stages in (2, 3, 4):
+                        for registers in (0, 128) if warps == 8 else (0,):  # 128: two blocks on a processor
+                            tile = Tile(n, m, d, o, warps, stages, registers)
+                            if tile != first and _fits(tile, place):
+                                yield tile
+
+
+def _fits(tile: Tile, place: Place) -> bool:
+    """Whether the operands of all stages are at most the shared memory (what is kept whole is counted as a stage)."""
+    operands = (tile.n + tile.m) * tile.d * tile.stages + tile.m * (0 if tile.o == tile.d else tile.o)
+    return operands * place.itemsize <= SHARED_MEMORY_BYTES[place.architecture]
+
+
+def _search(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> Tile:
+    times: dict[Tile, float] = {}
+    for tile in candidates(kernel, place):
+        try:
+            run(tile)  # compiles
+            times[tile] = statistics.median(_milliseconds(run, tile) for _ in range(REPETITIONS))
+        except Exception as error:  # a tile that does not compile or launch is none; Triton's errors share no base
+            _logger.info("%s %s does not run: %s", kernel, tile, str(error).split("\n")[0])
+    if not times:
+        raise RuntimeError(f"AVPPC_TUNE=1 found no tile of {kernel!r} that runs for {place}")
+    best = min(times, key=lambda tile: times[tile])
+    first = table_tile(kernel, place)
+    was = f"{times[first]:.4f} ms" if first in times else "does not run"
+    print(f"tuned {kernel!r} at {place}: {best} {times[best]:.4f} ms; the table's {first} {was}", flush=True)
+    return best
+
+
+def _milliseconds(run: Callable[[Tile], object], tile: Tile) -> float:
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        run(tile)
+        return (time.perf_counter() - start) * 1e3
+    before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    before.record()
+    run(tile)
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after)
