@@ -1,0 +1,82 @@
+"""The Triton kernels compiled ahead of time for GPUs that are not here: no spills, shared memory, tensor cores."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+from avppc.ops.info_nce_triton_report import Compiled, Variant, compile_kernel, sass, table_variants, variant
+from avppc.ops.info_nce_triton_tiles import KERNELS, SHARED_MEMORY_BYTES, SMALL, Place, Tile, table_tile
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"),
+]
+
+
+def distinct(variants: list[Variant]) -> list[Variant]:
+    """One of those that compile to the same code: width counts only for whether it is kept on the chip."""
+    found: dict[object, Variant] = {}
+    for one in variants:
+        found.setdefault((*one[:3], one.tile, one.width <= one.tile.d, one.flags), one)
+    return list(found.values())
+
+
+# Whatever the table holds is compiled for sm_80, sm_90 and sm_100 in bfloat16; of what else there is, a part, for the
+# time it takes (info_nce_triton_report compiles it all).
+TABLE = distinct([one for one in table_variants(("bf16",)) if one.architecture != SMALL])
+TABLE += [variant(kernel, architecture, "fp32", 512) for kernel in KERNELS for architecture in (90,)]
+LSE_FLAGS: list[tuple[str, ...]] = [(), ("symmetric",), ("no_positive",), ("ones",)]
+OTHERS = [variant(kernel, SMALL, "bf16", 512) for kernel in KERNELS]
+OTHERS += [variant(kernel, 90, "bf16", 123, ("ids", "ragged")) for kernel in KERNELS]
+OTHERS += [variant(kernel, 100, "bf16", 64, ("ids", "symmetric")) for kernel in KERNELS if kernel != "product"]
+OTHERS += [variant(kernel, 90, "bf16", 512, ("ids", "symmetric")) for kernel in KERNELS if kernel != "product"]
+OTHERS += [variant(kernel, 90, "bf16", 1, ("ragged", "ones")) for kernel in KERNELS]
+OTHERS += [variant("product", a, "bf16", 512, (flag,)) for a in (80, 90, 100) for flag in ("dcontexts", "dweights")]
+OTHERS += [Variant("lse", 90, "fp32", 1, Tile(1, 1, 1, 0, 4, 3), flags) for flags in LSE_FLAGS]
+OTHERS += [variant("fwd", 90, "fp16", 512), variant("fwd", 90, "fp32", 512, ("tf32",))]
+
+
+def check(one: Variant) -> Compiled:
+    compiled = compile_kernel(one)
+    assert compiled.spilled_bytes == 0, f"{one.tile}: {compiled.spilled_bytes} bytes do not fit the registers"
+    most = SHARED_MEMORY_BYTES[one.architecture]
+    assert compiled.shared_bytes <= most, f"{one.tile}: {compiled.shared_bytes} bytes of shared memory, {most} allowed"
+    return compiled
+
+
+@pytest.mark.parametrize("one", TABLE, ids=str)
+def test_every_tile_of_the_table_fits_its_gpu(one: Variant) -> None:
+    check(one)
+
+
+@pytest.mark.parametrize("one", OTHERS, ids=str)
+def test_options_fit_too(one: Variant) -> None:
+    check(one)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_products_run_on_hoppers_tensor_cores(kernel: str) -> None:
+    """Warp-group products, from shared memory that is loaded while they run."""
+    code = sass(compile_kernel(variant(kernel, 90, "bf16", 512)))
+    assert "HGMMA" in code
+    assert "LDGSTS" in code or "UTMALDG" in code
+    assert "RED." not in code, "no atomics"
+    assert "ATOM" not in code, "no atomics"
+
+
+@pytest.mark.parametrize(("architecture", "instruction"), [(80, "HMMA"), (100, "UTCHMMA")])
+def test_products_run_on_other_tensor_cores(architecture: int, instruction: str) -> None:
+    assert instruction in sass(compile_kernel(variant("fwd", architecture, "bf16", 512)))
+
+
+def test_every_place_has_a_tile() -> None:
+    for architecture in SHARED_MEMORY_BYTES:
+        for itemsize in (2, 4):
+            for width in (1, 64, 65, 123, 256, 1024, 8192):
+                for flags in ({}, {"ragged": True}, {"busy": True}):
+                    for kernel in KERNELS:
+                        place = Place(architecture, itemsize, width, **flags)
+                        assert table_tile(kernel, place).output(width) > 0 or kernel not in ("dq", "dz")
