@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 DATA := data/demo
 
-.PHONY: setup demo test lint bench docs clean
+.PHONY: setup demo test lint bench gpu docs clean
 
 # The marker is newer than everything the environment and the compiled extension are made from.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
@@ -40,6 +40,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr
+
+# On a machine with a GPU: build, tests, compute-sanitizer, benchmarks, plots; goes on where an earlier one ended.
+gpu: setup
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 # Pages in build/site; a warning is an error.
 docs: setup

@@ -129,7 +129,38 @@ def _mark_sizes(axes: Axes) -> None:
     axes.set_xlabel("N")
 
 
-REPORTS: dict[str, Callable[[list[Record]], Figure]] = {"info_nce": report_info_nce}
+def report_info_nce_cuda(records: list[Record]) -> Figure:
+    """On a GPU: milliseconds and peak memory of every contestant of every size, and our share of cuBLAS's speed."""
+    steps = [record for record in records if "contestants" in record]
+    names = list(dict.fromkeys(name for record in steps for name in record["contestants"]))
+    rows = [
+        [f"K {r['K']}, N {r['N']}, D {r['D']}", f"{r['share_of_cublas']:.2f}", *(_gpu_cell(r, name) for name in names)]
+        for r in steps
+    ]
+    print(markdown(["ms (MiB)", "share of cuBLAS", *names], rows))
+    losing = [(r["test"], name, ratio) for r in steps for name, ratio in r["times_faster"].items() if ratio < 1]
+    print("Losing cases:" if losing else "Losing cases: none.")
+    print("".join(f"- {test}: {name} takes {ratio:.2f} of our time\n" for test, name, ratio in losing))
+    figure = Figure(figsize=(9, 0.4 * len(steps) + 1.5), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.barh([row[0] for row in rows], [r["share_of_cublas"] for r in steps], color=COLOURS["ours"])
+    axes.invert_yaxis()
+    axes.set_xlabel("cuBLAS on the same products, share of our time")
+    return figure
+
+
+def _gpu_cell(record: Record, name: str) -> str:
+    result = record["contestants"].get(name, "")
+    if isinstance(result, str):
+        return result.split(":")[0]
+    best = min(times[0] for times in (result["eager_ms"], result["graph_ms"]) if times)
+    return f"{best:.3f} ({result['peak_extra_mib']:.0f})"
+
+
+REPORTS: dict[str, Callable[[list[Record]], Figure]] = {
+    "info_nce": report_info_nce,
+    "info_nce_cuda": report_info_nce_cuda,
+}
 
 
 if __name__ == "__main__":
