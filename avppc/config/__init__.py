@@ -8,6 +8,7 @@ from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig, RivalConfig
 from avppc.config.probe import ProbeConfig
 from avppc.config.report import ReportConfig
+from avppc.config.scale import ScaleConfig
 from avppc.config.synth import SynthConfig
 from avppc.config.table import TableConfig
 
@@ -26,6 +27,7 @@ __all__ = [
     "RecipeConfig",
     "ReportConfig",
     "RivalConfig",
+    "ScaleConfig",
     "SynthConfig",
     "TableConfig",
 ]

@@ -10,6 +10,7 @@ from avppc.config.augment import AugmentConfig
 from avppc.config.checks import check_choice, check_integer, check_number
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
+from avppc.config.scale import ScaleConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
@@ -146,11 +147,14 @@ class PretrainConfig:
     steps: int = 1000
     """Optimiser steps in all."""
     batch_size: int = 128
-    """Clips of one loss: each is told apart from the others."""
+    """Clips of one loss, on all processes together: each is told apart from the others."""
     speakers_per_batch: int = 0
     """Batches of so many speakers, as many clips of each, so that who speaks tells less; 0: speakers as they come."""
     accumulate: int = 1
-    """Batches whose gradients are added up before a step."""
+    """Batches whose gradients are averaged before a step; with scale.cached_negatives they have one loss together."""
+    gather: Literal["none", "all", "ring"] = "all"
+    """Negatives under torchrun: "none", the clips of a process's own; "all" or "ring", those of all processes: copied
+    to each, or passed round with the memory of one and more arithmetic."""
     seed: int = 0
     """Seed of the initial weights, the order of the clips and the augmentation."""
     frame_stride: int = 2
@@ -185,6 +189,8 @@ class PretrainConfig:
     """The other tasks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    """Several processes, large batches, faults."""
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, ("laptop", "gpu"))
@@ -193,6 +199,7 @@ class PretrainConfig:
         check_integer("batch_size", self.batch_size, 2)
         check_integer("speakers_per_batch", self.speakers_per_batch, 0)
         check_integer("accumulate", self.accumulate, 1)
+        check_choice("gather", self.gather, ("none", "all", "ring"))
         check_integer("seed", self.seed, 0)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
         check_integer("threads", self.threads, 0)

@@ -51,6 +51,7 @@ class SubtaskTask(ElementTask):
             fusion=objective.fusion,
             normalize=objective.normalize,
             learn_scale=objective.learn_scale,
+            gather=config.gather,
             swapped_negatives=objective.negatives == "same-clip",
             reduction="mean" if weights else "task",
             return_stats=True,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+_COUNT = ""  # the sum of ones
 
 
 class Meter:
@@ -23,19 +30,26 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            value = value.detach().float()
+    def add(self, values: Mapping[str, Tensor], skipped: Tensor | None = None) -> None:
+        """Adds values, unless `skipped` (0-d) is 1."""
+        one = torch.ones((), device=next(iter(values.values())).device)
+        weight = one if skipped is None else 1.0 - skipped
+        for name, value in {**values, _COUNT: one}.items():
+            # Not a product: what is skipped may be NaN.
+            value = torch.where(weight > 0, value.detach().float(), 0.0)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._count += 1
 
-    def take(self) -> dict[str, Any]:
-        """The means as numbers or lists; starts anew."""
-        means = {name: (total / self._count).tolist() for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
+    def take(self, add_up: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, Any]:
+        """The means as numbers or lists; NaN if all was skipped. Starts anew.
+
+        Args:
+            add_up: gives the sum over processes.
+        """
+        sums = {name: add_up(total) for name, total in self._sums.items()}
+        self._sums = {}
+        count = sums.pop(_COUNT)
+        return {name: (total / count).tolist() for name, total in sums.items()}
 
 
 class MetricsLog:
@@ -55,15 +69,51 @@ class MetricsLog:
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes a row; values that JSON lacks (NaN, infinities) become null."""
         clean = {name: _finite_or_none(value) for name, value in row.items()}
-        self._file.write(json.dumps(clean, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if isinstance(value, float):
-                self._events.add_scalar(name, value, row["step"])
+        try:
+            self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(name, value, row["step"])
+        except OSError as error:  # a full disk must not end the training
+            logger.warning("the metrics of step %d could not be written: %s", row["step"], error)
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        with contextlib.suppress(OSError):  # said above
+            self._file.close()
+            self._events.close()
+
+
+class RunLog:
+    """Metrics and progress bar of the process that logs; of the others, nothing."""
+
+    def __init__(self, run: Path, steps: int, done: int, main: bool) -> None:
+        self._metrics = MetricsLog(run, done) if main else None
+        self._bar = TrainingProgress("pretrain", steps, done) if main else None
+
+    def __enter__(self) -> RunLog:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def write(self, row: Mapping[str, Any], figures: str) -> None:
+        """Writes a row of metrics, and the figures beside the bar."""
+        if self._metrics is not None and self._bar is not None:
+            self._metrics.write(row)
+            self._bar.show(row["step"], figures)
+
+    def step_to(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.step_to(step)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

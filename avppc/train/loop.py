@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +12,130 @@ import torch
 from rich.console import Console
 
 from avppc.config.pretrain import PretrainConfig
+from avppc.data.draws import ClipGenerator
 from avppc.data.loader import ClipLoader
-from avppc.data.packed import PackedDataset
+from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, verify_shards
 from avppc.data.sampler import EpochSampler
 from avppc.files import write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.tasks.protocol import ProxyTask
 from avppc.tasks.registry import make_task
-from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
-from avppc.train.log import Meter, MetricsLog, Stopwatch, TrainingProgress
-from avppc.train.optimizer import learning_rate_at, make_optimizer, set_learning_rate
+from avppc.train.gradients import GradientAverager
+from avppc.train.hardware import autocast, keep_memory, use_bf16
+from avppc.train.log import Meter, RunLog, Stopwatch
+from avppc.train.model import prepare_model
+from avppc.train.optimizer import learning_rate_at, make_optimizer, set_learning_rate, step_unless
+from avppc.train.processes import Processes, join_processes
 from avppc.train.run import TASK_FILE, open_run
+from avppc.train.saver import CheckpointSaver
+from avppc.train.skipped import SKIPPED_FILE, SkippedReport, SkippedSteps
 from avppc.train.state import CheckpointStore, load_optimizer_tensors, optimizer_tensors
+from avppc.train.step import GradientComputer
+from avppc.train.stop import EXIT_CODE, Stopped, StopRequest
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: PretrainConfig) -> int:
-    """`avppc pretrain`: trains, or goes on where the run in config.out was stopped; returns 0."""
-    pretrain(config)
+    """`avppc pretrain`: trains, or goes on where the run in config.out was stopped; 0, or 143 if SIGTERM ended it."""
+    try:
+        pretrain(config)
+    except Stopped as stopped:
+        Console(stderr=True, soft_wrap=True).print(f"{stopped}; the same command goes on from there")
+        return EXIT_CODE
     return 0
 
 
 def pretrain(config: PretrainConfig) -> Path:
-    """Pretrains an encoder and returns its file.
+    """Pretrains an encoder and returns its file. Under torchrun each process does its share of every batch.
 
-    Every draw of step i comes from (seed, i), and the order of the clips from (seed, epoch): a run that was killed and
-    is started again by the same call gives, on a CPU, bit for bit the weights of an undisturbed one.
+    Every draw of step i comes from (seed, i, place of the clip in the batch), and the order of the clips from (seed,
+    epoch): a run that was killed and is started again by the same call gives, on a CPU, bit for bit the weights of an
+    undisturbed one. The number of processes changes rounding alone, unless gather or scale.sync_batch_norm keep them
+    apart.
 
     Raises:
         ValueError: settings that do not fit the data, or a directory that holds another run.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: too many steps in a row whose loss or gradient is not finite.
+        OSError: the last checkpoint could not be written.
+        Stopped: SIGTERM came, and a checkpoint is written.
     """
-    device = resolve_device(config.device)
-    bf16 = use_bf16(config.precision, device)
+    with join_processes(config.device) as processes:
+        return _pretrain(config, processes)
+
+
+def _pretrain(config: PretrainConfig, processes: Processes) -> Path:
+    device, main = processes.device, processes.main
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
+    dataset = _open_data(config, processes)
+    sampler = _make_sampler(config, dataset, processes)
+    torch.manual_seed(config.seed)
+    task = make_task(config.task, config)
+    if config.scale.cached_negatives and not task.has_representations:
+        raise ValueError(f"scale.cached_negatives needs a permutative task, task is {config.task!r}")
+    if main:
+        open_run(config)
+        write_json(config.out / TASK_FILE, task.describe())
+    processes.barrier()
+    task = prepare_model(task, config.scale, processes)
+    optimizer = make_optimizer(task, config.optimizer)
+    store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
+    if main:
+        store.clear_leftovers()
+    step, skipped_before = _restore(store, task, optimizer, sampler)
+    _check_alike(task, step, processes)
 
-    dataset = PackedDataset(config.data, "train", verify=config.verify_data)
+    averager = GradientAverager(task.parameters(), processes)
+    gradients = GradientComputer(task, averager, partial(autocast, device, use_bf16(config.precision, device)))
+    compute = gradients.cached if config.scale.cached_negatives else gradients.separate
+    skipped = SkippedSteps(task, sampler.batch_size * config.accumulate, skipped_before, device)
+    report = SkippedReport(config.out, dataset, task, processes)
+    saver, meter, watch, logged_step, waited = CheckpointSaver(store), Meter(), Stopwatch(), step, 0.0
+    task.train()
+    with (
+        RunLog(config.out, config.steps, step, main) as log,
+        ClipLoader(dataset, sampler, device=device) as loader,
+        StopRequest(processes) as stop,
+    ):
+        while step < config.steps:
+            rate = learning_rate_at(step, config.steps, config.optimizer)
+            set_learning_rate(optimizer, rate)
+            skipped.before()
+            result = compute(loader, config.accumulate, partial(_draws, config, processes, step))
+            norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.optimizer.clip_norm)
+            step += 1
+            skip = skipped.judge(norm, step, result.clip_ids)
+            step_unless(skip, optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            for values in result.outputs:
+                meter.add(values, skip)
+
+            stopping = stop.agreed()
+            if step % config.log_every == 0 or step == config.steps:
+                row = {"step": step, "learning_rate": rate, "grad_norm": norm.item(), **meter.take(processes.sum)}
+                row["skipped"] = _check_skipped(config, skipped, report, step)
+                row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
+                logged_step, waited = step, loader.wait_seconds
+                log.write(row, _figures(row, task))
+            log.step_to(step)
+            if main and (step % config.checkpoint_every == 0 or step == config.steps or stopping):
+                tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
+                saver.save(step, tensors, {"sampler": loader.state(), "skipped": skipped.counts()[0]})
+            if stopping and step < config.steps:
+                saver.finish()
+                raise Stopped(f"stopped by a signal after step {step}, which is saved in {store.directory}")
+        saver.finish()
+    return _finish(config, task, processes)
+
+
+def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
+    """The training clips, checked; each process checks its share of the shards."""
+    if config.verify_data:
+        records = PackedIndex.read(config.data).splits.get("train", ())
+        verify_shards(config.data / SHARD_FOLDER, records[processes.rank :: processes.size])
+    dataset = PackedDataset(config.data, "train", verify=False)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but {config.data} has {len(dataset)} training clips")
     if min(dataset.shape.height, dataset.shape.width) < config.encoder.crop_pixels:
@@ -56,77 +143,70 @@ def pretrain(config: PretrainConfig) -> Path:
             f"encoder.crop_pixels is {config.encoder.crop_pixels}, but the clips of {config.data} have "
             f"{dataset.shape.height} x {dataset.shape.width} pixels"
         )
-    sampler = EpochSampler(
+    return dataset
+
+
+def _make_sampler(config: PretrainConfig, dataset: PackedDataset, processes: Processes) -> EpochSampler:
+    return EpochSampler(
         len(dataset),
-        config.batch_size,
+        processes.share(config.batch_size),
         seed=config.seed,
+        rank=processes.rank,
+        world_size=processes.size,
         speakers=dataset.speakers,
         speakers_per_batch=config.speakers_per_batch or None,
     )
-    torch.manual_seed(config.seed)
-    task = make_task(config.task, config)
-    open_run(config)
-    task.to(device)
-    optimizer = make_optimizer(task, config.optimizer)
-    write_json(config.out / TASK_FILE, task.describe())
-
-    store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
-    step = _restore(store, task, optimizer, sampler)
-    meter, watch, logged_step, waited = Meter(), Stopwatch(), step, 0.0
-    task.train()
-    with (
-        contextlib.closing(MetricsLog(config.out, step)) as log,
-        contextlib.closing(ClipLoader(dataset, sampler, device=device)) as loader,
-        TrainingProgress("pretrain", config.steps, step) as progress,
-    ):
-        while step < config.steps:
-            rate = learning_rate_at(step, config.steps, config.optimizer)
-            set_learning_rate(optimizer, rate)
-            for part in range(config.accumulate):
-                generator = _seed_step(config.seed, step, part)
-                with autocast(device, bf16):
-                    output = task(next(loader), generator)
-                (output.loss / config.accumulate).backward()
-                meter.add({"loss": output.loss, **output.metrics})
-            norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.optimizer.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-
-            if step % config.log_every == 0 or step == config.steps:
-                row = {"step": step, "learning_rate": rate, "grad_norm": norm.item(), **meter.take()}
-                row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
-                logged_step, waited = step, loader.wait_seconds
-                log.write(row)
-                _check_finite(row)
-                progress.show(step, _figures(row, task))
-            else:
-                progress.step_to(step)
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
-                store.save(step, tensors, {"sampler": loader.state()})
-    return _finish(config, task)
 
 
-def _restore(store: CheckpointStore, task: ProxyTask, optimizer: torch.optim.Optimizer, sampler: EpochSampler) -> int:
-    """Puts everything back as the newest checkpoint has it; the steps done, 0 without one."""
+def _restore(
+    store: CheckpointStore, task: ProxyTask, optimizer: torch.optim.Optimizer, sampler: EpochSampler
+) -> tuple[int, int]:
+    """Puts everything back as the newest checkpoint has it; the steps done and those skipped, 0 without one."""
     checkpoint = store.latest()
     if checkpoint is None:
-        return 0
+        return 0, 0
     try:
         task.load_state_dict(checkpoint.tensors("model"))
         load_optimizer_tensors(optimizer, task, checkpoint.tensors("optimizer"))
         sampler.load_state(checkpoint.progress["sampler"])
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{checkpoint.directory} is not a checkpoint of these settings: {error}") from error
-    return checkpoint.step
+    return checkpoint.step, int(checkpoint.progress.get("skipped", 0))
 
 
-def _seed_step(seed: int, step: int, part: int) -> torch.Generator:
-    """The generator of one batch of one step; torch's own is seeded too, for dropout."""
-    state = int(np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    torch.manual_seed(state)
-    return torch.Generator().manual_seed(state)
+def _check_alike(task: ProxyTask, step: int, processes: Processes) -> None:
+    """ValueError unless all processes start from the same step and weights."""
+    if processes.size == 1:
+        return
+    sums = [parameter.detach().double().abs().sum() for parameter in task.parameters()]
+    state = torch.stack([torch.full_like(sums[0], step), torch.stack(sums).sum()])
+    processes.check_same(state, "[step, sum of weights] (is --out on a file system that all nodes share?)")
+
+
+def _draws(config: PretrainConfig, processes: Processes, step: int, part: int) -> ClipGenerator:
+    """The draws of one batch of one step; torch's own generator is seeded too, for dropout."""
+    sequence = np.random.SeedSequence([config.seed, step])
+    state, dropout = (int(word >> np.uint64(1)) for word in sequence.generate_state(2, np.uint64))
+    torch.manual_seed((dropout + part * processes.size + processes.rank) % (1 << 63))
+    own = processes.share(config.batch_size)
+    return ClipGenerator(state, part * config.batch_size + processes.rank * own, own)
+
+
+def _check_skipped(config: PretrainConfig, skipped: SkippedSteps, report: SkippedReport, step: int) -> int:
+    """Names the clips of steps that were skipped since the last time; how many there were in all."""
+    total, in_row = skipped.counts()
+    new = skipped.new(total)
+    blame = report.write(new)
+    limit = config.scale.max_skipped_steps
+    where = f"their clips are in {config.out / SKIPPED_FILE}; {blame}"
+    if in_row > limit:
+        raise FloatingPointError(
+            f"loss or gradient were not finite in the last {in_row} steps up to step {step} "
+            f"(scale.max_skipped_steps={limit}); {where}. Lower optimizer.learning_rate, or leave these clips out"
+        )
+    if new:
+        logger.warning("skipped %d steps up to step %d, their loss or gradient not finite; %s", len(new), step, where)
+    return total
 
 
 def _speed(config: PretrainConfig, steps: int, seconds: float, wait_seconds: float) -> dict[str, float]:
@@ -134,22 +214,18 @@ def _speed(config: PretrainConfig, steps: int, seconds: float, wait_seconds: flo
     return {"clips_per_second": clips / seconds, "data_wait": wait_seconds / seconds}
 
 
-def _check_finite(row: dict[str, Any]) -> None:
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(
-            f"the loss is {row['loss']} at step {row['step']}: lower optimizer.learning_rate, or start from the last "
-            "checkpoint with another seed"
-        )
-
-
 def _figures(row: dict[str, Any], task: ProxyTask) -> str:
     """The text right of the bar."""
     text = f"loss {row['loss']:.3f}  {row['clips_per_second']:.0f} clips/s  data wait {row['data_wait']:.0%}"
+    if row["skipped"]:
+        text += f"  {row['skipped']} skipped"
     return "  ".join([text, *(f"{group} {share:.0%}" for group, share in task.group_metrics(row).items())])
 
 
-def _finish(config: PretrainConfig, task: ProxyTask) -> Path:
+def _finish(config: PretrainConfig, task: ProxyTask, processes: Processes) -> Path:
     path = config.out / ENCODER_FILE
-    save_encoder(task.video_encoder, path)
-    Console(stderr=True, soft_wrap=True).print(f"encoder written to {path}")
+    if processes.main:
+        save_encoder(task.video_encoder, path)
+        Console(stderr=True, soft_wrap=True).print(f"encoder written to {path}")
+    processes.barrier()
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from avppc.config.pretrain import OptimizerConfig
 
@@ -38,3 +38,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def step_unless(skip: Tensor, optimizer: torch.optim.AdamW) -> None:
+    """A step of the fused AdamW, which leaves parameters and state as they are where skip (float32 []) is 1."""
+    # As torch.amp.GradScaler tells it: read on the device, by the kernel that would make the change.
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by step() where it is set
+    optimizer.step()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -45,7 +46,10 @@ class CheckpointStore:
         self.directory = directory
         self.keep = keep
         directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(".step_*"):  # of a run that was killed while it saved
+
+    def clear_leftovers(self) -> None:
+        """Removes what a run that was killed while it saved has left; for the process that saves."""
+        for leftover in self.directory.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
@@ -58,8 +62,7 @@ class CheckpointStore:
             checksums = {}
             for name, values in tensors.items():
                 path = temporary / f"{name}.safetensors"
-                save_file({key: value.detach().contiguous().cpu() for key, value in values.items()}, path)
-                _sync_file(path)
+                _write_tensors(path, {key: value.detach().contiguous().cpu() for key, value in values.items()})
                 checksums[path.name] = sha256_of(path)
             header = {"format": FORMAT, "version": VERSION, "step": step, "files": checksums}
             write_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
@@ -81,6 +84,10 @@ class CheckpointStore:
             except (OSError, ValueError) as error:
                 logger.warning("passing over a damaged checkpoint: %s", error)
         return None
+
+    def newest_name(self) -> str | None:
+        """The name of the newest checkpoint, whole or not."""
+        return next((directory.name for directory in self._directories()), None)
 
     def _directories(self) -> list[Path]:
         """The checkpoints, newest first; what else lies there is not ours and is left alone."""
@@ -134,6 +141,10 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
             optimizer.state[parameter] = state
 
 
-def _sync_file(path: Path) -> None:
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, say: the same to a caller whoever notices it
+        raise OSError(f"{path}: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,0 +1,29 @@
+"""Settings of pretraining that matter at scale: several processes, large batches, faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from avppc.config.checks import check_bool, check_integer
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """How a step is computed; but for the batch norms and cached_negatives none of it changes what is learned."""
+
+    sync_batch_norm: bool = True
+    """Batch norms see the batches of all processes, so that their number changes nothing."""
+    cached_negatives: bool = False
+    """One loss over all `accumulate` batches instead of one each: every clip is told apart from batch_size * accumulate
+    clips with the memory of one batch (each passes through the encoders twice). Batch norms still see one batch."""
+    activation_checkpointing: bool = False
+    """Keeps only the inputs of the encoders' blocks and computes the rest again in the backward pass."""
+    compile: bool = False
+    """Compiles the encoders with torch.compile; the first steps take minutes."""
+    max_skipped_steps: int = 10
+    """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("sync_batch_norm", "cached_negatives", "activation_checkpointing", "compile"):
+            check_bool(name, getattr(self, name))
+        check_integer("max_skipped_steps", self.max_skipped_steps, 0)

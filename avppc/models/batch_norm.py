@@ -1,0 +1,109 @@
+"""Batch norm over the batches of all processes, and batch norm that leaves its running statistics alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """The model with batch norms that, while they train, normalise by the statistics of all processes.
+
+    The state_dict stays what it was. On a GPU they are torch's own SyncBatchNorm, which knows no CPU.
+    """
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, SynchronisedBatchNorm(child))
+    return model
+
+
+class SynchronisedBatchNorm(_BatchNorm):
+    """A batch norm's parameters and statistics, taken over from it; each channel is normalised over all processes."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        if norm.momentum is None or not norm.affine:
+            raise ValueError(f"only a batch norm with weights and a momentum can be synchronised, got {norm}")
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.training = norm.training
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, ...]
+        if not self.training:
+            return super().forward(x)
+        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.momentum is not None
+            assert self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        return y
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+class _Normalise(torch.autograd.Function):
+    """(y, mean [C], biased variance [C], count []) over all processes; gradients of a sum of all processes' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        wide = x.float()
+        variance, mean = torch.var_mean(wide, others, correction=0)
+        count = mean.new_full((1,), x.numel() / x.shape[1])
+        own = torch.cat([mean, variance, count])
+        every = own.new_empty(dist.get_world_size(), len(own))
+        dist.all_gather(list(every.unbind(0)), own)
+        means, variances, counts = every.split([len(mean), len(mean), 1], 1)
+        shares = counts / counts.sum()
+        mean = (shares * means).sum(0)
+        # Deviations from each process's own mean, and of that mean: no difference of large squares.
+        variance = (shares * (variances + (means - mean).square())).sum(0)
+        scale = torch.rsqrt(variance + eps)
+        y = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, eps, False)
+        ctx.save_for_backward(x, weight, mean, scale)
+        ctx.count = counts.sum()
+        ctx.mark_non_differentiable(mean, variance, ctx.count)
+        return y, mean, variance, ctx.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        wide = dy.float()
+        normal = (x.float() - mean.view(shape)) * scale.view(shape)
+        own = torch.stack([wide.sum(others), (wide * normal).sum(others)])
+        dbias, dweight = own.clone()  # of this process's own; what averages parameters' gradients adds them up
+        dist.all_reduce(own)
+        mean_dy, mean_dy_normal = (own / ctx.count).unbind(0)
+        dx = wide - mean_dy.view(shape) - normal * mean_dy_normal.view(shape)
+        return (dx * (weight * scale).view(shape)).to(x.dtype), dweight.to(weight.dtype), dbias.to(weight.dtype), None
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norms that train leave their running statistics alone: for a pass that repeats another."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

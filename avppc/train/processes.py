@@ -1,0 +1,88 @@
+"""The processes of a run: one, or as many as torchrun started, each with a device of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from avppc.train.hardware import resolve_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    """Number of this process, from 0."""
+    size: int
+    """Number of processes."""
+    device: torch.device
+    """Device of this process."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that logs and saves."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> int:
+        """Clips of each process of a batch; ValueError where it cannot be dealt out evenly."""
+        if batch_size % self.size:
+            raise ValueError(f"batch_size must be a multiple of the {self.size} processes, got {batch_size}")
+        return batch_size // self.size
+
+    def barrier(self) -> None:
+        """Waits until every process has come here."""
+        if self.size > 1:
+            self.sum(torch.zeros(1))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over processes; `value` itself where there is one."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """[G, ...], the values of all processes in order."""
+        if self.size == 1:
+            return value[None]
+        every = value.new_empty(self.size, *value.shape)
+        dist.all_gather(list(every.unbind(0)), value.contiguous())
+        return every
+
+    def check_same(self, value: Tensor, what: str) -> None:
+        """ValueError on every process unless all have the same float64 numbers."""
+        every = self.gather(value)
+        for rank, other in enumerate(every):
+            if not torch.equal(other, every[0]):
+                raise ValueError(f"{what} of process {rank} is {other.tolist()}, that of process 0 {every[0].tolist()}")
+
+
+@contextlib.contextmanager
+def join_processes(device_name: str) -> Iterator[Processes]:
+    """The processes that torchrun started, joined (NCCL for GPUs, Gloo for CPUs); without it this process alone.
+
+    Args:
+        device_name: as resolve_device has it; "auto" and "cuda" are GPU number LOCAL_RANK.
+    """
+    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if size == 1:
+        yield Processes(0, 1, resolve_device(device_name))
+        return
+    device = resolve_device(device_name)
+    if device.type == "cuda":
+        if device_name in ("auto", "cuda"):
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    # Gloo beside NCCL: numbers that the host needs are agreed upon without waiting for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(rank, size, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,65 @@
+"""Runs in several processes, as torchrun starts them: for the tests of pretraining at scale."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+import torch
+import torch.multiprocessing
+
+from avppc.config import PretrainConfig
+from avppc.train import loop
+from avppc.train.stop import Stopped
+
+
+def pretrain_in_processes(configs: Sequence[PretrainConfig], processes: int, stop_at: int | None = None) -> None:
+    """Each of the runs by so many processes; with stop_at the last process gets SIGTERM in that step."""
+    ports = [free_port() for _ in configs]  # a store of its own for each: processes do not leave one at the same time
+    torch.multiprocessing.spawn(_work, (processes, ports, list(configs), stop_at), processes)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _work(rank: int, processes: int, ports: list[int], configs: list[PretrainConfig], stop_at: int | None) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    for config, port in zip(configs, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        if stop_at is None:
+            loop.pretrain(config)
+        else:
+            pretrain_until(config, stop_at if rank == processes - 1 else None)
+
+
+def pretrain_until(config: PretrainConfig, step: int | None) -> None:
+    """A run that SIGTERM ends; sent by itself in that step, or by another process."""
+    calls = 0
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def clip_and_signal(*args: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return clip(*args)  # type: ignore[arg-type]
+
+    torch.nn.utils.clip_grad_norm_ = clip_and_signal
+    try:
+        loop.pretrain(config)
+    except Stopped:
+        return
+    finally:
+        torch.nn.utils.clip_grad_norm_ = clip
+    raise AssertionError("the run was not stopped")
