@@ -6,12 +6,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from avppc.clip import CLIP_FRAMES
 from avppc.config.checks import check_choice, check_integer, check_number
 from avppc.config.cores import count_cores
 
+CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
+TRACKED_CROPS = ("mesh", "cascade")
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
@@ -68,9 +70,10 @@ class PrepareConfig:
     stride: int = CLIP_FRAMES
     """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
     video gives one clip, its first frames."""
-    crop: Literal["auto", "window", "centre"] = "auto"
+    crop: CropName = "auto"
     """What is stored as 96 x 96 pixels. "window": crop_rows and crop_columns; "centre": the middle square; "auto": the
-    window for 256 x 256 video (LRW's), the middle square for all other."""
+    window for 256 x 256 video (LRW's), the middle square for all other; "box": each video's own box, from the manifest;
+    "mesh" and "cascade": the mouth, found and followed by mediapipe's face mesh or OpenCV's cascade (extras)."""
     crop_rows: tuple[int, int] = (115, 211)
     """First row of the window and the one after its last, pixels."""
     crop_columns: tuple[int, int] = (79, 175)
@@ -94,7 +97,7 @@ class PrepareConfig:
         _check_paths(self, "data", "out", *(["paths"] if self.paths is not None else []))
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("stride", self.stride, 0)
-        check_choice("crop", self.crop, ("auto", "window", "centre"))
+        check_choice("crop", self.crop, get_args(CropName))
         for name in ("crop_rows", "crop_columns"):
             pair = getattr(self, name)
             if not isinstance(pair, tuple) or len(pair) != 2:

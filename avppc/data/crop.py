@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,13 +29,25 @@ _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _TO_VIDEO_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
 
 
+NO_FACE: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
+"""Stands for the crop of a frame in which no face was found."""
+
+
+class Track(Protocol):
+    """Where the mouth is, frame by frame."""
+
+    def warp(self, luma: NDArray[Any], stamp: int, size: int) -> NDArray[np.uint8] | None:
+        """The crop [size, size] of the frame with this time stamp; None where no face was found."""
+
+
 @dataclass(frozen=True)
 class Crop:
     """Which part of the frame is kept; scaled to size x size where it is not of that size."""
 
     mode: str = "auto"
-    """"window": the rows and columns below; "centre": the middle square; "auto": the window for 256 x 256 video (LRW's
-    frame), the middle square for all other."""
+    """"window": the rows and columns below; "box": the smallest square around these, within the frame; "centre": the
+    middle square; "auto": the window for 256 x 256 video (LRW's frame), the middle square for all other; "track": what
+    the track says."""
     rows: tuple[int, int] = LRW_ROWS
     """First row and the one after the last, pixels."""
     columns: tuple[int, int] = LRW_COLUMNS
@@ -44,9 +56,13 @@ class Crop:
     """Side of the middle square as a part of the frame's shorter side, above 0 to 1."""
     size: int = CROP_SIZE
     """Side of what is stored, pixels."""
+    track: Track | None = None
+    """For mode "track"."""
 
     def __post_init__(self) -> None:
-        check_choice("crop mode", self.mode, ("auto", "window", "centre"))
+        check_choice("crop mode", self.mode, ("auto", "window", "box", "centre", "track"))
+        if (self.mode == "track") != (self.track is not None):
+            raise ValueError(f"a track is for crop mode 'track' and needed there, mode is {self.mode!r}")
         for name, (first, last) in (("rows", self.rows), ("columns", self.columns)):
             check_integer(f"crop {name} start", first, 0)
             check_integer(f"crop {name} end", last, first + 1)
@@ -55,6 +71,10 @@ class Crop:
 
     def box(self, height: int, width: int) -> tuple[slice, slice]:
         """Rows and columns kept of a frame; ValueError where the window does not fit into it."""
+        if self.mode == "track":
+            return slice(0, height), slice(0, width)
+        if self.mode == "box":
+            return self._square(height, width)
         if self.mode == "window" or (self.mode == "auto" and height == width == LRW_SIZE):
             if self.rows[1] > height or self.columns[1] > width:
                 raise ValueError(
@@ -64,6 +84,20 @@ class Crop:
             return slice(*self.rows), slice(*self.columns)
         side = max(1, round(min(height, width) * self.centre_fraction))
         top, left = (height - side) // 2, (width - side) // 2
+        return slice(top, top + side), slice(left, left + side)
+
+    def _square(self, height: int, width: int) -> tuple[slice, slice]:
+        """The smallest square around rows and columns, moved into the frame where it would stick out."""
+        side = max(self.rows[1] - self.rows[0], self.columns[1] - self.columns[0])
+        if self.rows[1] > height or self.columns[1] > width or side > min(height, width):
+            raise ValueError(
+                f"the box of rows {self.rows[0]}:{self.rows[1]}, columns {self.columns[0]}:{self.columns[1]}, made "
+                f"square, does not fit into a frame of {height} x {width}"
+            )
+        top, left = (
+            min(max((first + last - side) // 2, 0), length - side)
+            for (first, last), length in ((self.rows, height), (self.columns, width))
+        )
         return slice(top, top + side), slice(left, left + side)
 
     def resize(
@@ -97,7 +131,7 @@ class LumaReader:
         self._full_range = False
 
     def read(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """The crop of a frame, [size, size] uint8."""
+        """The crop of a frame, [size, size] uint8; NO_FACE where the track has none."""
         kind = (frame.height, frame.width, frame.format.name)
         if kind != self._kind:
             if self._kind is not None:
@@ -116,6 +150,10 @@ class LumaReader:
             luma = (luma >> self._shift).astype(np.uint8)
         if self._full_range:
             luma = _TO_VIDEO_RANGE[luma]
+        if self.crop.track is not None:
+            assert frame.pts is not None
+            warped = self.crop.track.warp(luma, frame.pts, self.crop.size)
+            return NO_FACE if warped is None else warped
         return self.crop.resize(luma)
 
     def _begin(self, frame: VideoFrame, height: int, width: int, name: str) -> None:

@@ -12,16 +12,18 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import av
 from av.container import InputContainer
 
 from avppc.clip import CLIP_FRAMES
-from avppc.config.checks import check_integer
+from avppc.config.checks import check_choice, check_integer
 from avppc.data.crop import Crop
 from avppc.data.reader import ClipError, DecodedClip, StreamReader
 
 Source = str | os.PathLike[str] | bytes
+Backend = Literal["pyav", "torchcodec"]
 OnRefused = Callable[[int, str], None]
 
 UNREADABLE = "cannot be read"  # the one reason that another try may mend
@@ -51,16 +53,25 @@ def decode_clip(
     start_frame: int = 0,
     num_frames: int = CLIP_FRAMES,
     crop: Crop | None = None,
+    backend: Backend = "pyav",
 ) -> DecodedClip:
     """One clip of a video, read no further than needed.
 
     Args:
         source: a file, or the bytes of one.
         start_frame: in frames of 1/25 s from the first frame of the video.
+        backend: "pyav" reads the luma where the decoder left it; "torchcodec" (an extra) computes it from the colours,
+            which may differ by a few units, and the sound by its own resampler.
     Raises:
+        ImportError: backend "torchcodec" where it cannot be loaded.
         DecodeError: not a video, damaged, too short, without sound, or of a size the crop does not fit into.
     """
     check_integer("start_frame", start_frame, 0)
+    check_choice("backend", backend, get_args(Backend))
+    if backend == "torchcodec":
+        from avppc.data.codec import decode_clip_torchcodec  # only here: it is an extra
+
+        return decode_clip_torchcodec(source, start_frame, num_frames, crop or Crop())
     if start_frame > _SEEK_BEYOND_FRAMES:
         try:
             return next(_clips(source, num_frames, None, crop or Crop(), None, start_frame, seek=True))

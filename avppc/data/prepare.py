@@ -3,6 +3,7 @@
 OUT/shards/train-00000-00.safetensors ...   the clips
 OUT/units/train-00000.json ...              which videos went into which shards; what makes a run resumable
 OUT/refused.jsonl, OUT/notes.jsonl          videos that could not be used or had to be converted, and why
+OUT/crops.png                               some of the clips, to be looked at
 OUT/prepare.json                            the folder and the settings it is all made from
 OUT/index.json                              written last, when every unit is finished
 """
@@ -21,20 +22,24 @@ from typing import Any
 from rich.console import Console
 
 from avppc.clip import CROP_SIZE
-from avppc.config.data import PrepareConfig
+from avppc.config.data import TRACKED_CROPS, PrepareConfig
+from avppc.data.contact_sheet import write_contact_sheet
 from avppc.data.decode import UNREADABLE
 from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
-from avppc.data.packed import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex, parse_record, verify_shards
+from avppc.data.mouth import make_finder
+from avppc.data.packed import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedDataset, PackedIndex, parse_record, verify_shards
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
 from avppc.data.prepare_worker import UNIT_FOLDER, DecodeJob, UnitRecord
 from avppc.data.processes import Unit, run_units
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape
+from avppc.data.track import TRACKER_VERSION
 from avppc.files import read_json, write_atomically, write_json
 
 LAYOUT_VERSION = 1
 CLAIM_NAME = "prepare.json"
 REFUSED_NAME = "refused.jsonl"
 NOTES_NAME = "notes.jsonl"
+SHEET_NAME = "crops.png"
 _TARGET_UNITS = 64  # small data sets are cut finer, so that all processes have work
 _MIN_UNIT_BYTES = 1 << 20
 
@@ -44,6 +49,7 @@ def run(config: PrepareConfig) -> int:
 
     Raises:
         ValueError: the data folder is none, or its layout or manifest is wrong.
+        ImportError: the crop needs a package that is not installed.
         OSError: OUT cannot be written, because the disk is full, say; what is finished stays, and the same command goes
             on from there.
     """
@@ -54,6 +60,8 @@ def run(config: PrepareConfig) -> int:
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
     units = plan(config, found.videos)
+    if config.crop in TRACKED_CROPS:
+        make_finder(config.crop)  # what is not installed is told before anything is begun
     _claim(config)
     for folder in (SHARD_FOLDER, UNIT_FOLDER):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
@@ -126,6 +134,7 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
         "centre_fraction": config.centre_fraction,
         "size": CROP_SIZE,
         "clips_per_shard": config.clips_per_shard,
+        **({"tracker": TRACKER_VERSION} if config.crop in TRACKED_CROPS else {}),
     }
 
 
@@ -204,6 +213,8 @@ def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records:
     if not kept:
         return
     PackedIndex(ClipShape(config.frames, CROP_SIZE, CROP_SIZE), found.words, splits).write(config.out)
+    with PackedDataset(config.out, next(iter(splits)), verify=False) as dataset:
+        write_contact_sheet(dataset, config.out / SHEET_NAME)
     for path in (config.out / SHARD_FOLDER).iterdir():
         if path.name not in kept:
             path.unlink(missing_ok=True)

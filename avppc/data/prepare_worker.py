@@ -7,15 +7,17 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from avppc.clip import CROP_SIZE, NO_LABEL
-from avppc.config.data import PrepareConfig
+from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
+from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.crop import Crop
 from avppc.data.decode import DecodeError, decode_clips
 from avppc.data.manifest import Video
+from avppc.data.mouth import make_finder
 from avppc.data.packed import SHARD_FOLDER
 from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, ShardRecord, ShardWriter
+from avppc.data.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
 from avppc.files import write_json
 
 UNIT_FOLDER = "units"
@@ -39,6 +41,7 @@ class DecodeJob:
     def __init__(self, config: PrepareConfig) -> None:
         self.config = config
         self._writer: ShardWriter | None = None  # made in the process that uses it
+        self._finder: FaceFinder | None = None
 
     def run(self, unit: Unit, refused: dict[str, str], report: Report) -> UnitRecord:
         """Writes the unit's shards, then its record."""
@@ -84,12 +87,11 @@ class DecodeJob:
     def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[DecodedClip]:
         """The clips of a video; what is refused of it goes into the record."""
         config = self.config
-        several = video.label == NO_LABEL and config.stride > 0  # a label belongs to one clip
         try:
             yield from decode_clips(
                 config.data / video.path,
                 num_frames=config.frames,
-                stride=config.stride if several else None,
+                stride=None if self._single(video) else config.stride,
                 crop=self._crop_of(video, lambda: report.video(video.path)),
                 on_refused=lambda start, reason: record.refused.append(
                     (f"{video.path}#{start}" if start else video.path, reason)
@@ -99,8 +101,24 @@ class DecodeJob:
             record.refused.append((video.path, error.reason))
 
     def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
+        """The crop of a video; a DecodeError where it cannot be known."""
         config = self.config
-        return Crop(config.crop, config.crop_rows, config.crop_columns, config.centre_fraction)
+        if config.crop == "box":
+            if video.box is None:
+                raise DecodeError(video.path, "no box: crop 'box' needs one in the manifest")
+            left, top, right, bottom = video.box
+            return Crop("box", (top, bottom), (left, right))
+        if config.crop not in TRACKED_CROPS:
+            return Crop(config.crop, config.crop_rows, config.crop_columns, config.centre_fraction)
+        if self._finder is None:
+            self._finder = make_finder(config.crop)
+        needed = config.frames / VIDEO_FPS + MAX_GAP_SECONDS if self._single(video) else None
+        path = config.data / video.path
+        return Crop("track", track=track_mouth(path, self._finder, until_seconds=needed, alive=alive))
+
+    def _single(self, video: Video) -> bool:
+        """Whether the video gives one clip, its first frames: a label belongs to one clip."""
+        return video.label != NO_LABEL or self.config.stride == 0
 
     def clean_up(self, pid: int) -> None:
         """Removes a shard that a process has left half written."""

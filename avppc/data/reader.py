@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.clock import AudioTimeline, FrameGrid, Image
-from avppc.data.crop import Crop, LumaReader
+from avppc.data.crop import NO_FACE, Crop, LumaReader
 
 MAX_SIDE_PIXELS = 8192
 MAX_HOURS = 24
@@ -111,8 +111,12 @@ class StreamReader:
             first = next(number for number, image in enumerate(images, start) if image is None)
             seconds = first / VIDEO_FPS
             raise ClipError(f"frames missing: {count - len(present)} of {count}, the first at {seconds:.2f} s")
+        faceless = [number for number, image in enumerate(present, start) if image is NO_FACE]
+        if faceless:
+            seconds = faceless[0] / VIDEO_FPS
+            raise ClipError(f"no face to follow: in {len(faceless)} of {count} frames, the first at {seconds:.2f} s")
         samples, missing = self._sound.take(start * SAMPLES_PER_FRAME, count * SAMPLES_PER_FRAME)
-        notes = [*self._notes, *self._luma.notes, *_missing_sound(missing, len(samples))]
+        notes = [*self._notes, *self._luma.notes, *missing_sound(missing, len(samples))]
         if (note := self._grid.rate_note) is not None:
             notes.append(note)
         return DecodedClip(
@@ -254,7 +258,7 @@ def _seconds(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction |
     return None if ticks is None or stream.time_base is None else ticks * stream.time_base
 
 
-def _missing_sound(missing: list[tuple[int, int]], count: int) -> list[str]:
+def missing_sound(missing: list[tuple[int, int]], count: int) -> list[str]:
     """Notes on the zeros at the edges of a clip; ClipError where sound is missing inside it or for most of it."""
     notes = []
     for first, last in missing:

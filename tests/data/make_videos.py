@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def write_video(
     audio_codec: str | None = "aac",
     pixel_format: str = "yuv420p",
     skipped: Sequence[int] = (),
+    pattern: Callable[..., np.ndarray] = moving_pattern,
     options: dict[str, str] | None = None,
     **container: Any,
 ) -> Path:
@@ -67,7 +68,7 @@ def write_video(
             for number in range(frames):
                 if number in skipped:
                     continue
-                luma = moving_pattern(number, *size, seed=seed)
+                luma = pattern(number, *size, seed=seed)
                 if any(abs(number / fps - Fraction(seconds)) < Fraction(1, 2) / fps for seconds in flashes):
                     luma[:] = FLASH_LUMA
                 image = _frame(luma, pixel_format)

@@ -1,0 +1,123 @@
+"""Decodes clips with torchcodec: the same cut by time stamps as PyAV's, for machines where it is faster.
+
+torchcodec gives colours: the luma is computed back from them, in video range, so it differs from the stored one by what
+the two roundings lose. It needs FFmpeg's shared libraries and a build for the installed torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
+from avppc.data.crop import Crop
+from avppc.data.decode import DecodeError, Source, damage_as_decode_error
+from avppc.data.reader import DecodedClip, missing_sound
+
+# ITU-R BT.601: red, green and blue of 0 to 255 to luma of 16 to 235.
+_LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+_TIE_SECONDS = 1e-5  # of two frames equally near, the earlier one is taken
+
+
+@functools.cache
+def load_torchcodec() -> Any:
+    """torchcodec.decoders; ImportError that says what it lacks where it cannot be loaded."""
+    try:
+        import torchcodec.decoders as decoders
+    except (ImportError, OSError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        cause = error.__cause__
+        detail = f"{lines[0]}" + (f" ({cause})" if cause is not None else "")
+        raise ImportError(
+            "backend 'torchcodec' cannot be loaded: pip install 'avppc[codec]', in a version built for torch "
+            f"{torch.__version__} and with FFmpeg's shared libraries where the system finds them; it says: {detail}"
+        ) from error
+    return decoders
+
+
+def decode_clip_torchcodec(source: Source, start_frame: int, num_frames: int, crop: Crop) -> DecodedClip:
+    """One clip, as decode_clip gives it.
+
+    Raises:
+        ImportError: torchcodec cannot be loaded.
+        DecodeError: as for decode_clip; also for crops that follow the mouth, which PyAV does.
+    """
+    decoders = load_torchcodec()
+    with damage_as_decode_error(source) as name:
+        if crop.track is not None:
+            raise DecodeError(name, "torchcodec does not follow mouths: decode it with PyAV")
+        readable = source if isinstance(source, bytes) else os.fspath(source)
+        if not readable or (isinstance(readable, str) and os.stat(readable).st_size == 0):
+            raise DecodeError(name, "the file is empty")
+        video = decoders.VideoDecoder(_fresh(readable), num_ffmpeg_threads=1, seek_mode="exact")
+        origin = Fraction(video.metadata.begin_stream_seconds_from_content or 0).limit_denominator(1_000_000)
+        start = origin + Fraction(start_frame, VIDEO_FPS)
+        images, notes = _images(video, name, start, num_frames, crop)
+        samples, missing = _sound(
+            decoders.AudioDecoder(_fresh(readable), sample_rate=SAMPLE_RATE_HZ, num_channels=1), start, num_frames
+        )
+        notes += missing_sound(missing, len(samples))
+    return DecodedClip(images, torch.from_numpy(samples), start_frame, tuple(notes))
+
+
+def _fresh(source: str | bytes) -> str | io.BytesIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _images(video: Any, name: str, start: Fraction, count: int, crop: Crop) -> tuple[Tensor, list[str]]:
+    """[T, size, size] uint8: for each instant the frame whose time stamp is nearest."""
+    facts = video.metadata
+    frame_seconds = 1 / facts.average_fps
+    instants = [float(start + Fraction(number, VIDEO_FPS)) for number in range(count)]
+    end = facts.end_stream_seconds_from_content
+    if instants[-1] > end:
+        total = int((end - float(start)) * VIDEO_FPS + 0.5)
+        raise DecodeError(name, f"too short: {max(total, 0)} frames of 1/25 s, {count} are needed")
+    last = end - _TIE_SECONDS
+    # The frame shown half a frame later is the nearest one.
+    shown = video.get_frames_played_at([min(t + frame_seconds / 2 - _TIE_SECONDS, last) for t in instants])
+    distances = (shown.pts_seconds - torch.tensor(instants, dtype=torch.float64)).abs()
+    missing = int((distances >= 1 / VIDEO_FPS).sum())
+    if missing:
+        raise DecodeError(name, f"frames missing: {missing} of {count}")
+    rows, columns = crop.box(*shown.data.shape[2:])
+    colours = shown.data[:, :, rows, columns].to(torch.float32)  # [T, 3, h, w]
+    luma = torch.einsum("tchw,c->thw", colours, torch.tensor(_LUMA_WEIGHTS)) + 16
+    images = luma.round().clamp(0, 255).to(torch.uint8).numpy()
+    rate = facts.average_fps
+    notes = (
+        []
+        if abs(rate - VIDEO_FPS) < 0.01
+        else [f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"]
+    )
+    return torch.from_numpy(np.stack([crop.resize(image) for image in images])), notes
+
+
+def _sound(
+    audio: Any, start: Fraction, frames: int
+) -> tuple[np.ndarray[Any, np.dtype[np.int16]], list[tuple[int, int]]]:
+    """Samples of the clip and the spans that hold none."""
+    count = frames * SAMPLES_PER_FRAME
+    facts = audio.metadata
+    first = max(float(start), facts.begin_stream_seconds or 0.0)
+    last = float(start + Fraction(frames, VIDEO_FPS))
+    if facts.duration_seconds is not None:
+        last = min(last, (facts.begin_stream_seconds or 0.0) + facts.duration_seconds)
+    samples = np.zeros(count, np.int16)
+    if last <= first:
+        return samples, [(0, count)]
+    heard = audio.get_samples_played_in_range(first, last)
+    wave = (heard.data[0] * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
+    place = round((heard.pts_seconds - float(start)) * SAMPLE_RATE_HZ)
+    wave, place = wave[max(-place, 0) :], max(place, 0)
+    wave = wave[: count - place]
+    samples[place : place + len(wave)] = wave
+    spans = [(0, place), (place + len(wave), count)]
+    return samples, [(a, b) for a, b in spans if a < b]

@@ -1,0 +1,90 @@
+"""torchcodec against PyAV; skipped, with its reason, where torchcodec cannot be loaded."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from make_videos import click_seconds, flash_frame, write_video
+
+from avppc.data import codec
+from avppc.data.decode import DecodeError, decode_clip
+
+
+def _missing() -> str | None:
+    try:
+        codec.load_torchcodec()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+MISSING = _missing()
+needs_torchcodec = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+EVENT = 0.6
+TOGETHER = {"flashes": (EVENT,), "clicks": (EVENT,)}
+
+
+@needs_torchcodec
+class TestAgainstPyAV:
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("plain.mp4", {}),
+            ("stereo-44100.mp4", {"rate": 44_100, "layout": "stereo"}),
+            ("late-audio.mp4", {"audio_start": 0.25}),
+            ("fps-30.mp4", {"fps": 30, "frames": 36}),
+            ("fps-2997.mp4", {"fps": Fraction(30_000, 1001), "frames": 35}),
+            ("fps-50.mp4", {"fps": 50, "frames": 58}),
+            ("b-frames.mp4", {"options": {"bf": "3", "g": "10"}}),
+            ("vp9.webm", {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {}}),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_the_same_clip(self, tmp_path, name, options):
+        path = write_video(tmp_path / name, **TOGETHER, **options)
+        ours, theirs = decode_clip(path), decode_clip(path, backend="torchcodec")
+        difference = np.abs(ours.video.numpy().astype(int) - theirs.video.numpy())
+        assert difference.mean() < 1
+        assert np.quantile(difference, 0.999) <= 3
+        assert flash_frame(theirs.video.numpy()) == flash_frame(ours.video.numpy()) == 15
+        assert click_seconds(theirs.audio.numpy()) == pytest.approx(EVENT, abs=0.003)
+        assert np.corrcoef(ours.audio.numpy(), theirs.audio.numpy())[0, 1] > 0.99
+        kinds = [[note.split(":")[0] for note in clip.notes] for clip in (ours, theirs)]
+        assert kinds[0] == kinds[1] or "sound padded with zeros" in kinds[0] + kinds[1]
+
+    def test_a_clip_further_on(self, tmp_path):
+        path = write_video(tmp_path / "long.mp4", frames=150, flashes=(4.4,), clicks=(4.4,))
+        clip = decode_clip(path, start_frame=100, backend="torchcodec")
+        assert flash_frame(clip.video.numpy()) == 10
+        assert click_seconds(clip.audio.numpy()) == pytest.approx(0.4, abs=0.003)
+
+    @pytest.mark.parametrize(
+        ("make", "reason"),
+        [
+            (lambda path: b"", "the file is empty"),
+            (lambda path: b"WORD\nDuration: 0.4 seconds\n" * 50, "."),
+            (lambda path: write_video(path, frames=20).read_bytes(), "too short: 20 frames"),
+            (lambda path: write_video(path, audio_codec=None).read_bytes(), "."),
+            (lambda path: write_video(path, audio_start=0.9).read_bytes(), "sound missing"),
+        ],
+        ids=["empty", "text", "short", "mute", "late"],
+    )
+    def test_what_cannot_be_used_is_refused(self, tmp_path, make, reason):
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(make(tmp_path / "source.mp4"))
+        for source in (path, path.read_bytes()):
+            with pytest.raises(DecodeError, match=reason):
+                decode_clip(source, backend="torchcodec")
+
+
+@pytest.mark.skipif(MISSING is None, reason="torchcodec is there")
+def test_what_is_missing_is_told(tmp_path):
+    with pytest.raises(ImportError, match=r"backend 'torchcodec' cannot be loaded: pip install 'avppc\[codec\]'"):
+        decode_clip(tmp_path / "a.mp4", backend="torchcodec")
+
+
+def test_unknown_backend(tmp_path):
+    with pytest.raises(ValueError, match="backend must be one of 'pyav', 'torchcodec'; got 'opencv'"):
+        decode_clip(tmp_path / "a.mp4", backend="opencv")
