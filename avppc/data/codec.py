@@ -92,11 +92,8 @@ def _images(video: Any, name: str, start: Fraction, count: int, crop: Crop) -> t
     luma = torch.einsum("tchw,c->thw", colours, torch.tensor(_LUMA_WEIGHTS)) + 16
     images = luma.round().clamp(0, 255).to(torch.uint8).numpy()
     rate = facts.average_fps
-    notes = (
-        []
-        if abs(rate - VIDEO_FPS) < 0.01
-        else [f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"]
-    )
+    converted = f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"
+    notes = [] if abs(rate - VIDEO_FPS) < 0.01 else [converted]
     return torch.from_numpy(np.stack([crop.resize(image) for image in images])), notes
 
 

@@ -1,0 +1,263 @@
+"""DALI's graph on the CPU, with VP9; skipped, with its reason, where DALI is not installed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from make_videos import click_seconds, copy_cut, flash_frame, write_video
+
+from avppc.data import dali
+from avppc.data.crop import Crop
+from avppc.data.decode import DecodeError, decode_clip
+from avppc.data.loader import ClipLoader
+from avppc.data.manifest import scan
+from avppc.data.probe import VideoFacts
+from avppc.data.sampler import EpochSampler
+from avppc.data.videos import VideoClip, VideoDataset, first_clips, read_sound_and_frames
+
+VP9 = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {"crf": "10", "b": "2M"}}
+EVENT = 0.6
+TOGETHER = {"flashes": (EVENT,), "clicks": (EVENT,)}
+
+
+def _missing() -> str | None:
+    try:
+        dali.load_dali()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+MISSING = _missing()
+needs_dali = [
+    pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of DALI's own
+]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[VideoClip]:
+    folder = tmp_path_factory.mktemp("vp9")
+    for number in range(7):
+        write_video(folder / f"{number}.webm", seed=number, size=(128, 160), frames=31, **TOGETHER, **VP9)
+    return first_clips(folder, scan(folder).videos)
+
+
+class TestSoundAndFrames:
+    """What is read beside the pictures, checked against the decoder."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"fps": 30, "frames": 40},
+            {"fps": Fraction(30_000, 1001), "frames": 40},
+            {"fps": 50, "frames": 70},
+            {"audio_start": 0.3},
+            {"rate": 44_100, "layout": "stereo"},
+            {"options": {"bf": "3", "g": "10"}, "frames": 40},
+        ],
+        ids=lambda options: "-".join(map(str, options)) or "plain",
+    )
+    @pytest.mark.parametrize("start", [0, 2])
+    def test_agrees_with_the_decoder(self, tmp_path, options, start):
+        """Each frame of the video shows its number."""
+        path = write_video(
+            tmp_path / "v.mp4",
+            size=(64, 64),
+            pattern=lambda number, height, width, seed: np.full((height, width), 16 + 3 * number, np.uint8),
+            **{"frames": 33, "clicks": (0.5,), **options},
+        )
+        clip = decode_clip(path, start_frame=start)
+        found = read_sound_and_frames(path, start, 29)
+        assert (found.height, found.width) == (64, 64)
+        shown = (clip.video.double().mean((1, 2)) - 16) / 3
+        assert np.abs(shown.numpy() - found.frames).max() < 0.5
+        assert np.array_equal(found.audio, clip.audio.numpy())
+
+    @pytest.mark.parametrize(
+        ("options", "reason"),
+        [
+            ({"frames": 20}, "too short: 20 frames of 1/25 s, 29 are needed"),
+            ({"skipped": [12]}, r"frames missing: the first at 0\.48 s"),
+            ({"audio_seconds": 0.3}, "sound missing"),
+            ({"audio_codec": None}, "no audio stream"),
+        ],
+        ids=["short", "hole", "late", "mute"],
+    )
+    def test_what_cannot_be_used_is_refused(self, tmp_path, options, reason):
+        path = write_video(tmp_path / "v.mp4", size=(64, 64), **options)
+        with pytest.raises(DecodeError, match=reason):
+            read_sound_and_frames(path, 0, 29)
+
+    def test_hidden_frames_are_refused(self, tmp_path):
+        source = write_video(tmp_path / "long.mp4", frames=100, size=(64, 64), options={"g": "25"})
+        with pytest.raises(DecodeError, match="hidden frames"):
+            read_sound_and_frames(copy_cut(source, tmp_path / "cut.mp4", 1.32), 0, 29)
+
+
+class TestDecodingDataset:
+    """The way without DALI: the same loader, clips decoded on threads."""
+
+    def test_batches(self, clips):
+        dataset = VideoDataset(clips, crop=Crop("centre"), threads=2)
+        with ClipLoader(dataset, EpochSampler(7, 3, seed=4)) as loader:
+            expected = EpochSampler(7, 3, seed=4)
+            for _ in range(3):
+                rows = next(expected).tolist()
+                batch = next(loader)
+                assert batch.clip_ids.tolist() == [clips[row].clip_id for row in rows]
+                for row, video in zip(rows, batch.video, strict=True):
+                    assert torch.equal(video, decode_clip(clips[row].path, crop=Crop("centre")).video)
+        dataset.close()
+
+
+class TestChoice:
+    FACTS = VideoFacts(video_codec="h264", pixel_format="yuv420p", width=256, height=256)
+
+    def test_reason_is_told(self, monkeypatch):
+        monkeypatch.setattr(dali, "load_dali", lambda: None)
+        assert "on a CPU it decodes vp8, vp9, mjpeg only, this is h264" in str(
+            dali.dali_problem(self.FACTS, torch.device("cpu"))
+        )
+        vp9 = VideoFacts(video_codec="libvpx-vp9", pixel_format="yuv420p", width=256, height=256)
+        assert dali.choose_backend(vp9, "cpu") == dali.Choice("dali", "")
+
+    def test_without_the_drivers_decoder(self, monkeypatch):
+        def missing(name):
+            raise OSError(f"{name}: cannot open shared object file")
+
+        monkeypatch.setattr(dali, "load_dali", lambda: None)
+        monkeypatch.setattr(dali.ctypes, "CDLL", missing)
+        assert "libnvcuvid.so.1: cannot open" in str(dali.dali_problem(self.FACTS, torch.device("cuda", 0)))
+
+    @pytest.mark.parametrize(
+        ("changes", "problem"),
+        [
+            ({}, None),
+            ({"width": 40}, "wants h264 of 48 x 48 at least, this is 40 x 256"),
+            ({"video_codec": "hevc", "height": 96}, "wants hevc of 144 x 144 at least"),
+            ({"video_codec": "libdav1d"}, None),
+            ({"video_codec": "libvpx-vp9"}, None),
+            ({"video_codec": "prores"}, "this is prores"),
+            ({"pixel_format": "yuv444p"}, "8-bit 4:2:0 video, this is yuv444p"),
+        ],
+        ids=str,
+    )
+    def test_what_the_gpu_decodes(self, monkeypatch, changes, problem):
+        monkeypatch.setattr(dali, "load_dali", lambda: None)
+        monkeypatch.setattr(dali.ctypes, "CDLL", lambda name: None)
+        facts = VideoFacts(**{**{k: getattr(self.FACTS, k) for k in self.FACTS.__dataclass_fields__}, **changes})
+        found = dali.dali_problem(facts, torch.device("cuda", 0))
+        assert (found is None) if problem is None else (problem in str(found))
+
+    def test_without_anything_pyav_takes_over_and_says_why(self, clips, monkeypatch, caplog):
+        def gone():
+            raise ImportError("it is not there")
+
+        monkeypatch.setattr(dali, "load_dali", gone)
+        monkeypatch.setattr(dali, "load_torchcodec", gone)
+        with caplog.at_level(logging.INFO, "avppc"):
+            loader = dali.make_video_loader(clips, EpochSampler(7, 3, seed=0), "cpu", crop=Crop("centre"))
+        assert "decoding with pyav (not DALI: it is not there; not torchcodec: it is not there)" in caplog.text
+        with loader:
+            assert next(loader).video.shape == (3, 29, 96, 96)
+
+
+class TestLoader:
+    pytestmark = needs_dali
+
+    @pytest.fixture
+    def loader(self, clips, request):
+        made = []
+
+        def make(**options):
+            made.append(
+                dali.DaliLoader(
+                    clips,
+                    EpochSampler(7, 3, seed=4),
+                    device_id=None,
+                    crop=Crop("centre", size=96),
+                    workers=0,
+                    **options,
+                )
+            )
+            return made[-1]
+
+        yield make
+        for loader in made:
+            loader.close()
+
+    def test_clips_are_what_pyav_gives(self, clips, loader):
+        expected = EpochSampler(7, 3, seed=4)
+        batches = loader()
+        for _ in range(3):
+            batch = next(batches)
+            rows = next(expected).tolist()
+            assert batch.clip_ids.tolist() == [clips[row].clip_id for row in rows]
+            for row, video, audio in zip(rows, batch.video, batch.audio, strict=True):
+                clip = decode_clip(clips[row].path, crop=Crop("centre"))
+                assert torch.equal(audio, clip.audio)
+                difference = np.abs(video.numpy().astype(int) - clip.video.numpy())
+                assert difference.mean() < 2
+                assert flash_frame(video.numpy()) == 15
+                assert click_seconds(audio.numpy()) == pytest.approx(EVENT, abs=0.003)
+
+    @pytest.mark.parametrize("prefetch", [1, 3])
+    @pytest.mark.parametrize("stop", [1, 2, 5])
+    def test_resume_drops_and_repeats_nothing(self, loader, stop, prefetch):
+        whole = EpochSampler(7, 3, seed=4)
+        rows = [next(whole).tolist() for _ in range(8)]
+        first = loader(prefetch=prefetch)
+        expected = [[first.clips[row].clip_id for row in batch] for batch in rows]
+        before = [next(first).clip_ids.tolist() for _ in range(stop)]
+        state = first.state()
+        first.close()
+        second = loader(prefetch=prefetch)
+        second.load_state(state)
+        assert before + [next(second).clip_ids.tolist() for _ in range(8 - stop)] == expected
+        assert (second.state()["epoch"], second.state()["batches_consumed"]) == (4, 0)
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # DALI leaves a socket open
+    def test_processes_of_its_own_give_the_same(self, clips, loader):
+        with dali.DaliLoader(
+            clips, EpochSampler(7, 3, seed=4), device_id=None, crop=Crop("centre"), workers=1
+        ) as parallel:
+            one, other = next(parallel), next(loader())
+        assert torch.equal(one.clip_ids, other.clip_ids)
+        assert torch.equal(one.video, other.video)
+        assert torch.equal(one.audio, other.audio)
+
+    def test_frame_rates_are_converted(self, tmp_path):
+        write_video(tmp_path / "30.webm", fps=30, frames=40, size=(128, 128), **TOGETHER, **VP9)
+        clips = first_clips(tmp_path, scan(tmp_path).videos)
+        sampler = EpochSampler(1, 1, seed=0)
+        with dali.DaliLoader(clips, sampler, device_id=None, crop=Crop("centre"), workers=0) as loader:
+            batch = next(loader)
+        assert flash_frame(batch.video[0].numpy()) == 15
+        theirs = decode_clip(clips[0].path, crop=Crop("centre")).video.numpy()
+        assert np.abs(batch.video[0].numpy().astype(int) - theirs).mean() < 2
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="decoding on the GPU needs a CUDA device")
+    def test_on_the_gpu(self, tmp_path):
+        for number in range(4):
+            write_video(tmp_path / f"{number}.mp4", seed=number, **TOGETHER)
+        clips = first_clips(tmp_path, scan(tmp_path).videos)
+        if (problem := dali.dali_problem(dali.probe(clips[0].path), torch.device("cuda", 0))) is not None:
+            assert os.environ.get("AVPPC_REQUIRE_GPU") != "1" or "libnvcuvid" in problem, problem
+            pytest.skip(problem)
+        with dali.DaliLoader(clips, EpochSampler(4, 2, seed=0), device_id=0) as loader:
+            batch = next(loader)
+        assert batch.device.type == "cuda"
+        assert flash_frame(batch.video[0].cpu().numpy()) == 15
+
+
+@pytest.mark.skipif(MISSING is None, reason="DALI is there")
+def test_what_is_missing_is_told(clips):
+    with pytest.raises(ImportError, match=r"needs nvidia-dali-cuda130: pip install 'avppc\[dali\]'"):
+        dali.DaliLoader(clips, EpochSampler(7, 3, seed=0))
