@@ -34,7 +34,8 @@ class OnThisThread {
   int before_ = 0;
 };
 
-// Whether products of bfloat16 factors with float32 sums are there and fast: MKL in torch, AMX in the CPU.
+// Whether products of bfloat16 factors with float32 sums are there and fast: AMX in the CPU and MKL in torch, or
+// AVX512-BF16. An AVPPC_CPU_LEVEL below avx512 forbids both.
 bool has_bfloat16_products();
 
 }  // namespace avppc

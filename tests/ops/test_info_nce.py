@@ -23,6 +23,7 @@ from info_nce_cases import (
 )
 from torch import Tensor
 
+from avppc.ops import _library
 from avppc.ops.info_nce import bilinear_info_nce
 from avppc.ops.info_nce_module import BilinearInfoNCE
 
@@ -84,6 +85,15 @@ def check_against_truth(case: Case, backend: str) -> None:
             assert_as_good_as(got[name], plain[reduction][name], expected, f"{reduction}: {name}", dtype)
 
 
+def set_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the kernels use this instruction set and no better one; skips where the machine lacks it."""
+    monkeypatch.setenv("AVPPC_CPU_LEVEL", level)
+    try:
+        _library.build_info()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
 @needs_cpp
 @pytest.mark.parametrize("case", in_dtypes([*SHAPES, *OPTIONS, *STDS], F32, BF16), ids=str)
 def test_cpp_is_as_good_as_plain_torch(case: Case) -> None:
@@ -104,18 +114,26 @@ def test_reference_is_as_good_as_plain_torch(case: Case) -> None:
 
 @needs_cpp
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-@pytest.mark.parametrize("case", in_dtypes([SHAPES[6], OPTIONS[5]], F32, BF16, F16), ids=str)
+@pytest.mark.parametrize("case", in_dtypes([SHAPES[6], OPTIONS[5]], F32, F16), ids=str)
 def test_every_instruction_set_agrees(case: Case, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = case.arguments()
     upstream = torch.randn(case.K, case.N, generator=torch.Generator().manual_seed(1))
     best = with_gradients(solve(arguments, "cpp", reduction="none"), upstream, arguments)
-    monkeypatch.setenv("AVPPC_CPU_LEVEL", level)
-    try:
-        rows = solve(arguments, "cpp", reduction="none")
-    except RuntimeError as error:
-        pytest.skip(str(error))
+    set_level(level, monkeypatch)
+    rows = solve(arguments, "cpp", reduction="none")
     for name, value in with_gradients(rows, upstream, arguments).items():
-        torch.testing.assert_close(value, best[name], atol=1e-5, rtol={F32: 1e-4, BF16: 2e-2, F16: 2e-3}[value.dtype])
+        torch.testing.assert_close(value, best[name], atol=1e-5, rtol={F32: 1e-4, F16: 2e-3}[value.dtype])
+
+
+@needs_cpp
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("case", in_dtypes([*SHAPES[6:8], OPTIONS[5], OPTIONS[8]], BF16), ids=str)
+def test_every_instruction_set_is_as_good_as_plain_torch_in_bfloat16(
+    case: Case, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Levels differ by more than their own rounding here: below avx512 the products are those of float32."""
+    set_level(level, monkeypatch)
+    check_against_truth(case, "cpp")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
