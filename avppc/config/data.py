@@ -88,6 +88,9 @@ class PrepareConfig:
     """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
     one that ends last writes the index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the environment
     has them, else everything."""
+    upload: str = ""
+    """Where to copy the finished set, if anywhere: an address that fsspec knows, such as s3://BUCKET/SET.
+    Training takes the address for its --data."""
     timeout_seconds: float = 120.0
     """A video that gives no clip for so long, twice, is refused."""
     overwrite: bool = False

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avppc.clip import NO_LABEL
-from avppc.data.packed import SPLITS
+from avppc.data.packed_index import SPLITS
 
 MANIFEST_NAME = "manifest.jsonl"
 UNLABELED_FOLDER = "_UNLABELED"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,62 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avppc.clip import NO_LABEL, SAMPLE_RATE_HZ, VIDEO_FPS, ClipBatch
-from avppc.data.shard import ClipShape, Shard, ShardRecord
-from avppc.files import read_json, sha256_of, write_json
+from avppc.clip import NO_LABEL, ClipBatch
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex
+from avppc.data.remote import fetch_packed, remote_url
+from avppc.data.shard import Shard, ShardRecord
+from avppc.files import sha256_of
 
-FORMAT = "avppc-packed"
-VERSION = 1
-INDEX_NAME = "index.json"
-SHARD_FOLDER = "shards"
-SPLITS = ("train", "val", "test")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.safetensors")
-
-
-@dataclass(frozen=True)
-class PackedIndex:
-    """What a packed data set holds; the content of its index.json."""
-
-    shape: ClipShape
-    words: tuple[str, ...]
-    """The words in the order of their labels."""
-    splits: dict[str, tuple[ShardRecord, ...]]
-    """Shards of "train", "val" and "test", as far as there are clips."""
-
-    def write(self, directory: Path) -> None:
-        """Writes index.json, atomically."""
-        shape = self.shape
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "frames": shape.frames,
-            "height": shape.height,
-            "width": shape.width,
-            "samples": shape.samples,
-            "fps": VIDEO_FPS,
-            "sample_rate_hz": SAMPLE_RATE_HZ,
-            "words": list(self.words),
-            "splits": {split: [asdict(record) for record in records] for split, records in self.splits.items()},
-        }
-        write_json(directory / INDEX_NAME, content)
-
-    @classmethod
-    def read(cls, directory: Path) -> PackedIndex:
-        """Reads and checks index.json; ValueError that names the file and what is wrong with it."""
-        path = directory / INDEX_NAME
-        if not path.is_file():
-            raise ValueError(f"{directory} is not a packed data set: it has no {INDEX_NAME}; `avppc prepare` makes one")
-        content = read_json(path)
-        try:
-            return _parse_index(content)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+__all__ = ["INDEX_NAME", "SHARD_FOLDER", "SPLITS", "PackedDataset", "PackedIndex", "verify_shards"]
 
 
 class PackedDataset:
-    """One split of a packed data set.
+    """One split of a packed data set: a folder, or an address such as "s3://bucket/set", whose shards are copied here.
 
     Raises:
         ValueError: there is no such data set or split, or a shard is not what the index says. With verify=True the
@@ -81,7 +34,8 @@ class PackedDataset:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str = "train", verify: bool = True) -> None:
-        path = Path(directory)
+        url = remote_url(directory)
+        path = Path(directory) if url is None else fetch_packed(url, [split])
         self._open(path, split, PackedIndex.read(path), verify)
 
     def _open(self, directory: Path, split: str, index: PackedIndex, verify: bool) -> None:
@@ -225,53 +179,3 @@ class _BufferPool:
             array = np.empty(shape, wanted)
             self._arrays = [*self._arrays[1 - self._SLOTS :], array]
             return torch.from_numpy(array)
-
-
-def _parse_index(content: Any) -> PackedIndex:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f'"format" must be "{FORMAT}"')
-    if content["version"] != VERSION:
-        raise ValueError(f"version {content['version']} is not supported, this avppc reads version {VERSION}")
-    for name, expected in (("fps", VIDEO_FPS), ("sample_rate_hz", SAMPLE_RATE_HZ)):
-        if content[name] != expected:
-            raise ValueError(f"{name} must be {expected}, got {content[name]}")
-    sides = {name: _integer(content[name], name, 1, 1 << 20) for name in ("frames", "height", "width")}
-    shape = ClipShape(**sides)
-    if content["samples"] != shape.samples:
-        raise ValueError(f"samples must be {shape.samples} for {shape.frames} frames, got {content['samples']}")
-    words = _strings(content["words"], "words")
-    if not isinstance(content["splits"], dict) or not content["splits"].keys() <= set(SPLITS):
-        raise ValueError(f"splits must be among {', '.join(SPLITS)}")
-    splits = {split: tuple(map(parse_record, records)) for split, records in content["splits"].items()}
-    names = [record.file for records in splits.values() for record in records]
-    if len(set(names)) < len(names):
-        raise ValueError("a shard is listed twice")
-    return PackedIndex(shape, words, splits)
-
-
-def parse_record(entry: Any) -> ShardRecord:
-    """A shard's record from JSON values; ValueError, KeyError or TypeError where it is damaged."""
-    record = ShardRecord(
-        file=str(entry["file"]),
-        clips=_integer(entry["clips"], "clips", 1, 1 << 32),
-        bytes=_integer(entry["bytes"], "bytes", 1, 1 << 50),
-        sha256=str(entry["sha256"]),
-        sources=_strings(entry["sources"], "sources"),
-    )
-    if not _SHARD_NAME.fullmatch(record.file):
-        raise ValueError(f"{record.file!r} is not a shard's name: letters, digits, '.', '-', '_', no folders")
-    if len(record.sources) != record.clips:
-        raise ValueError(f"{record.file} has {record.clips} clips but {len(record.sources)} sources")
-    return record
-
-
-def _integer(value: Any, name: str, minimum: int, maximum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        raise ValueError(f"{name} must be an integer from {minimum} to {maximum}, got {value!r}")
-    return value
-
-
-def _strings(value: Any, name: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{name} must be a list of strings")
-    return tuple(value)

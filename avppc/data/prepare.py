@@ -27,10 +27,12 @@ from avppc.data.contact_sheet import write_contact_sheet
 from avppc.data.decode import UNREADABLE
 from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.mouth import make_finder
-from avppc.data.packed import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedDataset, PackedIndex, parse_record, verify_shards
+from avppc.data.packed import PackedDataset, verify_shards
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex, parse_record
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
 from avppc.data.prepare_worker import UNIT_FOLDER, DecodeJob, UnitRecord
 from avppc.data.processes import Unit, run_units
+from avppc.data.remote import upload_packed
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape
 from avppc.data.track import TRACKER_VERSION
 from avppc.files import read_json, write_atomically, write_json
@@ -83,6 +85,9 @@ def run(config: PrepareConfig) -> int:
     notes = sorted(item for record in records.values() for item in record.notes)
     _write_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
     _write_lines(config.out / NOTES_NAME, ({"path": path, "note": note} for path, note in notes))
+    if complete and config.upload and (config.out / INDEX_NAME).exists():
+        sent = upload_packed(config.out, config.upload)
+        print(f"{config.upload}: {sent} shards sent")
     clips = sum(shard.clips for record in records.values() for shard in record.shards)
     _print_summary(config, found, records, refused, notes, time.monotonic() - started)
     if not complete:

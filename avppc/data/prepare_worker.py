@@ -13,7 +13,7 @@ from avppc.data.crop import Crop
 from avppc.data.decode import DecodeError, decode_clips
 from avppc.data.manifest import Video
 from avppc.data.mouth import make_finder
-from avppc.data.packed import SHARD_FOLDER
+from avppc.data.packed_index import SHARD_FOLDER
 from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, ShardRecord, ShardWriter
