@@ -33,6 +33,9 @@ COMMANDS = {
     "synth": Command("Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset"),
     "index": Command("Lists what a folder of videos holds and what is wrong.", "IndexConfig", "avppc.data.index"),
     "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
+    "check-sync": Command(
+        "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.data.check_sync"
+    ),
     "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
     "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),
     "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table"),

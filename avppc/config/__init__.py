@@ -9,11 +9,13 @@ from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConf
 from avppc.config.probe import ProbeConfig
 from avppc.config.report import ReportConfig
 from avppc.config.scale import ScaleConfig
+from avppc.config.sync import CheckSyncConfig
 from avppc.config.synth import SynthConfig
 from avppc.config.table import TableConfig
 
 __all__ = [
     "AugmentConfig",
+    "CheckSyncConfig",
     "CutConfig",
     "EncoderConfig",
     "EvaluateConfig",

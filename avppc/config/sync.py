@@ -1,0 +1,34 @@
+"""Settings of `avppc check-sync`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from avppc.config.checks import check_choice, check_integer, check_number
+
+
+@dataclass(frozen=True)
+class CheckSyncConfig:
+    """Estimates by how much the sound of a packed data set is shifted against its pictures."""
+
+    data: Path
+    """Folder (or address) of the packed data set."""
+    out: Path = Path("sync")
+    """Folder for histogram.png and sync.json."""
+    split: str = "train"
+    """"train", "val" or "test"."""
+    clips: int = 2000
+    """Most clips that are looked at, evenly chosen; a few hundred are enough where people talk all the time."""
+    max_offset_frames: int = 8
+    """Largest shift looked for, in frames of 1/25 s; each clip must be longer than twice as much."""
+    tolerance_frames: float = 2.0
+    """Shifts up to this are taken for sound: lips move a little before they are heard."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Path) or not isinstance(self.out, Path):
+            raise TypeError("data and out must be pathlib.Path")
+        check_choice("split", self.split, ("train", "val", "test"))
+        check_integer("clips", self.clips, 2)
+        check_integer("max_offset_frames", self.max_offset_frames, 1, 1000)
+        check_number("tolerance_frames", self.tolerance_frames, 0)
