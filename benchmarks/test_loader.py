@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 
 from avppc.clip import CLIP_FRAMES, CROP_SIZE
+from avppc.data.crop import Crop
 from avppc.data.decode import decode_clip
 from avppc.data.loader import ClipLoader
 from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
@@ -28,6 +28,7 @@ from avppc.data.sampler import EpochSampler
 from avppc.data.shard import ClipShape, ShardWriter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))  # the tests' videos serve here too
+from loader_baselines import bare_decode, dali_loader, decoders
 from make_videos import write_video
 
 SHAPE = ClipShape(CLIP_FRAMES, CROP_SIZE, CROP_SIZE)
@@ -120,27 +121,6 @@ def test_packed_loader(benchmark, packed):
     benchmark.extra_info.update(clips_per_second=BATCH / median, gb_per_second=BATCH * CLIP_BYTES / median / 1e9)
 
 
-def bare_decode(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The least that gives crop and 16 kHz sound: no checks, no clock, one thread."""
-    images, sound = [], []
-    with av.open(path) as container:
-        video, audio = container.streams.video[0], container.streams.audio[0]
-        for stream in (video, audio):
-            stream.thread_type = "NONE"
-            stream.codec_context.thread_count = 1
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
-        for packet in container.demux(video, audio):
-            for frame in packet.decode():
-                if isinstance(frame, av.VideoFrame):
-                    plane = frame.planes[0]
-                    luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-                    images.append(luma[115:211, 79:175].copy())
-                else:
-                    sound += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-        sound += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    return np.stack(images), np.concatenate(sound)[: SHAPE.samples]
-
-
 def bare_frames(path: str) -> tuple[int, float]:
     """Frames decoded and the processor seconds it took, of all threads."""
     start = time.process_time()
@@ -216,4 +196,38 @@ def test_decoding(benchmark, videos, packed, workers):
         cpu_ratio_to_bare=statistics.median(cpu_seconds["bare"]) / statistics.median(cpu_seconds["ours"]),
         ratio_to_plain_data_loader=seconds["plain"] / seconds["ours"],
         packed_ratio_to_decoding=(BATCH / packed_seconds) / (len(videos) / seconds["ours"]),
+    )
+
+
+def test_backends(benchmark, videos):
+    """One clip after the other by each decoder that is installed, in this process; clips/s of each."""
+    paths = videos[:24]
+    clip = decode_clip(paths[0])
+    contestants = decoders()
+    for name, decode in contestants.items():
+        found = decode(paths[0])
+        images = found.video if name.startswith("ours") else found[0]
+        assert images.shape == (CLIP_FRAMES, CROP_SIZE, CROP_SIZE)
+        assert np.abs(np.asarray(images)[0].astype(int) - clip.video[0].numpy()).mean() < 25  # red is not luma
+    rounds = {name: (lambda decode=decode: [decode(path) for path in paths]) for name, decode in contestants.items()}
+    seconds = take_turns(rounds, DECODE_ROUNDS)
+    benchmark.extra_info.update({f"{name}_clips_per_second": len(paths) / value for name, value in seconds.items()})
+    benchmark.pedantic(rounds["ours_pyav"], rounds=1)
+
+
+def test_dali(benchmark, tmp_path):
+    """DALI against our PyAV path on the same files: VP9, which it decodes on a CPU too."""
+    codec = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {"b": "300k"}}
+    paths = [str(write_video(tmp_path / f"{n}.webm", seed=n, **codec)) for n in range(16)]
+    loader = dali_loader(tmp_path, 8, Crop("window"))
+    if loader is None:
+        pytest.skip("nvidia-dali-cuda130 is not installed")
+    with loader:
+        contestants = {"dali": lambda: next(loader), "pyav": lambda: [decode_clip(path) for path in paths[:8]]}
+        seconds = take_turns(contestants, DECODE_ROUNDS)
+        benchmark.pedantic(contestants["dali"], rounds=1)
+    benchmark.extra_info.update(
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        clips_per_second=8 / seconds["dali"],
+        pyav_one_process_clips_per_second=8 / seconds["pyav"],
     )

@@ -47,7 +47,7 @@ def uniform(count: int, low: float, high: float, generator: torch.Generator, dev
     Args:
         count: rows; with a ClipGenerator one or several times its clips, one block of all clips after the other.
     """
-    words = _keys(count, generator, device)
+    words = keys(count, generator, device)
     return (words.bitwise_right_shift(40) & 0xFFFFFF).to(torch.float32) * ((high - low) / (1 << 24)) + low
 
 
@@ -57,15 +57,16 @@ def integers(count: int, low: int, high: Tensor | int, generator: torch.Generato
 
 
 def noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """[count, ...] float32 of mean 0 and variance 1, the sum of four even bytes: normal enough for noise.
+    """[count, ...] float32 of mean 0 and variance 1; a row's values depend on its own clip alone."""
+    return noise_of(keys(shape[0], generator, device), shape)
 
-    A row's values depend on its own clip alone.
-    """
+
+def noise_of(key: Tensor, shape: Sequence[int]) -> Tensor:
+    """The noise of rows with these keys [count]: sums of four even bytes of mean 0 and variance 1, normal enough."""
     count, size = shape[0], math.prod(shape[1:])
     words = -(-size // 2)
-    keys = _keys(count, generator, device)
-    numbers = torch.arange(words, device=device).mul_(_signed(_GOLDEN))
-    word = _splitmix64(keys[:, None] + numbers)
+    numbers = torch.arange(words, device=key.device).mul_(_signed(_GOLDEN))
+    word = _splitmix64(key[:, None] + numbers)
     # Sums of two bytes in four lanes of 16 bits, then of four bytes in the lower two.
     pairs = (word & _BYTES).add_(word.bitwise_right_shift_(8).bitwise_and_(_BYTES))
     sums = pairs.add_(pairs.bitwise_right_shift(32)).view(torch.int16).view(count, words, 4)[..., :2]
@@ -73,7 +74,7 @@ def noise(shape: Sequence[int], generator: torch.Generator, device: torch.device
     return sums.reshape(count, 2 * words)[:, :size].to(torch.float32).sub_(mean).div_(deviation).view(*shape)
 
 
-def _keys(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+def keys(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """[count] int64: 64 random bits a row, others at each call."""
     if not isinstance(generator, ClipGenerator):
         seed = int(torch.randint(0, 1 << 62, (), generator=generator))

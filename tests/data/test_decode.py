@@ -76,6 +76,28 @@ class TestClock:
             shown_first = next(container.decode(video=0)).time
         check_together(decode_clip(cut), 2.0 - start - shown_first)
 
+    @pytest.mark.parametrize("fps", [30, Fraction(30_000, 1001)], ids=["30", "29.97"])
+    def test_everything_at_once(self, tmp_path, fps):
+        """A phone's video, as people cut it: another frame rate, 44.1 kHz stereo that starts late, B-frames, then a cut
+        without decoding, which starts at a key frame and hides what lies before."""
+        event = 2.0  # the nearest frame at 29.97 a second is 1 ms away
+        source = write_video(
+            tmp_path / "phone.mp4",
+            frames=120,
+            fps=fps,
+            flashes=(event,),
+            clicks=(event,),
+            rate=44_100,
+            layout="stereo",
+            audio_start=0.18,
+            options={"g": "30", "bf": "2"},
+        )
+        check_together(decode_clip(source, start_frame=40), event - 40 / VIDEO_FPS)
+        cut = copy_cut(source, tmp_path / "cut.mp4", 1.4)
+        with av.open(str(cut)) as container:
+            shown_first = next(container.decode(video=0)).time
+        check_together(decode_clip(cut), event - 1.4 - shown_first)
+
     def test_clips_of_a_long_video_keep_the_clock(self, tmp_path):
         times = (0.4, 1.8, 3.0)
         path = write_video(tmp_path / "long.mp4", frames=100, flashes=times, clicks=times)

@@ -1,0 +1,208 @@
+"""How the pictures of a batch are varied: what is drawn for each clip, and what the draws do.
+
+Draws are made on the pictures' device, alike on every one (see draws.py). `vary` is the definition, in plain torch;
+`vary_fused` is the same compiled into one pass: each output pixel reads its bytes, is mirrored, scaled and varied in
+registers and written once, where the steps one by one write every intermediate picture to memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from avppc.config.augment import AugmentConfig
+from avppc.data.draws import integers, keys, noise_of, uniform
+
+_DARKEST = 1e-3  # luma below which gamma has no hold
+
+
+@dataclass(frozen=True, eq=False)
+class Variations:
+    """The draws of a batch, on the device of its pictures."""
+
+    rows: Tensor
+    """[N] int64 first row of each crop."""
+    columns: Tensor
+    """[N] int64 first column."""
+    flips: Tensor
+    """[N] bool: mirrored."""
+    gamma: Tensor | None
+    """[N] exponent, or None where all are 1."""
+    contrast: Tensor | None
+    """[N] factor around 0.5."""
+    brightness: Tensor | None
+    """[N] added to the luma."""
+    noise: Tensor | None
+    """[N] standard deviation of the noise added."""
+    noise_keys: Tensor | None
+    """[N] int64: pixels get their noise from this and their place alone."""
+    masked: Tensor | None
+    """[N, T] bool: frames replaced by the clip's mean frame."""
+
+
+def draw_variations(
+    shape: torch.Size,  # of the video, [N, T, H, W]
+    crop_pixels: int,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Variations:
+    """Draws in a fixed order: what is turned off draws nothing."""
+    count, frames, height, width = shape
+    check_fits(crop_pixels, height, width)
+
+    def draw(low: float, high: float) -> Tensor:
+        return uniform(count, low, high, generator, device)
+
+    def draw_start(size: int) -> Tensor:
+        centre, shift = (size - crop_pixels) // 2, config.shift_pixels
+        return integers(count, max(0, centre - shift), min(size - crop_pixels, centre + shift), generator, device)
+
+    rows, columns, flips = draw_start(height), draw_start(width), draw(0.0, 1.0) < config.flip_probability
+    gamma = contrast = brightness = noise = noise_keys = masked = None
+    if config.gamma_range:
+        bound = math.log(1.0 + config.gamma_range)
+        gamma = draw(-bound, bound).exp()
+    if config.contrast_range:
+        contrast = draw(1 - config.contrast_range, 1 + config.contrast_range)
+    if config.brightness_range:
+        brightness = draw(-config.brightness_range, config.brightness_range)
+    if config.pixel_noise:
+        noise = draw(0.0, config.pixel_noise)
+        noise_keys = keys(count, generator, device)
+    if config.time_mask_frames:
+        masked = span_mask(count, frames, config.time_mask_frames, generator, device)
+    return Variations(rows, columns, flips, gamma, contrast, brightness, noise, noise_keys, masked)
+
+
+def check_fits(crop_pixels: int, height: int, width: int) -> None:
+    """ValueError where a crop is larger than the picture."""
+    if crop_pixels > min(height, width):
+        raise ValueError(
+            f"crop_pixels must be at most {min(height, width)} for {height} x {width} video, got {crop_pixels}"
+        )
+
+
+def vary(
+    video: Tensor,  # [N, T, H, W] uint8
+    draws: Variations,
+    crop_pixels: int,
+    out_pixels: int,
+) -> Tensor:
+    """The definition: crop, mirror, block means, gamma, contrast, brightness, noise, time mask; [N, T, out, out]."""
+    crops = crop_each(video, crop_pixels, draws.rows, draws.columns, draws.flips)
+    luma = crops.to(torch.float32).div_(255.0)
+    if out_pixels != crop_pixels:
+        luma = functional.avg_pool2d(luma, crop_pixels // out_pixels)
+    if draws.gamma is not None:
+        luma = luma.clamp_min(_DARKEST) ** _a_clip(draws.gamma, luma)
+    if draws.contrast is not None:
+        luma = (luma - 0.5) * _a_clip(draws.contrast, luma) + 0.5
+    if draws.brightness is not None:
+        luma = luma + _a_clip(draws.brightness, luma)
+    if draws.noise is not None:
+        assert draws.noise_keys is not None
+        luma = luma + _a_clip(draws.noise, luma) * noise_of(draws.noise_keys, luma.shape)
+    if draws.masked is not None:
+        luma = torch.where(draws.masked[:, :, None, None], luma.mean(1, keepdim=True), luma)
+    return luma
+
+
+def vary_fused(video: Tensor, draws: Variations, crop_pixels: int, out_pixels: int) -> Tensor:
+    """The same as `vary`, compiled: equal but for the rounding of float32.
+
+    Raises:
+        RuntimeError: there is nothing to compile with: Triton on CUDA, a C++ compiler on the CPU.
+    """
+    values = [getattr(draws, field.name) for field in fields(draws)]
+    return _compiled()(video, *values, crop_pixels, out_pixels)
+
+
+@functools.cache
+def can_fuse() -> bool:
+    """Whether the compiler's backend for CUDA is there."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_one_pass, fullgraph=True, dynamic=True)
+
+
+def _one_pass(
+    video: Tensor,  # [N, T, H, W] uint8
+    rows: Tensor,
+    columns: Tensor,
+    flips: Tensor,
+    gamma: Tensor | None,
+    contrast: Tensor | None,
+    brightness: Tensor | None,
+    noise: Tensor | None,
+    noise_keys: Tensor | None,
+    masked: Tensor | None,
+    crop: int,
+    out: int,
+) -> Tensor:
+    """`vary` as index arithmetic and pointwise steps, which the compiler makes one kernel of."""
+    count, frames = video.shape[:2]
+    block = crop // out
+    steps = torch.arange(crop, device=video.device)
+    down = rows[:, None] + steps  # [N, crop]
+    across = columns[:, None] + torch.where(flips[:, None], crop - 1 - steps, steps)
+    clips = torch.arange(count, device=video.device)[:, None, None, None]
+    times = torch.arange(frames, device=video.device)[None, :, None, None]
+    pixels = video[clips, times, down[:, None, :, None], across[:, None, None, :]].to(torch.float32)
+    luma = pixels.view(count, frames, out, block, out, block).sum((3, 5)) * (1.0 / (255.0 * block * block))
+    if gamma is not None:
+        luma = luma.clamp_min(_DARKEST) ** gamma[:, None, None, None]
+    if contrast is not None:
+        luma = (luma - 0.5) * contrast[:, None, None, None] + 0.5
+    if brightness is not None:
+        luma = luma + brightness[:, None, None, None]
+    if noise is not None and noise_keys is not None:
+        luma = luma + noise[:, None, None, None] * noise_of(noise_keys, luma.shape)
+    if masked is not None:
+        luma = torch.where(masked[:, :, None, None], luma.mean(1, keepdim=True), luma)
+    return luma
+
+
+def _a_clip(values: Tensor, like: Tensor) -> Tensor:
+    """[N] as [N, 1, 1, 1], or what `like` has of dimensions."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def span_mask(count: int, size: int, longest: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """[N, size] bool: one span of 0 to `longest` places a row, anywhere in it."""
+    lengths = integers(count, 0, min(longest, size), generator, device)
+    starts = integers(count, 0, size - lengths, generator, device)
+    places = torch.arange(size, device=device)
+    return (places >= starts[:, None]) & (places < (starts + lengths)[:, None])
+
+
+def crop_each(video: Tensor, size: int, rows: Tensor | None, columns: Tensor | None, flips: Tensor | None) -> Tensor:
+    count, _, height, width = video.shape
+    device = video.device
+    top = torch.full((count,), (height - size) // 2, device=device) if rows is None else rows
+    left = torch.full((count,), (width - size) // 2, device=device) if columns is None else columns
+    steps = torch.arange(size, device=device)
+    across = left.to(device)[:, None] + steps
+    if flips is not None:
+        across = torch.where(flips.to(device)[:, None], across.flip(1), across)
+    if device.type == "cpu":
+        # Slices copy whole rows; one gather over all clips was measured five times slower.
+        crops = torch.empty(count, video.shape[1], size, size, dtype=video.dtype)
+        for clip, (first_row, first_column) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+            crops[clip] = video[clip, :, first_row : first_row + size, first_column : first_column + size]
+        if flips is not None and flips.any():
+            crops[flips] = crops[flips].flip(3)
+        return crops
+    down = top.to(device)[:, None] + steps
+    clips = torch.arange(count, device=device)
+    return video[clips[:, None, None], :, down[:, :, None], across[:, None, :]].movedim(3, 1)
