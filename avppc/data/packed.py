@@ -50,6 +50,7 @@ class PackedDataset:
         self.words = index.words
         self.sources = tuple(source for record in records for source in record.sources)
         folder = self.directory / SHARD_FOLDER
+        _check_inside(self.directory, records)
         if verify:
             verify_shards(folder, records)
         self._shards = [Shard(folder / record.file, index.shape, record) for record in records]
@@ -138,6 +139,14 @@ class PackedDataset:
         if rows.min() < 0 or rows.max() >= len(self):
             raise ValueError(f"indices must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
         return rows
+
+
+def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:
+    inside = directory.resolve()
+    for record in records:
+        path = directory / SHARD_FOLDER / record.file
+        if not path.resolve().is_relative_to(inside):
+            raise ValueError(f"{path} is a link that leaves the data set's folder: it is not followed")
 
 
 def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:

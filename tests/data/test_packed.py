@@ -267,6 +267,20 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"index\.json: .* is not a shard's name"):
             PackedDataset(packed, verify=False)
 
+    @pytest.mark.parametrize("what", ["shard", "folder"])
+    def test_links_that_leave_the_set_are_refused(self, packed, tmp_path, what):
+        path = packed / SHARD_FOLDER / ("train-00002.safetensors" if what == "shard" else "")
+        path.rename(tmp_path / "outside")
+        path.symlink_to(tmp_path / "outside")
+        with pytest.raises(ValueError, match=r"train-0000\d\.safetensors is a link that leaves the data set's folder"):
+            PackedDataset(packed)
+
+    def test_links_within_the_set_are_followed(self, packed):
+        path = packed / SHARD_FOLDER / "train-00002.safetensors"
+        path.rename(packed / "elsewhere")
+        path.symlink_to(packed / "elsewhere")
+        assert len(PackedDataset(packed)) == 23
+
     @pytest.mark.parametrize(
         ("change", "message"),
         [
