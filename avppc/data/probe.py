@@ -76,6 +76,10 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         for packet in container.demux(video, audio):
             if packet.pts is None or packet.time_base is None or not packet.size:
                 continue
+            if packet.is_discard:  # before the start of an edit list
+                if packet.stream is video:
+                    _add(facts.notes, "hidden frames: an edit list leaves some out")
+                continue
             facts.key_frames += packet.is_keyframe and packet.stream is video
             if packet.is_corrupt:
                 _add(facts.problems, "damaged: a packet")

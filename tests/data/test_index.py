@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from make_videos import write_video
+from make_videos import copy_cut, write_video
 
 from avppc.cli import main
 from avppc.config.data import IndexConfig, PrepareConfig
 from avppc.data import index, prepare
-from avppc.data.decode import decode_clip
+from avppc.data.decode import decode_clip, decode_clips
 from avppc.data.packed import PackedDataset
 from avppc.data.probe import probe
 
@@ -46,6 +46,12 @@ class TestProbe:
         assert sorted(note.split(":")[0] for note in facts["notes"]) == notes
         assert [problem.split(":")[0] for problem in facts["problems"]] == problems
         assert (facts["width"], facts["height"], facts["pixel_format"]) == (64, 48, "yuv420p")
+
+    def test_hidden_frames_are_not_counted(self, tmp_path):
+        source = write_video(tmp_path / "long.mp4", frames=100, size=(64, 64), options={"g": "25"})
+        facts = probe(copy_cut(source, tmp_path / "cut.mp4", 1.32))
+        assert facts.frames == len(list(decode_clips(tmp_path / "cut.mp4", num_frames=1, stride=1))) == 100 - 33
+        assert facts.notes[0] == "hidden frames: an edit list leaves some out"
 
     def test_times_agree_with_the_decoder(self, tmp_path):
         path = write_video(tmp_path / "late.mp4", audio_start=0.2, **SMALL)
