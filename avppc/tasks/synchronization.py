@@ -17,8 +17,6 @@ from avppc.tasks.element_task import ElementTask
 from avppc.tasks.protocol import ProxyTask, TaskOutput
 from avppc.tasks.spans import cut_audio, cut_video, draw_shifted, draw_starts
 
-SPANS = 2  # pictures a clip, as many frames as the other tasks see
-
 
 def make_synchronization(config: PretrainConfig) -> ProxyTask:
     """The task of config.rivals.sync_mode."""
@@ -28,12 +26,14 @@ def make_synchronization(config: PretrainConfig) -> ProxyTask:
 
 
 class _PairedSpans(ElementTask):
-    """Embeddings of spans of picture, of the sound that belongs to them, and of sound that does not."""
+    """Two spans of each clip, and each one's picture with the other one's sound.
 
-    def _spans(
-        self, batch: ClipBatch, least: int, most: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 [2 N, T, H, W], and int16 [2 N, 640 T] aligned and shifted by `least` to `most` frames in its clip."""
+    So every picture and every sound is in as many aligned as false pairs: neither alone tells which it is, not even by
+    where in the clip it lies.
+    """
+
+    def embed(self, batch: ClipBatch, least: int, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What is seen and heard [2 N, D] over a span of each clip and over another, `least` to `most` frames away."""
         frames = self.span_frames
         last = batch.video.shape[1] - frames
         possible = (last + 1) // 2  # for a span in the middle of the clip
@@ -42,15 +42,16 @@ class _PairedSpans(ElementTask):
                 f"rivals.min_shift_frames must be at most {possible} for spans of {frames} frames in clips of "
                 f"{batch.video.shape[1]}, got {self.config.rivals.min_shift_frames}"
             )
-        count = len(batch)
-        starts = draw_starts(SPANS * count, last, generator)
-        shifted = draw_shifted(starts, last, least, most, generator)
-        video = torch.cat([cut_video(batch.video, part, frames) for part in starts.split(count)])
-        aligned, late = (
-            torch.cat([cut_audio(batch.audio, part, frames) for part in places.split(count)])
-            for places in (starts, shifted)
-        )
-        return video, aligned, late
+        first = draw_starts(len(batch), last, generator)
+        second = draw_shifted(first, last, least, most, generator)
+        video = torch.cat([cut_video(batch.video, starts, frames) for starts in (first, second)])
+        audio = torch.cat([cut_audio(batch.audio, starts, frames) for starts in (first, second)])
+        return self.see(video, generator), self.hear(audio, generator)
+
+
+def _swap_spans(embeddings: Tensor) -> Tensor:
+    """[2 N, D]: in each clip's place that of its other span."""
+    return torch.cat(embeddings.chunk(2)[::-1])
 
 
 class ShiftTask(_PairedSpans):
@@ -61,11 +62,8 @@ class ShiftTask(_PairedSpans):
         self.head = PairScore(config.objective.dim)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        least = self.config.rivals.min_shift_frames
-        video, aligned, shifted = self._spans(batch, least, batch.video.shape[1], generator)
-        seen = self.see(video, generator)
-        heard = self.hear(torch.cat([aligned, shifted]), generator)
-        logits = self.head(torch.cat([seen, seen]), heard)
+        seen, heard = self.embed(batch, self.config.rivals.min_shift_frames, batch.video.shape[1], generator)
+        logits = self.head(torch.cat([seen, seen]), torch.cat([heard, _swap_spans(heard)]))
         truth = torch.arange(len(logits), device=logits.device) < len(seen)
         return binary_output(logits, truth)
 
@@ -109,9 +107,8 @@ class CurriculumTask(_PairedSpans):
         shifts = (rivals.far_shift_frames, longest) if stage == 1 else (rivals.min_shift_frames, longest)
         if stage == 2:
             shifts = (rivals.min_shift_frames, rivals.far_shift_frames)
-        video, aligned, shifted = self._spans(batch, *shifts, generator)
-        seen = functional.normalize(self.see(video, generator), dim=1)
-        heard, false = functional.normalize(self.hear(torch.cat([aligned, shifted]), generator), dim=1).chunk(2)
+        seen, heard = (functional.normalize(side, dim=1) for side in self.embed(batch, *shifts, generator))
+        false = _swap_spans(heard)
         if stage == 0:
             other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
             false = heard[torch.cat([other, other + len(batch)])]

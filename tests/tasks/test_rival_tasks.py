@@ -132,58 +132,85 @@ def test_time_arrow_reverses_the_chosen_clips_alone(monkeypatch) -> None:
     assert torch.equal(batch.video, make_numbered_batch(4).video)  # the batch itself is left as it was
 
 
-def spans_of(monkeypatch, task: ElementTask, batch: ClipBatch, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """First numbers of the pictures and of the sounds that a task looks at and listens to."""
-    seen, heard = [], []
+def spy_on_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings that are the first number of the span they stand for, in every place."""
 
     def see(self: ElementTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
-        seen.append(video[:, 0, 0, 0].int())
-        return torch.zeros(len(video), 16, requires_grad=True)
+        return video[:, 0, 0, :1].float().expand(-1, 16).clone().requires_grad_()
 
     def hear(self: ElementTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
-        heard.append(audio[:, 0].int())
         assert (audio[:, SAMPLES_PER_FRAME:] - audio[:, :-SAMPLES_PER_FRAME] == 1).all()
-        return torch.zeros(len(audio), 16, requires_grad=True)
+        return audio[:, :1].float().expand(-1, 16).clone().requires_grad_()
 
     monkeypatch.setattr(ElementTask, "see", see)
     monkeypatch.setattr(ElementTask, "hear", hear)
-    task(batch, generator(seed))
-    return torch.cat(seen), torch.cat(heard)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_shifted_sound_is_really_shifted_inside_its_clip(monkeypatch, training: bool) -> None:
     task = ShiftTask(make_config("synchronization", rivals={"min_shift_frames": 5})).train(training)
+    pairs = []
+
+    def head(seen: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+        pairs.append(torch.stack([seen[:, 0], heard[:, 0]], 1).int())
+        return seen[:, 0]
+
+    spy_on_spans(monkeypatch)
+    monkeypatch.setattr(task.head, "forward", head)
     shifts = set()
     for seed in range(20):
-        seen, heard = spans_of(monkeypatch, task, make_numbered_batch(), seed)
-        aligned, shifted = heard.chunk(2)
-        assert torch.equal(aligned, seen)
-        assert torch.equal(shifted // 32, seen // 32)  # of the same clip
-        assert int((shifted - seen).abs().min()) >= 5
+        task(make_numbered_batch(), generator(seed))
+        aligned, shifted = pairs[-1].chunk(2)
+        assert torch.equal(aligned[:, 0], aligned[:, 1])
+        assert torch.equal(shifted[:, 0] // 32, shifted[:, 1] // 32)  # of the same clip
+        distance = shifted[:, 1] - shifted[:, 0]
+        assert int(distance.abs().min()) >= 5
         assert int((shifted % 32).max()) + task.span_frames <= CLIP_FRAMES
-        shifts |= set((shifted - seen).tolist())
+        shifts |= set(distance.tolist())
+        # neither the picture nor the sound tells by itself: each is in one aligned and in one shifted pair
+        for side in (0, 1):
+            assert sorted(aligned[:, side].tolist()) == sorted(shifted[:, side].tolist())
     assert min(shifts) < 0 < max(shifts)
 
 
 def test_curriculum_comes_closer_by_stages_that_the_run_remembers(monkeypatch) -> None:
     config = make_config("synchronization", rivals={"sync_mode": "curriculum"}, steps=6)
     task = CurriculumTask(config).train()
-    stages, distances = [], []
-    for _ in range(6):
+    asked: list[tuple[int, int]] = []
+    embed = CurriculumTask.embed
+
+    def spy(self: CurriculumTask, batch: ClipBatch, least: int, most: int, draws: torch.Generator) -> object:
+        asked.append((least, most))
+        return embed(self, batch, least, most, draws)
+
+    monkeypatch.setattr(CurriculumTask, "embed", spy)
+    stages = []
+    for step in range(6):
         stages.append(task.stage)
-        seen, heard = spans_of(monkeypatch, task, make_numbered_batch())
-        aligned, false = heard.chunk(2)
-        assert torch.equal(aligned, seen)
-        distances.append((false - seen).abs())
+        task(make_batch(), generator(step)).loss.backward()
     assert stages == [0, 0, 1, 1, 2, 2]
-    assert all(int(distance.min()) >= 8 for distance in distances[2:4])
-    assert all(4 <= int(distance.min()) <= int(distance.max()) <= 8 for distance in distances[4:])
+    assert asked[2:4] == [(8, CLIP_FRAMES)] * 2
+    assert asked[4:] == [(4, 8)] * 2
     resumed = CurriculumTask(config)
     resumed.load_state_dict(task.state_dict())
     assert resumed.stage == 2
-    task.eval()(make_numbered_batch(), generator())
+    task.eval()(make_batch(), generator())
     assert int(task.batches_done) == 6  # evaluation does not move it
+
+
+def test_false_pairs_of_the_curriculum_are_other_clips_and_then_other_times(monkeypatch) -> None:
+    """The margin loss of embeddings that are known: aligned pairs cost nothing, false ones by how near they are."""
+    config = make_config("synchronization", rivals={"sync_mode": "curriculum", "margin": 2.0}, steps=3)
+    task = CurriculumTask(config).train()
+    units = torch.eye(16)[:8]  # of 4 clips, the first span and the second
+    monkeypatch.setattr(CurriculumTask, "embed", lambda self, *_: (units.clone(), units.clone()))
+    losses = [task(make_batch(4), generator()).loss.item() for _ in range(3)]
+    assert losses == pytest.approx([0.5 * (2 - 2**0.5) ** 2] * 3)  # orthogonal: a distance of root 2
+    together = units[:4].repeat(2, 1)  # both spans of a clip alike: far from other clips, not from its other time
+    monkeypatch.setattr(CurriculumTask, "embed", lambda self, *_: (together.clone(), together.clone()))
+    task.batches_done.zero_()
+    losses = [task(make_batch(4), generator()).loss.item() for _ in range(3)]
+    assert losses == pytest.approx([0.5 * (2 - 2**0.5) ** 2, 2.0, 2.0], rel=1e-4)
 
 
 def test_a_shift_that_does_not_fit_is_refused_by_name() -> None:
