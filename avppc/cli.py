@@ -27,6 +27,8 @@ class Command:
     """Name of its configuration in avppc.config."""
     module: str
     """Module whose run(config) does the work and returns the exit code; imported when the command runs."""
+    positional: str | None = None
+    """Its field that may come first without the flag's name."""
 
 
 COMMANDS = {
@@ -41,6 +43,10 @@ COMMANDS = {
     "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table"),
     "probe": Command("Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.probe"),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),
+    "features": Command(
+        "Computes and draws the features of a file's sound.", "FeaturesConfig", "avppc.data.features", "source"
+    ),
+    "doctor": Command("Says what is installed and tests each op.", "DoctorConfig", "avppc.doctor"),
 }
 
 
@@ -70,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(name: str, command: Command, flags: list[str]) -> Any:
     config_type = getattr(avppc.config, command.config)
     default = PRESETS[config_type](_preset(flags)) if config_type in PRESETS else None
+    if command.positional is not None and flags and not flags[0].startswith("-"):
+        flags = [f"--{command.positional}", *flags]
     return tyro.cli(
         config_type,
         prog=f"avppc {name}",

@@ -2,7 +2,9 @@
 
 from avppc.config.augment import AugmentConfig
 from avppc.config.data import IndexConfig, PrepareConfig
+from avppc.config.doctor import DoctorConfig
 from avppc.config.evaluate import EvaluateConfig, RecipeConfig
+from avppc.config.feature_file import FeaturesConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.pretrain import ObjectiveConfig, OptimizerConfig, PretrainConfig, RivalConfig
@@ -17,8 +19,10 @@ __all__ = [
     "AugmentConfig",
     "CheckSyncConfig",
     "CutConfig",
+    "DoctorConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "FeaturesConfig",
     "IndexConfig",
     "LogMelConfig",
     "ObjectiveConfig",

@@ -58,9 +58,7 @@ def mel_filter_bank_reference(config: LogMelConfig) -> Tensor:
     """Weight of each frequency bin in each band, [fft_size / 2 + 1, bands] float64."""
     bins = torch.arange(config.fft_size // 2 + 1, dtype=torch.float64)
     bin_hz = bins * (config.sample_rate_hz / config.fft_size)
-    limits = _hz_to_mel(torch.tensor([config.min_hz, config.upper_hz], dtype=torch.float64), config.mel_scale)
-    steps = torch.arange(config.bands + 2, dtype=torch.float64) / (config.bands + 1)
-    edges_mel = limits[0] + (limits[1] - limits[0]) * steps
+    edges_mel = _band_edges_mel(config)
     edges_hz = _mel_to_hz(edges_mel, config.mel_scale)
 
     if config.mel_scale == "kaldi":
@@ -76,6 +74,17 @@ def mel_filter_bank_reference(config: LogMelConfig) -> Tensor:
     if config.mel_norm == "slaney":
         weights = weights * (2.0 / (edges_hz[2:] - edges_hz[:-2]))
     return weights
+
+
+def band_centers_hz(config: LogMelConfig) -> Tensor:
+    """Where each band weighs most, [bands] float64."""
+    return _mel_to_hz(_band_edges_mel(config), config.mel_scale)[1:-1]
+
+
+def _band_edges_mel(config: LogMelConfig) -> Tensor:
+    limits = _hz_to_mel(torch.tensor([config.min_hz, config.upper_hz], dtype=torch.float64), config.mel_scale)
+    steps = torch.arange(config.bands + 2, dtype=torch.float64) / (config.bands + 1)
+    return limits[0] + (limits[1] - limits[0]) * steps
 
 
 def _hz_to_mel(hz: Tensor, scale: str) -> Tensor:

@@ -1,0 +1,93 @@
+"""`avppc features`: what log_mel makes of a file's sound, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from avppc.clip import SAMPLE_RATE_HZ
+from avppc.config.feature_file import FeaturesConfig
+from avppc.config.features import LogMelConfig
+from avppc.data.decode import DecodeError
+from avppc.data.sound import read_sound
+from avppc.ops.log_mel import log_mel
+from avppc.ops.reference_log_mel import band_centers_hz
+
+_UNITS = {"none": "power", "ln": "ln power", "log10": "log10 power", "db": "dB"}
+_TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 7500)
+
+
+def run(config: FeaturesConfig) -> int:
+    """Prints what the features are; writes the numbers and the picture that are asked for."""
+    samples = read_sound(config.source)  # [S]
+    settings = dataclasses.replace(LogMelConfig.preset(config.preset), mfcc=config.mfcc)
+    if settings.num_frames(len(samples)) == 0:
+        raise DecodeError(str(config.source), f"too short: {len(samples)} samples at 16 kHz make no frame")
+    features = log_mel(torch.from_numpy(samples), settings).numpy()  # [F, features]
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{config.source}: {len(samples) / SAMPLE_RATE_HZ:.2f} s -> {len(features):,} frames of {features.shape[1]} "
+        f"{'coefficients' if config.mfcc else 'bands'} ({config.preset}), "
+        f"{features.min():.3f} to {features.max():.3f}, mean {features.mean():.3f}",
+        markup=False,
+    )
+    if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        np.save(config.out, features, allow_pickle=False)
+        console.print(f"wrote {config.out}", markup=False)
+    if config.plot is not None:
+        draw(config.plot, config.source.name, samples, features, settings, config.preset)
+        console.print(f"wrote {config.plot}", markup=False)
+    return 0
+
+
+def draw(
+    path: Path,
+    name: str,
+    samples: NDArray[np.int16],  # [S]
+    features: NDArray[np.float32],  # [F, features]
+    config: LogMelConfig,
+    preset: str,
+) -> None:
+    """Writes a picture: the waveform above the features, on one time axis."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 9, "text.parse_math": False, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(10, 4.6), layout="constrained")
+        grid = figure.subplots(2, 2, sharex="col", height_ratios=(1, 3.2), width_ratios=(60, 1))
+        (wave, corner), (image, scale) = grid
+        seconds = len(samples) / SAMPLE_RATE_HZ
+        low, high = _envelope(samples / 32768.0)
+        wave.fill_between(np.linspace(0, seconds, len(low)), low, high, color="#2560a8", linewidth=0.4, step="mid")
+        wave.set(ylim=(-1.05, 1.05), ylabel="waveform", title=f"{name}  ({preset})")
+        wave.tick_params(labelbottom=False)
+        corner.set_axis_off()
+        # Frame t stands for the hop around its window's middle.
+        hop = config.hop_samples / SAMPLE_RATE_HZ
+        middle = (config.first_sample + config.window_samples / 2) / SAMPLE_RATE_HZ
+        extent = (middle - hop / 2, middle + (len(features) - 0.5) * hop, -0.5, features.shape[1] - 0.5)
+        shown = image.imshow(
+            features.T, origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest"
+        )
+        image.set(xlabel="seconds", ylabel="coefficient" if config.mfcc else "Hz", xlim=(0, seconds))
+        if not config.mfcc:
+            centers = band_centers_hz(config).numpy()
+            ticks = [hz for hz in _TICKS_HZ if centers[0] <= hz <= centers[-1]]
+            image.set_yticks(np.interp(ticks, centers, np.arange(len(centers))), [f"{hz:,}" for hz in ticks])
+        scaled = (config.output_scale, config.output_shift) != (1.0, 0.0)
+        unit = "MFCC" if config.mfcc else _UNITS[config.log] + (", scaled" if scaled else "")
+        figure.colorbar(shown, cax=scale, label=unit)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=160)
+
+
+def _envelope(wave: NDArray[np.float64], columns: int = 2000) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest value of each of at most so many equal parts."""
+    starts = np.unique(np.linspace(0, len(wave), min(columns, len(wave)), endpoint=False).astype(int))
+    return np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts)

@@ -1,0 +1,197 @@
+"""`avppc doctor`: what is installed, which backend each op uses and why, and whether the ops are right here."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from avppc._version import __version__
+from avppc.config.doctor import DoctorConfig
+from avppc.ops import _library
+from avppc.self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
+
+_PACKAGES = ("torch", "numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
+_NVDEC_LIBRARY = "libnvcuvid.so.1"
+
+
+def run(config: DoctorConfig) -> int:
+    """Prints the findings; 1 if a self-test failed or a required part is missing, else 0."""
+    findings = examine()
+    tests = list(self_tests()) if config.self_test else []
+    problems = [f"{name} is required: {findings['missing'][name]}" for name in config.require
+                if findings["missing"][name] is not None]  # fmt: skip
+    problems += [_complaint(test) for test in tests if not test.ok]
+    findings["self_test"] = [{**dataclasses.asdict(test), "ok": test.ok} for test in tests]
+    findings["problems"] = problems
+    if config.json:
+        # A NaN is no JSON.
+        print(json.dumps(_without_nan(findings), indent=2))
+    else:
+        _print(findings, tests)
+    return 1 if problems else 0
+
+
+def examine() -> dict[str, Any]:
+    """Versions, build, devices, backends, and what is missing (part: None where it is there, else the reason)."""
+    build = _library.build_info()
+    return {
+        "versions": {
+            "avppc": __version__,
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "build": build,
+        "devices": _devices(),
+        "missing": {
+            **{name: _library.missing_reason(name) for name in _library.BACKENDS},
+            "pyav": _import_problem("av"),
+            "torchcodec": _import_problem("torchcodec.decoders"),
+            "dali": _import_problem("nvidia.dali"),
+            "nvdec": _nvdec_problem(),
+        },
+        "backends": _backends(build),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [
+        {
+            "name": torch.cuda.get_device_name(number),
+            "capability": ".".join(map(str, torch.cuda.get_device_capability(number))),
+        }
+        for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+    return {
+        "cpu": model or platform.processor() or None,
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "torch_cuda": torch.version.cuda,
+    }
+
+
+def _import_problem(module: str) -> str | None:
+    """Why a module cannot be imported; None if it can."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return f"not installed ({error})"
+    except Exception as error:  # a package whose libraries are missing raises what it likes
+        return f"does not import: {(str(error) or type(error).__name__).strip().splitlines()[0]}"
+    return None
+
+
+def _nvdec_problem() -> str | None:
+    """Why the GPU's video decoder cannot be used; None if the driver's library is there."""
+    if not torch.cuda.is_available():
+        return "no CUDA device is available to torch"
+    try:
+        ctypes.CDLL(_NVDEC_LIBRARY)
+    except OSError as error:
+        return f"the driver's {_NVDEC_LIBRARY} does not load ({error}): in a container, ask for the capability 'video'"
+    return None
+
+
+def _backends(build: dict[str, Any] | None) -> list[dict[str, str | None]]:
+    """What backend="auto" means for float32 on each device."""
+    rows: list[dict[str, str | None]] = []
+    for op, backend_of, compiled in (
+        ("log_mel", log_mel_backend, {"cpu": "cpp", "cuda": "cuda"}),
+        ("bilinear_info_nce", info_nce_backend, {"cpu": "cpp", "cuda": "triton"}),
+    ):
+        for device in ("cpu", "cuda"):
+            if device == "cuda" and not torch.cuda.is_available():
+                rows.append(
+                    {"op": op, "device": device, "backend": None, "why": "no CUDA device is available to torch"}
+                )
+                continue
+            backend = backend_of(device)
+            if backend == "reference":
+                why = _library.missing_reason(compiled[device]) or f"there are no {compiled[device]} kernels for it"
+            elif backend == "cpp":
+                why = f"compiled, {build['cpu_level']}" if build else "compiled"
+            else:
+                why = "compiled" if backend == "cuda" else "its kernels are compiled when they are first used"
+            rows.append({"op": op, "device": device, "backend": backend, "why": why})
+    return rows
+
+
+def _complaint(test: SelfTest) -> str:
+    what = test.problem or f"errs by {test.error:.2g}, {test.allowed:.2g} are allowed"
+    return f"{test.op} ({test.case}) on {test.device} with backend {test.backend!r}: {what}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+def _print(findings: dict[str, Any], tests: list[SelfTest]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    versions, devices, build = findings["versions"], findings["devices"], findings["build"]
+    _print_rows(console, "versions", [(name, version or "-") for name, version in versions.items()])
+    gpus = ", ".join(f"{gpu['name']} ({gpu['capability']})" for gpu in devices["gpus"]) or "none"
+    cpu = f"{devices['cpu']}, {devices['cores']} cores, torch uses {devices['threads']} threads"
+    _print_rows(console, "devices", [("CPU", cpu), ("GPU", gpus), ("CUDA of torch", devices["torch_cuda"] or "none")])
+    if build is None:
+        _print_rows(console, "build", [("extension", f"not built: run `{_library.BUILD_COMMAND}` in the source tree")])
+    else:
+        cuda = f"{build['cuda']} for sm_{', sm_'.join(build['cuda_architectures'])}" if build["cuda"] else "none"
+        levels = f"{build['cpu_level']} in use, of {', '.join(build['cpu_levels'])}"
+        _print_rows(
+            console, "build",
+            [("compiler", build["compiler"]), ("torch", build["torch"]), ("CUDA", cuda), ("vectors", levels)],
+        )  # fmt: skip
+    _print_rows(console, "parts", [(name, reason or "there") for name, reason in findings["missing"].items()])
+    rows = [
+        (f"{row['op']}, {row['device']}", f"{row['backend'] or 'none'}: {row['why']}") for row in findings["backends"]
+    ]
+    _print_rows(console, "backend='auto', float32", rows)
+    marks = [
+        (f"{test.op}, {test.device}, {test.case}",
+         f"{'ok' if test.ok else 'FAILED'}: {test.problem or f'errs by {test.error:.1e} of {test.allowed:.0e}'}")
+        for test in tests
+    ]  # fmt: skip
+    _print_rows(console, "self-test against the definition in float64", marks or [("", "not run")])
+    for problem in findings["problems"]:
+        console.print("[bold red]problem:[/] ", end="")
+        console.print(problem, markup=False)
+    if not findings["problems"]:
+        console.print("[bold green]all is well[/]")
+
+
+def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(f"  {name}", value.replace("[", r"\["))
+    console.print(f"[bold]{title}[/]")
+    console.print(table)
+    console.print()
