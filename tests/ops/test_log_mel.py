@@ -53,7 +53,7 @@ def test_other_conventions_equal_the_definition(config: LogMelConfig, level: str
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("samples", [160, 161, 399, 400, 559, 560, 561, 16_001, 960_000], ids=lambda n: f"S{n}")
+@pytest.mark.parametrize("samples", [1, 7, 160, 161, 399, 400, 559, 560, 561, 16_001, 960_000], ids=lambda n: f"S{n}")
 def test_any_length_equals_the_definition(preset: str, samples: int) -> None:
     config = LogMelConfig.preset(preset)
     if config.num_frames(samples) == 0:

@@ -17,7 +17,7 @@ from avppc import LogMelConfig, log_mel
 pytestmark = pytest.mark.filterwarnings("ignore:n_fft=512 is too large")  # librosa, of a clip shorter than its padding
 
 TOLERANCE = 1e-4
-SAMPLES = (401, 1600, 18_560, 160_000)
+SAMPLES = (401, 1600, 18_560, 160_000, 960_000)
 BACKENDS = ("cpp", "reference")
 
 
