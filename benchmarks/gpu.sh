@@ -3,11 +3,11 @@
 #
 # benchmarks/results/GPU/ gets one JSON a benchmark, build/gpu/GPU/ one log a part. A part that has passed for this commit is not
 # repeated, so that the same command goes on where a short spell on a machine ended. Each part has a time limit; all
-# together stay below eight minutes. PARTS="tests bench_info_nce" runs some alone; PYTHON is the interpreter.
+# together stay below eight minutes. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-PARTS=${PARTS:-"build tests sanitizer bench_info_nce plots"}
+PARTS=${PARTS:-"build tests sanitizer bench_steps bench_peers plots"}
 export AVPPC_REQUIRE_GPU=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/triton}
 
 name=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))') || {
@@ -36,16 +36,21 @@ sanitizer() {
     && "$tool" --tool racecheck --error-exitcode 1 "$PYTHON" -m pytest -q tests/ops/test_log_mel_cuda.py -k limited
 }
 
-bench_info_nce() {
-  "$PYTHON" -m pytest -q benchmarks/test_info_nce_cuda.py --benchmark-columns=median,iqr \
+bench_steps() {
+  "$PYTHON" -m pytest -q benchmarks/test_info_nce_cuda.py -k full_step --benchmark-columns=median,iqr \
     --benchmark-json="$results/info_nce_cuda.json"
+}
+
+bench_peers() {
+  "$PYTHON" -m pytest -q benchmarks/test_info_nce_cuda.py -k "not full_step" --benchmark-columns=median,iqr \
+    --benchmark-json="$results/info_nce_cuda_peers.json"
 }
 
 plots() { "$PYTHON" benchmarks/plot.py "$results"; }
 
 seconds_of() {
   case $1 in
-    build) echo 90 ;; tests) echo 150 ;; sanitizer) echo 60 ;; bench_info_nce) echo 140 ;; *) echo 30 ;;
+    build) echo 60 ;; tests | bench_steps) echo 150 ;; sanitizer | bench_peers) echo 50 ;; *) echo 15 ;;
   esac
 }
 
@@ -58,9 +63,9 @@ for part in $PARTS; do
   fi
   echo "== $part (at most $(seconds_of "$part") s; log: $state/$part.log)"
   # a part runs in a shell of its own, so that its time limit ends all that it started
-  export -f build tests sanitizer bench_info_nce plots
+  export -f build tests sanitizer bench_steps bench_peers plots
   if PYTHON=$PYTHON results=$results timeout "$(seconds_of "$part")" bash -c "$part" >"$state/$part.log" 2>&1; then
-    touch "$done_file"
+    [ "$part" = plots ] || touch "$done_file"
     tail -1 "$state/$part.log"
   else
     echo "== $part failed:" >&2

@@ -132,21 +132,29 @@ def _mark_sizes(axes: Axes) -> None:
 def report_info_nce_cuda(records: list[Record]) -> Figure:
     """On a GPU: milliseconds and peak memory of every contestant of every size, and our share of cuBLAS's speed."""
     steps = [record for record in records if "contestants" in record]
-    names = list(dict.fromkeys(name for record in steps for name in record["contestants"]))
-    rows = [
-        [f"K {r['K']}, N {r['N']}, D {r['D']}", f"{r['share_of_cublas']:.2f}", *(_gpu_cell(r, name) for name in names)]
-        for r in steps
-    ]
-    print(markdown(["ms (MiB)", "share of cuBLAS", *names], rows))
+    for test in dict.fromkeys(_test_of(record) for record in steps):
+        some = [record for record in steps if _test_of(record) == test]
+        names = list(dict.fromkeys(name for record in some for name in record["contestants"]))
+        rows = [[_size_of(r), f"{r['share_of_cublas']:.2f}", *(_gpu_cell(r, name) for name in names)] for r in some]
+        print(markdown([f"{test}: ms (MiB)", "share of cuBLAS", *names], rows), end="\n\n")
     losing = [(r["test"], name, ratio) for r in steps for name, ratio in r["times_faster"].items() if ratio < 1]
     print("Losing cases:" if losing else "Losing cases: none.")
     print("".join(f"- {test}: {name} takes {ratio:.2f} of our time\n" for test, name, ratio in losing))
     figure = Figure(figsize=(9, 0.4 * len(steps) + 1.5), layout="constrained")
     axes: Axes = figure.subplots()
-    axes.barh([row[0] for row in rows], [r["share_of_cublas"] for r in steps], color=COLOURS["ours"])
+    labels = [f"{_test_of(record)}: {_size_of(record)}" for record in steps]
+    axes.barh(labels, [r["share_of_cublas"] for r in steps], color=COLOURS["ours"])
     axes.invert_yaxis()
     axes.set_xlabel("cuBLAS on the same products, share of our time")
     return figure
+
+
+def _test_of(record: Record) -> str:
+    return str(record["test"]).split("[")[0].removeprefix("test_")
+
+
+def _size_of(record: Record) -> str:
+    return f"K {record['K']}, N {record['N']}, D {record['D']}"
 
 
 def _gpu_cell(record: Record, name: str) -> str:
@@ -160,6 +168,7 @@ def _gpu_cell(record: Record, name: str) -> str:
 REPORTS: dict[str, Callable[[list[Record]], Figure]] = {
     "info_nce": report_info_nce,
     "info_nce_cuda": report_info_nce_cuda,
+    "info_nce_cuda_peers": report_info_nce_cuda,
 }
 
 
