@@ -20,7 +20,7 @@ from avppc.ops.info_nce_problem import Problem
 from avppc.ops.info_nce_triton_launch import Setting, divide_up, multiply_terms, on, options_of, queries_of
 from avppc.ops.info_nce_triton_plan import Plan
 from avppc.ops.info_nce_triton_tiles import Tile
-from avppc.ops.info_nce_triton_tune import with_best_tile
+from avppc.ops.info_nce_triton_tune import with_best_tile, with_best_way
 
 _GROUP = 8
 """Row tiles that walk the columns together; their queries and the columns' targets share the second-level cache."""
@@ -77,20 +77,31 @@ def info_nce_triton_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tens
     return dcontexts, dtargets, dweights, dscale
 
 
-def _solve(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> tuple[Tensor, Tensor, Tensor]:
-    """dq [K, N, D] by slot, dtargets, and the terms of dscale / unit; empty where not needed."""
-    K, N, U, M, _ = setting.sizes
-    place, device = setting.place, queries.device
-    tile = tiles.table_tile("dz", place)
-    target_tiles = U * divide_up(M, tile.m) * divide_up(place.width, tile.output(place.width))
-    if not tiles.recompute_in_backward(place, K * N * M, target_tiles, tiles.processors_of(device)):
-        return with_best_tile("ds", place, lambda tile: _by_waves(setting, queries, upstream, needs, tile))
+_Solved = tuple[Tensor, Tensor, Tensor]
+"""dq [K, N, D] by slot, dtargets, and the terms of dscale / unit; empty where not needed."""
+
+
+def _solve(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+    K, N, U, M, D = setting.sizes
+    tile = tiles.table_tile("dz", setting.place)
+    target_tiles = U * divide_up(M, tile.m) * divide_up(D, tile.output(D))
+    processors = tiles.processors_of(queries.device)
+    recompute = tiles.recompute_in_backward(setting.place, K * N * M, target_tiles, processors)
+    ways = {"recompute": _by_recomputation, "waves": _by_waves}
+    key = setting.place, K, N, U, M
+    return with_best_way(
+        key, "recompute" if recompute else "waves", ways, lambda way: way(setting, queries, upstream, needs)
+    )
+
+
+def _by_recomputation(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+    """Two kernels and no workspace."""
     dq, terms = _empty_dq(setting, needs.dq), setting.empty(0)
     if needs.dq or needs.scale:
-        terms = with_best_tile("dq", place, lambda tile: _recompute_dq(setting, queries, upstream, dq, tile))
+        terms = with_best_tile("dq", setting.place, lambda tile: _recompute_dq(setting, queries, upstream, dq, tile))
     dtargets = _empty_if(setting, needs.targets, setting.problem.targets)
     if needs.targets:
-        with_best_tile("dz", place, lambda tile: _recompute_dz(setting, queries, upstream, dtargets, tile))
+        with_best_tile("dz", setting.place, lambda tile: _recompute_dz(setting, queries, upstream, dtargets, tile))
     return dq, dtargets, terms
 
 
@@ -196,15 +207,17 @@ def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_t
     return tuple(waves)
 
 
-def _by_waves(
-    setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile
-) -> tuple[Tensor, Tensor, Tensor]:
+def _by_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
     """The products of dS by cuBLAS, with as many rows of dS at a time as the workspace holds."""
+    return with_best_tile("ds", setting.place, lambda tile: _run_waves(setting, queries, upstream, needs, tile))
+
+
+def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
     problem, plan = setting.problem, setting.plan
     _, N, U, M, D = setting.sizes
     dtype = queries.dtype
     stride = divide_up(M, 16 // queries.itemsize) * (16 // queries.itemsize)  # rows start at 16 bytes
-    most_tiles = max(1, tiles.WAVE_BYTES // (tile.n * stride * queries.itemsize))
+    most_tiles = max(1, tiles.BACKWARD[setting.place.architecture].wave_bytes // (tile.n * stride * queries.itemsize))
     waves = _waves(plan.target_slots, N, tile.n, most_tiles)
     workspace = setting.empty(max(wave.rows for wave in waves), stride, dtype=dtype)
     column_tiles = divide_up(M, tile.m)

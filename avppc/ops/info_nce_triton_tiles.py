@@ -20,8 +20,6 @@ SMALL = 1
 SHARED_MEMORY_BYTES = {INTERPRETER: 99 << 10, SMALL: 99 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """The most that one block may have."""
 
-WAVE_BYTES = 64 << 20
-"""The bound on the workspace of the backward by waves; the second-level cache of an H100 is 50 MB."""
 COLUMN_STATISTICS_BYTES = 256 << 20
 """The bound on the statistics of columns by row tile that a symmetric loss keeps before they are combined."""
 
@@ -140,7 +138,8 @@ TABLE: dict[tuple[int, int], dict[str, _Row]] = {
         "dq": (Tile(64, 64, 64, 64, 8, 3), Tile(64, 64, 128, 128, 8, 2), *_HALF_90["dq"][2:]),
     },
     (SMALL, 2): _HALF_SMALL,
-    **{(architecture, 4): _FLOAT for architecture in (SMALL, 80, 90, 100)},
+    **{(architecture, 4): _FLOAT for architecture in (SMALL, 80, 90)},
+    (100, 4): {**_FLOAT, "dz": _same(Tile(32, 32, 32, 64, 8, 2))},
     **{(INTERPRETER, itemsize): _INTERPRETED for itemsize in (2, 4)},
 }
 
@@ -171,10 +170,28 @@ def table_tile(kernel: str, place: Place) -> Tile:
     return TABLE[place.architecture, place.itemsize][kernel][column]
 
 
-def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int) -> bool:
-    """Whether the backward computes dq and dz by two kernels without a workspace, instead of by waves of rows.
+class Backward(NamedTuple):
+    """How the backward of one architecture goes: by two kernels that compute the logits again, or by waves of rows."""
 
-    It does where a tile's gradient fits the registers, and where launches would take longer than the arithmetic.
+    recompute_width: int
+    """The largest D whose gradients' tiles leave the registers room for logits."""
+    recompute_logits: int
+    """Up to this K N M launches take longer than arithmetic, and recomputation needs the fewest."""
+    wave_bytes: int
+    """The bound on the workspace of waves; the second-level cache is 40 MB (A100), 50 MB (H100), 126 MB (B200)."""
+
+
+BACKWARD = {
+    INTERPRETER: Backward(64, 1 << 12, 1 << 14),
+    SMALL: Backward(128, 1 << 22, 32 << 20),
+    80: Backward(128, 1 << 23, 32 << 20),
+    90: Backward(256, 1 << 23, 64 << 20),
+    100: Backward(256, 1 << 23, 64 << 20),
+}
+
+
+def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int) -> bool:
+    """Whether the backward goes by recomputation, without a workspace.
 
     Args:
         place: as for the tiles.
@@ -182,7 +199,9 @@ def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int
         tiles: how many tiles of targets have their gradients computed at a time: what keeps the GPU busy.
         processors: of the GPU.
     """
-    return (place.width <= 256 and tiles >= processors) or (logits <= 1 << 23 and 2 * tiles >= processors)
+    limits = BACKWARD[place.architecture]
+    wide = place.width <= limits.recompute_width and tiles >= processors
+    return wide or (logits <= limits.recompute_logits and 2 * tiles >= processors)
 
 
 @functools.cache

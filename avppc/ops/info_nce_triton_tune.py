@@ -14,27 +14,40 @@ import torch
 from avppc.ops.info_nce_triton_tiles import INTERPRETER, SHARED_MEMORY_BYTES, Place, Tile, table_tile
 
 _Result = TypeVar("_Result")
+_Way = TypeVar("_Way")
 _logger = logging.getLogger(__name__)
 _found: dict[tuple[str, Place], Tile] = {}
+_found_ways: dict[object, str] = {}
 REPETITIONS = 5
 
 
 def with_best_tile(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> _Result:
     """What `run` returns with the table's tile; under AVPPC_TUNE=1 with the fastest of the candidates."""
-    if os.environ.get("AVPPC_TUNE") != "1" or _is_capturing():
+    if not _is_tuning():
         return run(_found.get((kernel, place)) or table_tile(kernel, place))
     if (kernel, place) not in _found:
         _found[kernel, place] = _search(kernel, place, run)
     return run(_found[kernel, place])
 
 
-def tuned_tiles() -> dict[tuple[str, Place], Tile]:
-    """What has been found so far."""
-    return dict(_found)
+def with_best_way(key: object, usual: str, ways: dict[str, _Way], run: Callable[[_Way], _Result]) -> _Result:
+    """What `run` returns with the usual way; under AVPPC_TUNE=1 with the fastest for this key."""
+    if not _is_tuning():
+        return run(ways[_found_ways.get(key, usual)])
+    if key not in _found_ways:
+        for way in ways.values():
+            run(way)  # compiles, finds tiles
+        times = {
+            name: statistics.median(_milliseconds(run, way) for _ in range(REPETITIONS)) for name, way in ways.items()
+        }
+        _found_ways[key] = min(times, key=lambda name: times[name])
+        print(f"tuned the backward at {key}: {times} ms; the table's is {usual!r}", flush=True)
+    return run(ways[_found_ways[key]])
 
 
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def _is_tuning() -> bool:
+    is_capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return os.environ.get("AVPPC_TUNE") == "1" and not is_capturing
 
 
 def candidates(kernel: str, place: Place) -> Iterator[Tile]:
@@ -81,14 +94,14 @@ def _search(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> Tile:
     return best
 
 
-def _milliseconds(run: Callable[[Tile], object], tile: Tile) -> float:
+def _milliseconds(run: Callable[[_Way], object], way: _Way) -> float:
     if not torch.cuda.is_available():
         start = time.perf_counter()
-        run(tile)
+        run(way)
         return (time.perf_counter() - start) * 1e3
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     before.record()
-    run(tile)
+    run(way)
     after.record()
     after.synchronize()
     return before.elapsed_time(after)

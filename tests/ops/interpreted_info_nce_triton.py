@@ -127,7 +127,7 @@ def test_waves_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     upstream = torch.randn(3, 70, generator=torch.Generator().manual_seed(1))
     tile_bytes, counts, results = 32 * 80 * 4, set(), []
     for wave_tiles in (1, 4, 100):
-        monkeypatch.setattr(tiles, "WAVE_BYTES", wave_tiles * tile_bytes)
+        monkeypatch.setitem(tiles.BACKWARD, tiles.INTERPRETER, tiles.Backward(64, 0, wave_tiles * tile_bytes))
         counts.add(len(backward_launch._waves(((0, 2), (2, 3)), 70, 32, wave_tiles)))
         results.append(with_gradients(solve(arguments, reduction="none"), upstream, arguments))
     assert counts == {9, 3, 2}
@@ -396,6 +396,8 @@ def test_tuning_finds_a_tile_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys
     printed = capsys.readouterr().out
     assert "tuned 'fwd' at Place(architecture=0" in printed
     assert "; the table's Tile(n=64, m=32, d=64" in printed
+    assert "tuned the backward at (Place(architecture=0" in printed
+    assert "; the table's is 'recompute'" in printed or "; the table's is 'waves'" in printed
 
 
 def test_targets_in_parts_as_a_ring_sees_them(backward: str) -> None:

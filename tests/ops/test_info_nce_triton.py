@@ -22,6 +22,7 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 
 
 @needs_triton
+@pytest.mark.timeout(900)  # a minute where nothing else runs
 def test_the_contract_holds_in_the_interpreter() -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when a kernel is defined, and others compile kernels."""
     tests = Path(__file__).parent / "interpreted_info_nce_triton.py"

@@ -8,7 +8,15 @@ import os
 import pytest
 
 from avppc.ops.info_nce_triton_report import Compiled, Variant, compile_kernel, sass, table_variants, variant
-from avppc.ops.info_nce_triton_tiles import KERNELS, SHARED_MEMORY_BYTES, SMALL, Place, Tile, table_tile
+from avppc.ops.info_nce_triton_tiles import (
+    KERNELS,
+    SHARED_MEMORY_BYTES,
+    SMALL,
+    Place,
+    Tile,
+    recompute_in_backward,
+    table_tile,
+)
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
@@ -80,3 +88,14 @@ def test_every_place_has_a_tile() -> None:
                     for kernel in KERNELS:
                         place = Place(architecture, itemsize, width, **flags)
                         assert table_tile(kernel, place).output(width) > 0 or kernel not in ("dq", "dz")
+
+
+@pytest.mark.parametrize(
+    ("width", "rows", "expected"), [(512, 4096, False), (256, 4096, True), (512, 256, True), (1024, 1024, False)]
+)
+def test_the_backward_goes_by_shape(width: int, rows: int, expected: bool) -> None:
+    """The 42 sub-tasks on a GPU of 132 processors."""
+    place = Place(90, 2, width)
+    tile = table_tile("dz", place)
+    target_tiles = 10 * -(-rows // tile.m) * -(-width // tile.output(width))
+    assert recompute_in_backward(place, 42 * rows * rows, target_tiles, 132) == expected
