@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in parts: build, tests, compute-sanitizer, benchmarks, plots. `make gpu` runs it.
 #
-# benchmarks/results/GPU/ gets one JSON a benchmark, build/gpu/GPU/ one log a part. A part that has passed for this commit is not
-# repeated, so that the same command goes on where a short spell on a machine ended. Each part has a time limit; all
-# together stay below eight minutes. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
+# benchmarks/results/GPU/ gets one JSON a benchmark, build/gpu/GPU/ one log a part. A part that has passed for this
+# commit is not repeated, so that the same command goes on where a short spell on a machine ended. Each part has a time
+# limit; all together stay below eight minutes. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}

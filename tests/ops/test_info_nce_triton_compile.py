@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import pytest
+import torch
+from info_nce_cases import Case
 
+from avppc.ops import info_nce_triton_tiles as tiles
+from avppc.ops.info_nce_problem import make_problem
 from avppc.ops.info_nce_triton_report import Compiled, Variant, compile_kernel, sass, table_variants, variant
 from avppc.ops.info_nce_triton_tiles import (
     KERNELS,
@@ -99,3 +104,64 @@ def test_the_backward_goes_by_shape(width: int, rows: int, expected: bool) -> No
     tile = table_tile("dz", place)
     target_tiles = 10 * -(-rows // tile.m) * -(-width // tile.output(width))
     assert recompute_in_backward(place, 42 * rows * rows, target_tiles, 132) == expected
+
+
+class Hopper:
+    """The part of Triton's driver that a launch asks before it loads anything onto a GPU."""
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Launches bind their arguments and compile as on an H100, and end before a GPU is needed; their kernels' names."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    names: list[str] = []
+    run = JITFunction.run
+
+    def compile_alone(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        names.append(self.__name__)
+        assert all(size > 0 for size in grid)
+        return run(self, *arguments, grid=grid, warmup=True, **options)
+
+    monkeypatch.setattr(driver, "_active", Hopper())
+    monkeypatch.setattr(JITFunction, "run", compile_alone)
+    monkeypatch.setattr(tiles, "architecture_of", lambda _: 90)
+    monkeypatch.setattr(tiles, "processors_of", lambda _: 132)
+    return names
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize(
+    "case",
+    [Case(N=1, Dc=1, Dz=1, K=1), Case(N=100, extra=3, offset=2, ids=5, Dc=24, Dz=24, dtype=torch.bfloat16)],
+    ids=str,
+)
+def test_launches_bind_and_compile(
+    case: Case, recompute: bool, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the interpreter does not see: constants, sizes of 1, alignment. Values are whatever the memory held."""
+    from avppc.ops.info_nce_triton_backward import info_nce_triton_backward
+    from avppc.ops.info_nce_triton_launch import info_nce_triton
+
+    monkeypatch.setattr(tiles, "recompute_in_backward", lambda *_: recompute)
+    with torch.no_grad():
+        problem = make_problem(**case.arguments())
+        rows, _, *saved = info_nce_triton(*problem)
+        gradients = info_nce_triton_backward(*problem, *saved, torch.zeros_like(rows), True, True, True, True)
+    inputs = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    assert [(x.shape, x.dtype) for x in gradients] == [(x.shape, x.dtype) for x in inputs]
+    backward = ["dq_kernel", "dz_kernel"] if recompute else ["ds_kernel"] * min(case.K, 2)  # a wave for each target
+    expected = ["product", "fwd", "lse", *backward, "product", "product"]
+    assert [part in name for part, name in zip(expected, launched, strict=True)] == [True] * len(expected)
