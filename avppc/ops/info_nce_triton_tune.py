@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import statistics
@@ -57,18 +58,18 @@ def candidates(kernel: str, place: Place) -> Iterator[Tile]:
     if place.architecture == INTERPRETER:
         yield first._replace(d=first.d // 2, o=first.o // 2)
         return
-    sizes = [(128, 128), (128, 64), (64, 128), (64, 64)] + ([(128, 256), (256, 128)] if kernel in ("fwd", "ds") else [])
+    sizes = [(128, 128), (128, 64), (64, 128), (64, 64)]
+    sizes += [(128, 256), (256, 128)] if kernel in ("fwd", "ds") else []
+    step = 64 if place.itemsize == 2 else 32
     whole = 1 << (place.width - 1).bit_length()
-    for n, m in sizes:
-        for d in sorted({32, 64, min(whole, 256)} if kernel != "product" else {32, 64}):
-            outputs = (d,) if d >= place.width else (128, 256)
-            for o in outputs if kernel in ("dq", "dz") else (0,):
-                for warps in (4, 8):
-                    for stages in (2, 3, 4):
-                        for registers in (0, 128) if warps == 8 else (0,):  # 128: two blocks on a processor
-                            tile = Tile(n, m, d, o, warps, stages, registers)
-                            if tile != first and _fits(tile, place):
-                                yield tile
+    steps = {step, whole} if kernel in ("fwd", "dq", "dz") and whole <= 256 else {step}
+    for (n, m), d, warps, stages in itertools.product(sizes, sorted(steps), (4, 8), (2, 3, 4)):
+        outputs = (0,) if kernel not in ("dq", "dz") else (d,) if d >= place.width else (128, 256)
+        limits = (0, 128) if warps == 8 else (0,)  # 128 registers a thread: two blocks on a processor
+        for o, registers in itertools.product(outputs, limits):
+            tile = Tile(n, m, d, o, warps, stages, registers)
+            if tile != first and _fits(tile, place):
+                yield tile
 
 
 def _fits(tile: Tile, place: Place) -> bool:
