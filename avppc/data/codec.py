@@ -1,4 +1,4 @@
-"""Decodes clips with torchcodec: the same cut by time stamps as PyAV's, for machines where it is faster.
+"""Decodes clips with torchcodec: the same cut by time stamps as PyAV's, by another decoder.
 
 torchcodec gives colours: the luma is computed back from them, in video range, so it differs from the stored one by what
 the two roundings lose. It needs FFmpeg's shared libraries and a build for the installed torch.
