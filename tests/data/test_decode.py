@@ -14,6 +14,7 @@ from make_videos import FLASH_LUMA, click_seconds, copy_cut, flash_frame, moving
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.crop import Crop
 from avppc.data.decode import DecodeError, decode_clip, decode_clips
+from avppc.data.reader import ClipError, missing_sound
 
 EVENT = 0.6  # seconds from the video's start: a flash and a click together
 TOGETHER = {"flashes": (EVENT,), "clicks": (EVENT,)}
@@ -235,6 +236,13 @@ class TestRefusals:
             decode_clip(path)
         assert caught.value.path == str(path)
         assert str(path) in str(caught.value)
+
+    def test_holes_in_the_sound_are_counted_together(self):
+        assert missing_sound([(0, 2000), (5000, 5600), (18_000, 18_560)], 18_560)[1] == (
+            "sound padded with zeros: 312 to 350 ms of the clip"
+        )
+        with pytest.raises(ClipError, match="sound missing: 562 to 582 ms of the clip"):
+            missing_sound([(5000, 5320), (7000, 7160), (9000, 9320)], 18_560)
 
     def test_a_damaged_frame_is_never_painted_over(self, tmp_path):
         data = bytearray(write_video(tmp_path / "v.mp4", options={"qp": "10"}).read_bytes())

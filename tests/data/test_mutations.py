@@ -37,3 +37,5 @@ def test_damaged_videos_are_refused_or_whole(tmp_path):
     # Most damage is noticed; some bits (padding, metadata) harm nothing.
     assert outcomes["refused"] > COUNT / 2
     assert outcomes["used"] > 0
+    # Some damage cannot be told from content: mp4 has no checksums, and not each wrong bit breaks a decoder's rules.
+    assert outcomes.get("altered", 0) <= COUNT * 0.03
