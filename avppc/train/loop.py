@@ -18,6 +18,7 @@ from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, verify_s
 from avppc.data.sampler import EpochSampler
 from avppc.files import write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
+from avppc.ops.info_nce_gather import rows_known_even
 from avppc.tasks.protocol import ProxyTask
 from avppc.tasks.registry import make_task
 from avppc.train.gradients import GradientAverager
@@ -71,15 +72,7 @@ def _pretrain(config: PretrainConfig, processes: Processes) -> Path:
     keep_memory()
     dataset = _open_data(config, processes)
     sampler = _make_sampler(config, dataset, processes)
-    torch.manual_seed(config.seed)
-    task = make_task(config.task, config)
-    if config.scale.cached_negatives and not task.has_representations:
-        raise ValueError(f"scale.cached_negatives needs a permutative task, task is {config.task!r}")
-    if main:
-        open_run(config)
-        write_json(config.out / TASK_FILE, task.describe())
-    processes.barrier()
-    task = prepare_model(task, config.scale, processes)
+    task = _open_task(config, processes)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     if main:
@@ -98,6 +91,7 @@ def _pretrain(config: PretrainConfig, processes: Processes) -> Path:
         RunLog(config.out, config.steps, step, main) as log,
         ClipLoader(dataset, sampler, device=device) as loader,
         StopRequest(processes) as stop,
+        rows_known_even(),  # the sampler deals every batch out evenly
     ):
         while step < config.steps:
             rate = learning_rate_at(step, config.steps, config.optimizer)
@@ -144,6 +138,19 @@ def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
             f"{dataset.shape.height} x {dataset.shape.width} pixels"
         )
     return dataset
+
+
+def _open_task(config: PretrainConfig, processes: Processes) -> ProxyTask:
+    """The task with its first weights, once the run's directory is there."""
+    torch.manual_seed(config.seed)
+    task = make_task(config.task, config)
+    if config.scale.cached_negatives and not task.has_representations:
+        raise ValueError(f"scale.cached_negatives needs a permutative task, task is {config.task!r}")
+    if processes.main:
+        open_run(config)
+        write_json(config.out / TASK_FILE, task.describe())
+    processes.barrier()
+    return prepare_model(task, config.scale, processes)
 
 
 def _make_sampler(config: PretrainConfig, dataset: PackedDataset, processes: Processes) -> EpochSampler:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from avppc.train.hardware import resolve_device
 
@@ -39,7 +40,7 @@ class Processes:
     def barrier(self) -> None:
         """Waits until every process has come here."""
         if self.size > 1:
-            self.sum(torch.zeros(1))
+            self.sum(torch.zeros(1, device=self.device))
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over processes; `value` itself where there is one."""
@@ -64,6 +65,21 @@ class Processes:
                 raise ValueError(f"{what} of process {rank} is {other.tolist()}, that of process 0 {every[0].tolist()}")
 
 
+def _connect(device: torch.device) -> None:
+    """Makes the default group of torch.distributed, as the environment describes it.
+
+    torchrun's store outlives a restart, and holds the addresses of processes that are gone: Gloo then waited for ever
+    for one of them (torch 2.13). So each life of the run has a page of its own, which its processes count out.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    life = (store.add(f"avppc/{restarts}", 1) - 1) // size
+    page = dist.PrefixStore(f"avppc/{restarts}/{life}", store)  # type: ignore[attr-defined]  # public all the same
+    # Gloo beside NCCL: numbers that the host needs are agreed upon without waiting for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=page, rank=rank, world_size=size)
+
+
 @contextlib.contextmanager
 def join_processes(device_name: str) -> Iterator[Processes]:
     """The processes that torchrun started, joined (NCCL for GPUs, Gloo for CPUs); without it this process alone.
@@ -80,8 +96,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         if device_name in ("auto", "cuda"):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    # Gloo beside NCCL: numbers that the host needs are agreed upon without waiting for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    _connect(device)
     try:
         yield Processes(rank, size, device)
     finally:

@@ -1,0 +1,220 @@
+"""What clusters do to a run: signals, full disks, loss that is not finite, processes that die."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launch import pretrain_until
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from test_pretrain import start_run, wait_for_rows
+from tiny_runs import SHAPE, WORDS, make_clip, tiny_config
+
+from avppc.config import ScaleConfig
+from avppc.data.packed import SHARD_FOLDER, PackedIndex
+from avppc.data.shard import ShardWriter
+from avppc.ops.log_mel import log_mel
+from avppc.tasks import element_task
+from avppc.train import loop, state
+from avppc.train.log import read_metrics
+from avppc.train.loop import pretrain
+
+TESTS = Path(__file__).parent
+BAD_CLIP, CLIPS, BATCH = 5, 24, 4
+"""The bad clip comes once in an epoch of six steps."""
+
+
+def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "optimizer.safetensors")}
+
+
+def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
+class TestSignal:
+    def test_sigterm_saves_and_leaves_with_143(self, tiny_set: Path, tmp_path: Path) -> None:
+        process = start_run(tiny_set, tmp_path / "run")
+        wait_for_rows(tmp_path / "run", 1, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143
+        assert not (tmp_path / "run" / "encoder.safetensors").exists()
+        pretrain(tiny_config(tiny_set, tmp_path / "run"))
+        pretrain(tiny_config(tiny_set, tmp_path / "undisturbed"))
+        assert_same_bits(tensors(tmp_path / "run", 12), tensors(tmp_path / "undisturbed", 12))
+
+    def test_the_handler_is_put_back(self, tiny_set: Path, tmp_path: Path) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        pretrain_until(tiny_config(tiny_set, tmp_path / "run"), 2)
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+
+    def test_signal_in_the_last_step_ends_a_finished_run(self, tiny_set: Path, tmp_path: Path) -> None:
+        with pytest.raises(AssertionError, match="was not stopped"):
+            pretrain_until(tiny_config(tiny_set, tmp_path / "run", steps=2), 2)
+        assert (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+class TestFullDisk:
+    def test_the_previous_checkpoint_stays_and_training_goes_on(
+        self, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        saved, save = [], state.save_file
+
+        def fill_up(content: dict[str, torch.Tensor], path: Path) -> None:
+            saved.append(path.parent.name)
+            if path.parent.name == ".step_00000004":
+                path.write_bytes(b"half a file")
+                raise SafetensorError("I/O error: No space left on device (os error 28)")
+            save(content, path)
+            if path.parent.name == ".step_00000006":
+                kept = sorted(folder.name for folder in path.parent.parent.iterdir())
+                assert kept == [".step_00000006", "step_00000002"]
+
+        monkeypatch.setattr(state, "save_file", fill_up)
+        pretrain(tiny_config(tiny_set, tmp_path / "run", steps=6))
+        assert "checkpoint of step 4 could not be written" in caplog.text
+        assert "No space left on device (os error 28)); step_00000002 is kept" in caplog.text
+        names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+        assert names == ["step_00000002", "step_00000006"]
+
+    def test_a_run_whose_last_checkpoint_is_missing_fails(self, tiny_set: Path, tmp_path: Path) -> None:
+        """A limit on the size of files stands for the full disk; here the system refuses, nothing is patched."""
+        code = (
+            "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
+            "from pathlib import Path; from tiny_runs import tiny_config; from avppc.train.loop import pretrain\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+            "pretrain(tiny_config(Path(sys.argv[2]), Path(sys.argv[3]), steps=2))\n"
+        )
+        arguments = [sys.executable, "-c", code, str(TESTS), str(tiny_set), str(tmp_path / "run")]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "the last checkpoint is missing" in done.stderr
+        assert "there is none yet" in done.stderr
+        assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+        assert read_metrics(tmp_path / "run")[-1]["step"] == 2
+
+
+@pytest.fixture(scope="module")
+def set_with_a_bad_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One clip is full of samples of -32768, of which the patched features make NaN."""
+    directory = tmp_path_factory.mktemp("bad") / "packed"
+    (directory / SHARD_FOLDER).mkdir(parents=True)
+    writer = ShardWriter(SHAPE, CLIPS)
+    for number in range(CLIPS):
+        clip = make_clip(number % 3, number)
+        if number == BAD_CLIP:
+            clip["audio"] = np.full(SHAPE.samples, -32768, np.int16)
+        writer.add(f"{number}.mp4", **clip, label=number % 3, clip_id=100 + number, speaker=0)
+    record = writer.write(directory / SHARD_FOLDER / "train-00000.safetensors")
+    PackedIndex(SHAPE, WORDS, {"train": (record,)}).write(directory)
+    return directory
+
+
+@pytest.fixture
+def nan_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(audio: torch.Tensor, *args: object) -> torch.Tensor:
+        features = log_mel(audio, *args)
+        features[(audio == -32768).all(1)] = torch.nan
+        return features
+
+    monkeypatch.setattr(element_task, "log_mel", spoiled)
+
+
+@pytest.mark.usefixtures("nan_features")
+class TestNotFinite:
+    def test_the_step_is_skipped_and_the_clip_is_named(
+        self, set_with_a_bad_clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = tiny_config(set_with_a_bad_clip, tmp_path / "run", batch_size=BATCH, log_every=4)
+        pretrain(config)
+        rows = read_metrics(config.out)
+        assert rows[-1]["skipped"] == 2  # once in each of two epochs
+        assert all(np.isfinite(row["loss"]) for row in rows)
+        lines = [json.loads(line) for line in (config.out / "skipped_clips.jsonl").read_text().splitlines()]
+        assert [line["suspects"] for line in lines] == [["5.mp4"], ["5.mp4"]]
+        assert all("5.mp4" in line["clips"] and len(line["clips"]) == BATCH for line in lines)
+        assert "by themselves these give features that are not finite: 5.mp4" in caplog.text
+        assert all(value.isfinite().all() for value in tensors(config.out, 12).values())
+
+    def test_it_is_as_if_the_step_had_not_been(self, set_with_a_bad_clip: Path, tmp_path: Path) -> None:
+        """Weights, state and running statistics after the bad step are those before it."""
+        config = tiny_config(
+            set_with_a_bad_clip, tmp_path / "run", batch_size=BATCH, checkpoint_every=1, keep_checkpoints=12
+        )
+        pretrain(config)
+        bad = json.loads((config.out / "skipped_clips.jsonl").read_text().splitlines()[0])["step"]
+        counts = ("num_batches_tracked",)
+        before, after, later = (
+            (
+                {name: value for name, value in tensors(config.out, step).items() if not name.endswith(counts)}
+                for step in (bad - 1, bad, bad + 1)
+            )
+            if bad > 1
+            else pytest.fail("the bad clip comes in the first step: choose another seed")
+        )
+        assert_same_bits(before, after)
+        assert any(not torch.equal(value, later[name]) for name, value in after.items())
+
+    def test_too_many_in_a_row_stop_the_run(self, set_with_a_bad_clip: Path, tmp_path: Path) -> None:
+        config = tiny_config(
+            set_with_a_bad_clip, tmp_path / "run", batch_size=CLIPS, log_every=1, scale=ScaleConfig(max_skipped_steps=2)
+        )
+        with pytest.raises(FloatingPointError, match=r"in the last 3 steps up to step 3 .*max_skipped_steps=2.*5\.mp4"):
+            pretrain(config)
+
+    def test_a_resumed_run_goes_on_counting(self, set_with_a_bad_clip: Path, tmp_path: Path) -> None:
+        config = tiny_config(set_with_a_bad_clip, tmp_path / "run", batch_size=BATCH)
+        pretrain_until(config, 7)
+        pretrain(config)
+        assert read_metrics(config.out)[-1]["skipped"] == 2
+
+
+class TestElasticRestart:
+    def test_five_kills_of_a_rank_change_nothing(self, tiny_set: Path, tmp_path: Path) -> None:
+        """torchrun starts all processes anew each time; weights and epochs end as in an undisturbed run."""
+        kills = (2, 3, 5, 7, 9)
+        self.torchrun(tiny_set, tmp_path / "run", kills)
+        assert (tmp_path / "run-kills").read_text().split() == [str(step) for step in kills]
+        self.torchrun(tiny_set, tmp_path / "undisturbed", ())
+        assert_same_bits(tensors(tmp_path / "run", 12), tensors(tmp_path / "undisturbed", 12))
+        progress = [
+            json.loads((run / "checkpoints" / "step_00000012" / "progress.json").read_text())["progress"]
+            for run in (tmp_path / "run", tmp_path / "undisturbed")
+        ]
+        assert progress[0] == progress[1]
+
+    def torchrun(self, data: Path, out: Path, kills: tuple[int, ...]) -> None:
+        arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        arguments += ["--max-restarts=5", "--monitor-interval=0.05", str(TESTS / "killed_rank.py")]
+        arguments += [str(data), str(out), ",".join(map(str, kills))]
+        changes = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "default"}
+        environment = {**os.environ, **changes, "PYTHONPATH": str(TESTS.parents[1])}  # this package, not one installed
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_run(
+    tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("avppc.train.log.json.dumps", full)
+    config = dataclasses.replace(tiny_config(tiny_set, tmp_path / "run", steps=2), log_every=1)
+    monkeypatch.setattr(loop, "open_run", lambda _: config.out.mkdir())
+    monkeypatch.setattr(loop, "write_json", lambda *_: None)
+    monkeypatch.setattr(state, "write_json", lambda *_: None)
+    pretrain(config)
+    assert "the metrics of step 1 could not be written: [Errno 28] No space left on device" in caplog.text

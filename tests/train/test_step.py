@@ -1,0 +1,215 @@
+"""The gradients of a step: in parts, with less memory, and left out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, ClipBatch
+from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig
+from avppc.data.draws import ClipGenerator
+from avppc.models.batch_norm import frozen_statistics
+from avppc.models.checkpointing import checkpoint_blocks
+from avppc.tasks.permutative_task import ChunkTask, PermutativeTask
+from avppc.tasks.protocol import ProxyTask
+from avppc.train.gradients import GradientAverager
+from avppc.train.log import Meter
+from avppc.train.optimizer import make_optimizer, step_unless
+from avppc.train.processes import Processes
+from avppc.train.skipped import SkippedSteps
+from avppc.train.step import GradientComputer
+
+CONFIG = PretrainConfig(
+    Path("data"),
+    Path("out"),
+    objective=ObjectiveConfig(dim=16),
+    encoder=EncoderConfig(width=4, features=16),
+    audio_width=4,
+)
+PARTS, CLIPS = 3, 4  # clips a part
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def make_task(kind: type[ProxyTask] = PermutativeTask, config: PretrainConfig = CONFIG) -> ProxyTask:
+    torch.manual_seed(0)
+    return kind(config).train()  # type: ignore[call-arg]
+
+
+def make_batches() -> list[ClipBatch]:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.arange(PARTS * CLIPS)
+    whole = ClipBatch(
+        torch.randint(0, 256, (len(numbers), CLIP_FRAMES, 96, 96), generator=generator, dtype=torch.uint8),
+        torch.randint(-9000, 9000, (len(numbers), CLIP_SAMPLES), generator=generator, dtype=torch.int16),
+        numbers % 5,
+        numbers,
+        torch.zeros_like(numbers),
+    )
+    return [whole[part * CLIPS : (part + 1) * CLIPS] for part in range(PARTS)]
+
+
+def draws(part: int) -> ClipGenerator:
+    torch.manual_seed(part)  # for dropout
+    return ClipGenerator(9, part * CLIPS, CLIPS)
+
+
+def cached_gradients(task: ProxyTask) -> dict[str, torch.Tensor]:
+    computer = GradientComputer(task, GradientAverager(task.parameters(), ALONE), contextlib.nullcontext)
+    result = computer.cached(iter(make_batches()), PARTS, draws)
+    assert result.clip_ids.tolist() == list(range(PARTS * CLIPS))
+    return {"loss": result.outputs[0]["loss"], **gradients_of(task)}
+
+
+def gradients_of(task: ProxyTask) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
+
+
+def at_once(task: ProxyTask) -> dict[str, torch.Tensor]:
+    """One loss over all parts, everything kept: what the cached step must equal."""
+    batches = make_batches()
+    pieces = [task.represent(batch, draws(part)) for part, batch in enumerate(batches)]
+    whole = [torch.cat(column) for column in zip(*pieces, strict=True)]
+    numbers = ClipBatch(
+        **{
+            field.name: torch.cat([getattr(batch, field.name) for batch in batches])
+            for field in dataclasses.fields(ClipBatch)
+        }
+    )
+    loss = task.score(whole, numbers).loss
+    loss.backward()
+    return {"loss": loss.detach(), **gradients_of(task)}
+
+
+def assert_close(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            got[name], value, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("kind", [PermutativeTask, ChunkTask])
+def test_cached_gradients_are_those_of_the_one_large_loss(kind: type[ProxyTask]) -> None:
+    expected_task, task = make_task(kind), make_task(kind)
+    assert_close(cached_gradients(task), at_once(expected_task))
+    # the statistics count each batch once, although each passes twice
+    assert_close(dict(task.named_buffers()), dict(expected_task.named_buffers()))
+
+
+def test_cached_gradients_with_labels_that_leave_out_negatives() -> None:
+    config = dataclasses.replace(CONFIG, objective=ObjectiveConfig(dim=16, leave_out="word"))
+    got, everything = cached_gradients(make_task(config=config)), cached_gradients(make_task())
+    assert_close(got, at_once(make_task(config=config)))
+    assert got["loss"] < everything["loss"]
+
+
+def test_cached_step_without_batch_statistics_equals_the_plain_large_step() -> None:
+    def without_statistics() -> ProxyTask:
+        task = make_task()
+        for module in task.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return task
+
+    plain = without_statistics()
+    batches = make_batches()
+    whole = ClipBatch(
+        **{
+            field.name: torch.cat([getattr(batch, field.name) for batch in batches])
+            for field in dataclasses.fields(ClipBatch)
+        }
+    )
+    loss = plain(whole, ClipGenerator(9, 0, PARTS * CLIPS)).loss
+    loss.backward()
+    assert_close(cached_gradients(without_statistics()), {"loss": loss.detach(), **gradients_of(plain)})
+
+
+def test_cached_step_repeats_dropout() -> None:
+    def with_dropout() -> ProxyTask:
+        task = make_task()
+        task.video_encoder.project.append(nn.Dropout(0.5))
+        return task
+
+    assert_close(cached_gradients(with_dropout()), at_once(with_dropout()))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [EncoderConfig(width=4, features=16), EncoderConfig("resnet10", 4, "small", features=16)],
+    ids=lambda encoder: encoder.backbone,
+)
+def test_activation_checkpointing_changes_nothing_but_memory(encoder: EncoderConfig) -> None:
+    config = dataclasses.replace(CONFIG, encoder=encoder)
+    plain, saving = make_task(config=config), make_task(config=config)
+    names = list(saving.state_dict())
+    checkpoint_blocks(saving)
+    assert list(saving.state_dict()) == names
+    held = {}
+    for name, task in (("plain", plain), ("saving", saving)):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, s=sizes: s.append(x.nbytes) or x, lambda x: x):
+            loss = task(make_batches()[0], draws(0)).loss
+        held[name] = sum(sizes)
+        loss.backward()
+    assert held["saving"] < (0.9 if encoder.backbone == "conv4" else 0.75) * held["plain"]
+    assert_close(gradients_of(saving), gradients_of(plain))
+    assert_close(dict(saving.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_frozen_statistics_normalise_as_before() -> None:
+    norm = nn.BatchNorm2d(3).train()
+    x = torch.randn(4, 3, 5, 5) + 2
+    with frozen_statistics(norm):
+        y = norm(x)
+    assert norm.running_mean.tolist() == [0, 0, 0]
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(y, norm(x))
+    assert norm.num_batches_tracked == 1
+
+
+def test_skipped_step_leaves_parameters_and_state() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    twin = copy.deepcopy(model)
+    optimizer, twin_optimizer = (make_optimizer(m, CONFIG.optimizer) for m in (model, twin))
+    good, bad = torch.tensor(0.0), torch.tensor(1.0)
+    for skip in (bad, good, bad, bad, good):
+        x = torch.full((4, 3), torch.nan) if skip else torch.ones(4, 3)
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        before = copy.deepcopy(model.state_dict())
+        step_unless(skip, optimizer)
+        if skip:
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        else:
+            twin_optimizer.zero_grad()
+            twin(x).square().sum().backward()
+            twin_optimizer.step()
+    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["separate", "cached"])
+def test_nothing_is_read_back_from_the_device(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without content stand for those of a GPU: whoever asks for a value, and so would wait, gets an error."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    task = make_task().to(meta)
+    empty = make_batches()[0].to(meta)
+    processes = Processes(0, 1, meta)
+    computer = GradientComputer(task, GradientAverager(task.parameters(), processes), contextlib.nullcontext)
+    skipped, meter = SkippedSteps(task, 2 * CLIPS, 0, meta), Meter()
+    skipped.before()
+    result = (computer.cached if cached else computer.separate)(iter([empty, empty]), 2, draws)
+    norm = nn.utils.clip_grad_norm_(task.parameters(), 5.0)
+    skip = skipped.judge(norm, 1, result.clip_ids)
+    for values in result.outputs:
+        meter.add(values, skip)
+    assert skip.device == meta
+    with pytest.raises(RuntimeError, match="meta"):
+        skip.item()
