@@ -40,6 +40,7 @@ COMMANDS = {
     ),
     "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
     "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),
+    "bench-train": Command("Times the training step on this machine.", "BenchTrainConfig", "avppc.train.bench"),
     "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table"),
     "probe": Command("Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.probe"),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),

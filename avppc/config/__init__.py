@@ -1,6 +1,7 @@
 """Every setting of the package: frozen dataclasses, one docstring a field, checked when they are made."""
 
 from avppc.config.augment import AugmentConfig
+from avppc.config.bench import BenchTrainConfig
 from avppc.config.data import IndexConfig, PrepareConfig
 from avppc.config.doctor import DoctorConfig
 from avppc.config.evaluate import EvaluateConfig, RecipeConfig
@@ -17,6 +18,7 @@ from avppc.config.table import TableConfig
 
 __all__ = [
     "AugmentConfig",
+    "BenchTrainConfig",
     "CheckSyncConfig",
     "CutConfig",
     "DoctorConfig",

@@ -1,0 +1,200 @@
+"""`avppc bench-train`: how fast the training step is, where its time goes and what the machine could do."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from avppc.config.bench import BenchTrainConfig
+from avppc.config.pretrain import PretrainConfig
+from avppc.data.draws import ClipGenerator
+from avppc.data.loader import ClipLoader
+from avppc.data.packed import PackedDataset
+from avppc.data.sampler import EpochSampler
+from avppc.tasks.permutative_task import PermutativeTask
+from avppc.tasks.registry import make_task
+from avppc.train.hardware import autocast, keep_memory, use_bf16
+from avppc.train.model import prepare_model
+from avppc.train.optimizer import make_optimizer, step_unless
+from avppc.train.processes import Processes, join_processes
+from avppc.train.skipped import SkippedSteps
+
+WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Figures of one machine; every second is one of the clock."""
+
+    clips_per_second: float
+    step_seconds: float
+    parts_seconds: dict[str, float]
+    """Seconds a step of waiting for data, forward, backward, optimiser; they add up to step_seconds."""
+    data_wait: float
+    """Share of the step that waits for data."""
+    step_tflop: float
+    """Arithmetic of a step, forward and backward: products and convolutions as counted, the loss by its formula."""
+    ceiling_tflops: float
+    """TFLOP/s of large matrix products in the encoders' precision, here and now."""
+    model_flop_utilisation: float
+    """step_tflop / step_seconds / ceiling_tflops."""
+    peak_mib: float
+    """Most memory of the process; on a GPU, most that torch had given out."""
+    precision: str
+
+
+def run(config: BenchTrainConfig) -> int:
+    """`avppc bench-train`: prints the figures as JSON; returns 0."""
+    print(json.dumps(measure(config).__dict__, indent=1))
+    return 0
+
+
+def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
+    """The pretraining whose step is timed."""
+    chosen = PretrainConfig.from_preset(config.preset, config.data, config.data)
+    scale = replace(chosen.scale, compile=config.compile, activation_checkpointing=config.activation_checkpointing)
+    return replace(chosen, batch_size=config.batch_size or chosen.batch_size, scale=scale)
+
+
+def measure(config: BenchTrainConfig) -> BenchResult:
+    """Times the step; ValueError where the data set has too few clips."""
+    with join_processes(config.device) as processes:
+        if processes.size > 1:
+            raise ValueError("bench-train times one process: start it without torchrun")
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        keep_memory()
+        stepper = _Stepper(pretrain_config(config), processes)
+        try:
+            return _measure(stepper, config.steps)
+        finally:
+            stepper.loader.close()
+
+
+class _Stepper:
+    """The step of `pretrain`, its parts one by one."""
+
+    def __init__(self, config: PretrainConfig, processes: Processes) -> None:
+        self.config, self.device = config, processes.device
+        dataset = PackedDataset(config.data, "train", verify=False)
+        sampler = EpochSampler(len(dataset), config.batch_size, seed=0)
+        self.loader = ClipLoader(dataset, sampler, device=self.device)
+        self.bf16 = use_bf16(config.precision, self.device)
+        torch.manual_seed(0)
+        self.task = prepare_model(make_task(config.task, config), config.scale, processes).train()
+        self.optimizer = make_optimizer(self.task, config.optimizer)
+        self.skipped = SkippedSteps(self.task, config.batch_size, 0, self.device)
+        self.number = 0
+
+    def step(self, lap: Callable[[str], None] = lambda _: None) -> None:
+        batch = next(self.loader)
+        lap("data")
+        self.skipped.before()
+        with autocast(self.device, self.bf16):
+            output = self.task(batch, ClipGenerator(self.number, 0, len(batch)))
+        lap("forward")
+        output.loss.backward()
+        lap("backward")
+        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optimizer.clip_norm)
+        self.number += 1
+        step_unless(self.skipped.judge(norm, self.number, batch.clip_ids), self.optimizer)
+        self.optimizer.zero_grad(set_to_none=True)
+        lap("optimiser")
+
+
+def _measure(stepper: _Stepper, steps: int) -> BenchResult:
+    wait = partial(_synchronise, stepper.device)
+    for _ in range(WARM_UP_STEPS):
+        stepper.step()
+    wait()
+    # The rate without looking inside: laps would make a GPU wait for the host.
+    start = time.perf_counter()
+    waited = stepper.loader.wait_seconds
+    for _ in range(steps):
+        stepper.step()
+    wait()
+    seconds = (time.perf_counter() - start) / steps
+    data_wait = (stepper.loader.wait_seconds - waited) / steps / seconds
+    parts = _parts(stepper, min(steps, 10), wait)
+    total = sum(parts.values())
+    tflop = step_flop(stepper.config, stepper.step) / 1e12
+    ceiling = product_tflops(stepper.device, torch.bfloat16 if stepper.bf16 else torch.float32)
+    return BenchResult(
+        clips_per_second=stepper.config.batch_size / seconds,
+        step_seconds=seconds,
+        parts_seconds={name: value * seconds / total for name, value in parts.items()},
+        data_wait=data_wait,
+        step_tflop=tflop,
+        ceiling_tflops=ceiling,
+        model_flop_utilisation=tflop / seconds / ceiling,
+        peak_mib=peak_mib(stepper.device),
+        precision="bf16" if stepper.bf16 else "fp32",
+    )
+
+
+def _parts(stepper: _Stepper, steps: int, wait: Callable[[], None]) -> dict[str, float]:
+    """Seconds of each part of a step, the device waited for after each."""
+    parts: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal last
+        wait()
+        now = time.perf_counter()
+        parts[name] = parts.get(name, 0.0) + now - last
+        last = now
+
+    for _ in range(steps):
+        stepper.step(lap)
+    return parts
+
+
+def step_flop(config: PretrainConfig, step: Callable[[], None]) -> float:
+    """Floating point operations of a step; what activation checkpointing computes again is counted, too."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    flop = float(counter.get_total_flops())
+    if config.task == "av-permutative":
+        task = PermutativeTask(config)
+        subtasks, clips, dim = len(task.loss.subtasks), config.batch_size, config.objective.dim
+        # Logits and their two gradient products, and as much for the projections: the op is opaque to the counter.
+        flop += 6.0 * subtasks * clips * dim * (clips + dim)
+    return flop
+
+
+def product_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """TFLOP/s of the best of several large matrix products."""
+    side = 8192 if device.type == "cuda" else 1536
+    first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end or best == float("inf"):
+        best = min(best, _seconds(lambda: first @ second, device))
+    return 2.0 * side**3 / best / 1e12
+
+
+def _seconds(function: Callable[[], Tensor], device: torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    function()
+    _synchronise(device)
+    return time.perf_counter() - start
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory so far, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts it in KiB
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,25 @@
+"""`avppc bench-train`: figures that fit each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from avppc.cli import main
+
+
+def test_figures_of_the_step_fit_each_other(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--batch-size", "8", "--steps", "2", "--device", "cpu", "--threads", "1"]
+    assert main(["bench-train", "--data", str(tiny_set), *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["clips_per_second"] == pytest.approx(8 / found["step_seconds"])
+    assert list(found["parts_seconds"]) == ["data", "forward", "backward", "optimiser"]
+    assert sum(found["parts_seconds"].values()) == pytest.approx(found["step_seconds"])
+    assert 0 <= found["data_wait"] < 1
+    # 8 clips of 2 x 6 frames of 32 pixels through four convolutions, forward and twice as much backward
+    assert 5e-4 < found["step_tflop"] < 2e-3
+    utilisation = found["step_tflop"] / found["step_seconds"] / found["ceiling_tflops"]
+    assert found["model_flop_utilisation"] == pytest.approx(utilisation)
+    assert found["peak_mib"] > 100
