@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from plot_log_mel import report_log_mel
+from plot_tables import markdown
 
 Record = dict[str, Any]  # a benchmark's extra_info, with its test's name as "test"
 
@@ -56,12 +58,6 @@ def caption(machine: dict[str, Any]) -> str:
     return f"{where}, torch {machine['versions']['torch']}, {machine['date']}, {machine['commit'][:7]}{changed}"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose columns but the first are aligned right."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def report_info_nce(records: list[Record]) -> Figure:
     """Milliseconds of a full step of the 42 by every way to compute it; how many times faster ours is everywhere."""
     steps = [record for record in records if "share_of_mm" in record and record["mode"] == "full"]
@@ -78,9 +74,7 @@ def report_info_nce(records: list[Record]) -> Figure:
     for width in sorted({record["D"] for record in steps}):
         chosen = [r for r in steps if (r["K"], r["D"], r["dtype"]) == (42, width, "float32")]
         sizes = [record["N"] for record in chosen]
-        ratios.plot(
-            sizes, [r["times_faster"]["eager bmm"] for r in chosen], marker="o", label=f"eager bmm, D = {width}"
-        )
+        ratios.plot(sizes, [r["times_faster"]["eager bmm"] for r in chosen], marker="o", label=f"D = {width}")
     ratios.axhline(1, color="#98a2ad", linewidth=0.8)
     ratios.set(xscale="log", title="times faster than eager bmm", ylim=(0, None))
     _draw_lines(memory, [record for record in table if "peak_extra_mib" in record], "peak_extra_mib")
@@ -169,6 +163,7 @@ REPORTS: dict[str, Callable[[list[Record]], Figure]] = {
     "info_nce": report_info_nce,
     "info_nce_cuda": report_info_nce_cuda,
     "info_nce_cuda_peers": report_info_nce_cuda,
+    "log_mel": report_log_mel,
 }
 
 
