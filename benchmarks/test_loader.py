@@ -225,7 +225,7 @@ def test_dali(benchmark, tmp_path):
     if loader is None:
         pytest.skip("nvidia-dali-cuda130 is not installed")
     with loader:
-        contestants = {"dali": lambda: next(loader), "pyav": lambda: [decode_clip(path) for path in paths[:8]]}
+        contestants = {"dali": loader.__next__, "pyav": lambda: [decode_clip(path) for path in paths[:8]]}
         seconds = take_turns(contestants, DECODE_ROUNDS)
         benchmark.pedantic(contestants["dali"], rounds=1)
     del loader, contestants
