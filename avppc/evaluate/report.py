@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
@@ -22,6 +21,7 @@ from avppc.evaluate import plots
 from avppc.evaluate.clip_strips import ClipSheet, make_clip_sheet
 from avppc.evaluate.commands import changed_settings, command_line
 from avppc.evaluate.confusion import ConfusedPair, confusion_rates, most_confused, order_by_confusion
+from avppc.evaluate.pages import page_environment
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
 from avppc.evaluate.results import RowResult, task_of, title_of
 from avppc.files import sha256_of, write_atomically
@@ -58,13 +58,7 @@ def render(config: ReportConfig) -> str:
     record = read_record(config.run)
     sheet, sheet_problem = _clip_sheet(config, record.config)
     encoder = sha256_of(record.run / ENCODER_FILE) if (record.run / ENCODER_FILE).exists() else None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {
         "percent": percent,
         "duration": duration,

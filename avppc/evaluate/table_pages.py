@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from avppc._version import __version__
 from avppc.config.table import TableConfig
 from avppc.evaluate import plots
 from avppc.evaluate.commands import changed_settings, command_line
+from avppc.evaluate.pages import page_environment
 from avppc.evaluate.published import PUBLISHED, SOURCE
 from avppc.evaluate.report import HEADS, duration
 from avppc.evaluate.table_results import Figure, Table
@@ -118,13 +117,7 @@ def to_csv(table: Table) -> str:
 
 def to_html(table: Table) -> str:
     """A self-contained page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters |= {"duration": duration, "labels": plots.labels_title, "column": column_title}
     environment.globals |= {"pair_text": pair_text, "published_text": published_text}
     curve = low_shot_curve(table)

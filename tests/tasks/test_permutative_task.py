@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from task_cases import make_batch
 
-from avppc import ClipBatch, LogMelConfig
+from avppc import LogMelConfig
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
 from avppc.config import AugmentConfig, CutConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
 from avppc.data.elements import cut_elements
@@ -23,18 +24,6 @@ CONFIG = PretrainConfig(
 )
 CUT = CONFIG.cut
 FUTURE = slice(CUT.future_start, CUT.future_start + CUT.future_frames)
-
-
-def make_batch(clips: int = 6, seed: int = 0) -> ClipBatch:
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.arange(clips)
-    return ClipBatch(
-        torch.randint(0, 256, (clips, CLIP_FRAMES, 96, 96), generator=generator, dtype=torch.uint8),
-        torch.randint(-9000, 9000, (clips, CLIP_SAMPLES), generator=generator, dtype=torch.int16),
-        numbers % 3,
-        numbers,
-        torch.zeros_like(numbers),
-    )
 
 
 def samples(frames: slice) -> slice:
