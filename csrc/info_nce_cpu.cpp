@@ -58,18 +58,18 @@ int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
 
 class Solver {
  public:
-  explicit Solver(const InfoNCEProblem& problem, const Tensor& like)
-      : p_(problem), like_(like), threads_(choose_threads(p_)), rows_(choose_rows(p_, threads_)),
+  explicit Solver(const InfoNCEProblem& problem)
+      : p_(problem), threads_(choose_threads(p_)), rows_(choose_rows(p_, threads_)),
         units_(p_.units(rows_)), blocks_(divide_up(p_.N, rows_)), slices_(divide_up(p_.M, TARGET_SLICE)),
         s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)) {
     const int64_t size = s_size_ + (p_.element == Element::float32 ? 2 : 3) * q_size_;
-    scratch_ = empty({threads_, size});
+    scratch_ = empty_floats({threads_, size});
   }
 
   // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
   Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
     const int64_t columns = p_.symmetric ? p_.M : 0;
-    Statistics result{empty({p_.K, p_.N}), empty({p_.K, p_.N}), empty({2, p_.K, p_.N}), empty({2, p_.K, columns})};
+    Statistics result{empty_floats({p_.K, p_.N}), empty_floats({p_.K, p_.N}), empty_floats({2, p_.K, p_.N}), empty_floats({2, p_.K, columns})};
     const bool any_wanted = du != nullptr && wanted.any();
     const bool at_once = any_wanted && !p_.symmetric, later = any_wanted && p_.symmetric;
     if (gradients != nullptr && !later) start(wanted, gradients);
@@ -77,7 +77,7 @@ class Solver {
     std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
     std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
     run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
-      const OnThisThread products;
+      const OnThisThread products(!is_single());
       const Unit& unit = units_[index];
       const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
       const Scratch scratch = scratch_of(thread);
@@ -107,7 +107,7 @@ class Solver {
     std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
     const float* weight = p_.symmetric ? half.data() : du;
     run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
-      const OnThisThread products;
+      const OnThisThread products(!is_single());
       const Unit& unit = units_[index];
       const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
       const Scratch scratch = scratch_of(thread);
@@ -126,6 +126,9 @@ class Solver {
   }
 
  private:
+  // With a single unit the threads share each product instead.
+  bool is_single() const { return units_.size() == 1; }
+
   struct Scratch {
     float *s, *q, *dq;           // [rows, M], [rows, Dz] twice
     uint16_t *q_half, *dq_half;  // what products take of q and dq, where that is bfloat16
@@ -149,8 +152,6 @@ class Solver {
   static bool any(const float* x, int64_t count) {
     return std::any_of(x, x + count, [](float value) { return value != 0.0f; });
   }
-
-  Tensor empty(std::vector<int64_t> shape) const { return torch::stable::new_empty(like_, shape, ScalarType::Float); }
 
   Scratch scratch_of(int64_t thread) const {
     float* s = scratch_.mutable_data_ptr<float>() + thread * scratch_.size(1);
@@ -189,7 +190,7 @@ class Solver {
 
   void start(const Wanted& wanted, Gradients* gradients) {
     using Shape = std::vector<int64_t>;
-    const auto empty_if = [&](bool is_wanted, Shape shape) { return empty(is_wanted ? shape : Shape{0}); };
+    const auto empty_if = [&](bool is_wanted, Shape shape) { return empty_floats(is_wanted ? shape : Shape{0}); };
     *gradients = {empty_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), empty_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
                   empty_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), empty_if(wanted.scale, Shape())};
     wanted_ = wanted;
@@ -282,7 +283,6 @@ class Solver {
   }
 
   const InfoNCEProblem& p_;
-  const Tensor& like_;
   const int64_t threads_, rows_;
   const std::vector<Unit> units_;
   const int64_t blocks_, slices_;  // of each context's rows, of each target's
@@ -300,7 +300,7 @@ Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {
 // The means over rows of x [K, N].
 Tensor mean_of_rows(const Tensor& x) {
   const int64_t K = x.size(0), N = x.size(1);
-  Tensor result = torch::stable::new_empty(x, {K});
+  Tensor result = empty_floats({K});
   for (int64_t k = 0; k < K; ++k) {
     const float* row = x.const_data_ptr<float>() + k * N;
     const double sum = std::accumulate(row, row + N, 0.0);
@@ -313,7 +313,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu(
     const Tensor& contexts, const Tensor& targets, const Optional& weights, const Tensor& pairs, const Tensor& scale,
     int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric) {
   const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
-  const Statistics result = Solver(p, contexts).forward(nullptr, {}, nullptr);
+  const Statistics result = Solver(p).forward(nullptr, {}, nullptr);
   return {result.rows, result.correct, result.row_lse, result.column_lse};
 }
 
@@ -331,9 +331,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_cpu_
   for (int64_t n = 0; n < p.K * p.N; ++n) du[n] = share[n / p.N] / static_cast<float>(p.N);
   Gradients d;
   const Wanted wanted{need_contexts, need_targets, need_weights && weights.has_value(), need_scale};
-  const Statistics result = Solver(p, contexts).forward(du.data(), wanted, &d);
+  const Statistics result = Solver(p).forward(du.data(), wanted, &d);
   const Tensor task_loss = mean_of_rows(result.rows);
-  Tensor loss = torch::stable::new_empty(result.rows, {});
+  Tensor loss = empty_floats({});
   *loss.mutable_data_ptr<float>() =
       static_cast<float>(std::inner_product(share, share + p.K, task_loss.const_data_ptr<float>(), 0.0));
   return {loss, task_loss, mean_of_rows(result.correct), in_dtype(d.contexts, p.dtype), in_dtype(d.targets, p.dtype),
@@ -354,7 +354,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu_backward(
   AVPPC_CHECK(column_lse.numel() == (symmetric ? 2 * p.K * p.M : 0) && column_lse.is_contiguous(),
               "column_lse must be what info_nce_cpu returned");
   const Tensor du = torch::stable::contiguous(drows);
-  const Gradients d = Solver(p, contexts).backward(
+  const Gradients d = Solver(p).backward(
       du.const_data_ptr<float>(), row_lse, column_lse,
       {need_contexts, need_targets, need_weights && weights.has_value(), need_scale});
   return {in_dtype(d.contexts, p.dtype), in_dtype(d.targets, p.dtype), in_dtype(d.weights, p.dtype), d.scale};

@@ -12,9 +12,10 @@ namespace avppc {
 namespace {
 
 // Fortran's gemm, which torch exports where it carries MKL; matrices are column-major.
-using GemmBfloat16 = void (*)(const char* transpose_a, const char* transpose_b, const int* m, const int* n,
-                              const int* k, const float* alpha, const uint16_t* a, const int* lda, const uint16_t* b,
-                              const int* ldb, const float* beta, float* c, const int* ldc);
+template <typename T>
+using Gemm = void (*)(const char* transpose_a, const char* transpose_b, const int* m, const int* n, const int* k,
+                      const float* alpha, const T* a, const int* lda, const T* b, const int* ldb, const float* beta,
+                      float* c, const int* ldc);
 
 // A function that torch's CPU library exports, or null. Not any library's: others in the process have a BLAS, too.
 void* torch_symbol(const char* name) {
@@ -22,9 +23,24 @@ void* torch_symbol(const char* name) {
   return library == nullptr ? nullptr : dlsym(library, name);
 }
 
-GemmBfloat16 gemm_bfloat16_of_mkl() {
-  static const auto function = reinterpret_cast<GemmBfloat16>(torch_symbol("gemm_bf16bf16f32_"));
+Gemm<uint16_t> gemm_bfloat16_of_mkl() {
+  static const auto function = reinterpret_cast<Gemm<uint16_t>>(torch_symbol("gemm_bf16bf16f32_"));
   return function;
+}
+
+// What torch.addmm comes down to for float32, without the 3 us of its way there; null where torch has another BLAS.
+Gemm<float> gemm_floats_of_mkl() {
+  static const auto function =
+      torch_symbol("MKL_Set_Num_Threads_Local") == nullptr ? nullptr : reinterpret_cast<Gemm<float>>(torch_symbol("sgemm_"));
+  return function;
+}
+
+// row-major c = a b is column-major c^T = b^T a^T, and a row-major matrix is its transpose in column-major
+template <typename T>
+void multiply_with(Gemm<T> gemm, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
+  const int m = b.columns, n = a.rows, k = a.columns, lda = b.stride, ldb = a.stride, ldc = stride;
+  gemm(b.transposed ? "T" : "N", a.transposed ? "T" : "N", &m, &n, &k, &alpha, static_cast<const T*>(b.data), &lda,
+       static_cast<const T*>(a.data), &ldb, &beta, c, &ldc);
 }
 
 // Sets how many threads MKL may use for the calling one; 0: as many as for all. Returns what was set before.
@@ -56,27 +72,20 @@ Tensor borrow(const Factor& factor) {
 }
 
 void multiply_floats(const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
+  if (gemm_floats_of_mkl() != nullptr) return multiply_with(gemm_floats_of_mkl(), a, b, alpha, beta, c, stride);
   const Tensor out = borrow(c, a.rows, b.columns, stride, 1);
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_addmm_out(out.get(), out.get(), borrow(a).get(), borrow(b).get(), beta, alpha));
 }
 
-void multiply_with_amx(const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
-  // row-major c = a b is column-major c^T = b^T a^T, and a row-major matrix is its transpose in column-major
-  const int m = b.columns, n = a.rows, k = a.columns, lda = b.stride, ldb = a.stride, ldc = stride;
-  gemm_bfloat16_of_mkl()(b.transposed ? "T" : "N", a.transposed ? "T" : "N", &m, &n, &k, &alpha,
-                         static_cast<const uint16_t*>(b.data), &lda, static_cast<const uint16_t*>(a.data), &ldb, &beta,
-                         c, &ldc);
-}
-
 }  // namespace
 
-OnThisThread::OnThisThread() {
-  if (set_threads() != nullptr) before_ = set_threads()(1);
+OnThisThread::OnThisThread(bool wanted) : wanted_(wanted && set_threads() != nullptr) {
+  if (wanted_) before_ = set_threads()(1);
 }
 
 OnThisThread::~OnThisThread() {
-  if (set_threads() != nullptr) set_threads()(before_);
+  if (wanted_) set_threads()(before_);
 }
 
 bool has_bfloat16_products() {
@@ -87,7 +96,7 @@ void multiply(Element type, const Factor& a, const Factor& b, float alpha, float
   if (type == Element::float32) {
     multiply_floats(a, b, alpha, beta, c, stride);
   } else if (has_amx_products()) {
-    multiply_with_amx(a, b, alpha, beta, c, stride);
+    multiply_with(gemm_bfloat16_of_mkl(), a, b, alpha, beta, c, stride);
   } else {
     gemm_bfloat16(a, b, alpha, beta, c, stride);
   }

@@ -21,16 +21,17 @@ struct Factor {
 // beta == 0 never reads c. bfloat16 needs has_bfloat16_products().
 void multiply(Element type, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride);
 
-// While one lives, MKL keeps to the calling thread. Inside a parallel region it does anyway; outside, as with a single
-// thread at work, each small product would wake and await the others.
+// While one lives (and is `wanted`), MKL keeps to the calling thread. Inside a parallel region it does anyway; outside,
+// as with a single thread at work, each small product would wake and await the others.
 class OnThisThread {
  public:
-  OnThisThread();
+  explicit OnThisThread(bool wanted);
   ~OnThisThread();
   OnThisThread(const OnThisThread&) = delete;
   OnThisThread& operator=(const OnThisThread&) = delete;
 
  private:
+  const bool wanted_;
   int before_ = 0;
 };
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avppc.config.checks import check_bool, check_choice
 from avppc.ops import _library
+from avppc.ops.constants import constant
 from avppc.ops.info_nce_cpu import info_nce_cpu_mean, info_nce_cpu_rows
 from avppc.ops.info_nce_problem import Pairs, Problem, make_problem
 from avppc.ops.info_nce_triton import info_nce_triton_rows
@@ -235,27 +236,11 @@ def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | No
 def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> Tensor:
     """[K], of the dtype and device of `like`: what each sub-task's loss counts in the mean; they sum to 1."""
     if task_weights is None:
-        return like.new_full((tasks,), 1 / tasks)
-    if torch.compiler.is_compiling() or like.device.type != "cuda":
-        return torch.tensor(_normalized(task_weights), dtype=like.dtype, device=like.device)
-    return _shares_on_gpu(tuple(task_weights), like)
-
-
-_shares_kept: dict[Any, Tensor] = {}
-
-
-def _shares_on_gpu(task_weights: tuple[float, ...], like: Tensor) -> Tensor:
-    """Copied to a GPU once, so that a step copies nothing and CUDA graphs can capture it."""
-    key = task_weights, like.dtype, like.device
-    if key not in _shares_kept:
-        with torch.inference_mode(False):  # a later step may differentiate
-            shares = torch.tensor(_normalized(task_weights), dtype=like.dtype, device=like.device)
-        if type(shares) is not Tensor:  # a tensor without values, of one who traces
-            return shares
-        if len(_shares_kept) >= 64:
-            _shares_kept.clear()
-        _shares_kept[key] = shares
-    return _shares_kept[key]
+        return constant(
+            "equal shares", (tasks, like.dtype, like.device), lambda: like.new_full((tasks,), 1 / tasks), like
+        )
+    key = tuple(task_weights), like.dtype, like.device
+    return constant("shares", key, lambda: like.new_tensor(_normalized(task_weights)), like)
 
 
 def _normalized(task_weights: Sequence[float]) -> list[float]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from avppc.config.checks import check_bool
+from avppc.ops.constants import constant
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NO_POSITIVE = -1
@@ -145,8 +146,14 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
                 f"pairs may be None only where sub-task k uses context k and target k; got {sets[0]} contexts, "
                 f"{sets[1]} targets" + ("" if weights is None else f" and {tasks} weights")
             )
-        return torch.arange(tasks, device="cpu").unsqueeze(1).expand(tasks, 2)
-    pairs = as_pairs(pairs)
+        return constant(
+            "own pairs", tasks, lambda: torch.arange(tasks, device="cpu").unsqueeze(1).repeat(1, 2), contexts
+        )
+    if not isinstance(pairs, Tensor) and not hasattr(pairs, "__array__"):
+        rows = _read_pairs(pairs)
+        pairs = constant("pairs", rows, lambda: as_pairs(_to_tensor(rows)), contexts)
+    else:
+        pairs = as_pairs(pairs)
     if weights is not None and weights.shape[0] != pairs.shape[0]:
         raise ValueError(
             f"weights must hold one matrix a sub-task: {pairs.shape[0]} pairs need {pairs.shape[0]} "
@@ -160,7 +167,7 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
 def as_pairs(pairs: Pairs) -> Tensor:
     """The pairs as [K, 2] int64 on the CPU; raises TypeError or ValueError unless they are K >= 1 pairs of integers."""
     if not isinstance(pairs, Tensor):
-        pairs = torch.as_tensor(pairs) if hasattr(pairs, "__array__") else _pairs_of_sequences(pairs)
+        pairs = torch.as_tensor(pairs) if hasattr(pairs, "__array__") else _to_tensor(_read_pairs(pairs))
     if pairs.dtype not in INTEGER_DTYPES:
         raise TypeError(f"pairs must hold integers, got dtype {_names([pairs.dtype])}")
     if pairs.ndim != 2 or pairs.shape[0] == 0 or pairs.shape[1] != 2:
@@ -168,7 +175,8 @@ def as_pairs(pairs: Pairs) -> Tensor:
     return pairs.to("cpu", torch.int64)
 
 
-def _pairs_of_sequences(pairs: Any) -> Tensor:
+def _read_pairs(pairs: Any) -> tuple[tuple[int, int], ...]:
+    """Pairs of integers in sequences; TypeError or ValueError for anything else."""
     if isinstance(pairs, str) or not isinstance(pairs, Sequence):
         raise TypeError(f"pairs must be [K, 2] integers (context index, target index), got {type(pairs).__name__}")
     for pair in pairs:
@@ -177,9 +185,13 @@ def _pairs_of_sequences(pairs: Any) -> Tensor:
         if len(pair) != 2:
             raise ValueError(f"pairs must hold two indices each (context index, target index), got {pair!r}")
         for index in pair:
-            if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+            if type(index) is not int and (isinstance(index, bool) or not isinstance(index, numbers.Integral)):
                 raise TypeError(f"pairs must hold integers, got {index!r}")
-    return torch.tensor([list(pair) for pair in pairs], dtype=torch.int64, device="cpu").reshape(-1, 2)
+    return tuple([(pair[0], pair[1]) for pair in pairs])
+
+
+def _to_tensor(pairs: tuple[tuple[int, int], ...]) -> Tensor:
+    return torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
 
 
 def _check_pair_range(pairs: Tensor, contexts: int, targets: int) -> None:
@@ -227,7 +239,10 @@ def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
         # one compiled graph serves all floats, unless they are checked or go through torch.full
         if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(dtype).max:
             raise ValueError(f"scale must be finite in {_names([dtype])}, got {scale}")
-        return scale * torch.ones((), dtype=dtype, device=contexts.device)
+        device = contexts.device
+        return constant(
+            "scale", (scale, dtype, device), lambda: scale * torch.ones((), dtype=dtype, device=device), contexts
+        )
     if scale.ndim != 0:
         raise ValueError(f"scale must be a number or a 0-d tensor, got shape {list(scale.shape)}")
     if scale.dtype not in FLOAT_DTYPES:

@@ -1,0 +1,43 @@
+"""Small tensors that many calls have in common: making them anew takes longer than a small loss does.
+
+On a GPU a tensor made from numbers is copied there besides, which CUDA graphs cannot capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+_MOST_KEPT = 64  # of a kind; later ones are made in each call, for a CUDA graph may read what is kept
+_kept: dict[str, dict[Hashable, Tensor]] = {}
+
+
+def constant(kind: str, key: Hashable, make: Callable[[], Tensor], like: Tensor) -> Tensor:
+    """The tensor kept under kind and key, or what make() gives; nobody may write into it.
+
+    `like` is an embedding of the call: where it is no plain tensor, or a transform, a mode or a CUDA graph that is
+    recorded would take part in the making, the tensor is made for this call alone.
+    """
+    if not _is_plain(like):
+        return make()
+    kept = _kept.setdefault(kind, {})
+    found = kept.get(key)
+    if found is None:
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
+            return make()
+        with torch.inference_mode(False):  # a later call may differentiate
+            found = make()
+        if len(kept) < _MOST_KEPT:
+            kept[key] = found
+    return found
+
+
+def _is_plain(like: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and type(like) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
