@@ -104,22 +104,23 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *needs_of(ctx))
+        needs = needs_of(ctx)
+        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *needs)
         ctx.mark_non_differentiable(task_loss, accuracy)
-        ctx.save_for_backward(*gradients)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # no zeros for task_loss and accuracy
+        ctx.save_for_backward(*[value if need else None for need, value in zip(needs, gradients, strict=True)])
         return loss, task_loss, accuracy
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("cpp")
-        saved = zip(needs_of(ctx), ctx.saved_tensors, strict=True)
+        gradients = ctx.saved_tensors
         if not _is_last_backward(dloss):  # copies even for dloss = 1: the next one needs the saved gradients
-            wanted = tuple(value * dloss if need else None for need, value in saved)
-        elif dloss.item() == 1.0:
-            wanted = tuple(value if need else None for need, value in saved)
-        else:
-            wanted = tuple(value.mul_(dloss) if need else None for need, value in saved)
-        return gradients_of(wanted, _FIELDS + 1)
+            gradients = tuple(value if value is None else value * dloss for value in gradients)
+        elif dloss.item() != 1.0:
+            gradients = tuple(value if value is None else value.mul_(dloss) for value in gradients)
+        return gradients_of(gradients, _FIELDS + 1)
 
 
 def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
