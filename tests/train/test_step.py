@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, ClipBatch
-from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig
+from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig, ScaleConfig
 from avppc.data.draws import ClipGenerator
 from avppc.models.batch_norm import frozen_statistics
 from avppc.models.checkpointing import checkpoint_blocks
@@ -20,6 +21,7 @@ from avppc.tasks.permutative_task import ChunkTask, PermutativeTask
 from avppc.tasks.protocol import ProxyTask
 from avppc.train.gradients import GradientAverager
 from avppc.train.log import Meter
+from avppc.train.model import prepare_model
 from avppc.train.optimizer import make_optimizer, step_unless
 from avppc.train.processes import Processes
 from avppc.train.skipped import SkippedSteps
@@ -160,6 +162,21 @@ def test_activation_checkpointing_changes_nothing_but_memory(encoder: EncoderCon
     assert held["saving"] < (0.9 if encoder.backbone == "conv4" else 0.75) * held["plain"]
     assert_close(gradients_of(saving), gradients_of(plain))
     assert_close(dict(saving.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_compiled_encoders_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    # traced and differentiated as for the real backend, whose C++ takes a minute to compile
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    plain, compiled = make_task(), make_task()
+    names = list(compiled.state_dict())
+    torch._dynamo.reset()
+    prepare_model(compiled, ScaleConfig(compile=True), ALONE)
+    assert list(compiled.state_dict()) == names
+    for task in (plain, compiled):
+        task(make_batches()[0], draws(0)).loss.backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert_close(gradients_of(compiled), gradients_of(plain))
+    assert_close(dict(compiled.named_buffers()), dict(plain.named_buffers()))
 
 
 def test_frozen_statistics_normalise_as_before() -> None:
