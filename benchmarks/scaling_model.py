@@ -6,6 +6,7 @@ docs/scaling.md explains the rows.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,8 +122,16 @@ def step_of(model: Model, machine: Machine, gpus: int, ring: bool) -> dict[str, 
     }
 
 
-def main(machine: Machine = Machine(), clips: int = 512, preset: str = "gpu") -> None:
-    """Prints the cost model."""
+def as_measured(machine: Machine, figures: Path) -> Machine:
+    """The machine with the speed of products and the encoders' share of it that `avppc bench-train` printed there."""
+    found = json.loads(figures.read_text(encoding="utf-8"))
+    return replace(machine, product_tflops=found["ceiling_tflops"], encoder_share=found["model_flop_utilisation"])
+
+
+def main(machine: Machine = Machine(), clips: int = 512, preset: str = "gpu", measured: Path | None = None) -> None:
+    """Prints the cost model; `measured` is the JSON that `avppc bench-train` printed on one such machine."""
+    if measured is not None:
+        machine = as_measured(machine, measured)
     config = PretrainConfig.from_preset(preset, Path("data"), Path("out"))  # type: ignore[arg-type]  # checked there
     model = count_model(replace(config, batch_size=clips), clips)
     print(

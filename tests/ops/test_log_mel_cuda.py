@@ -85,6 +85,26 @@ def test_runs_on_the_current_stream_and_in_a_graph() -> None:
     assert torch.equal(captured, expected)
 
 
+def test_pinned_audio_is_copied_in_the_order_of_the_stream() -> None:
+    pinned = speech_like(64_000).reshape(4, 16_000).pin_memory()
+    expected = log_mel(pinned.clone().cuda())
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)  # the copy is still to come when log_mel is called
+        features = log_mel(pinned.to("cuda", non_blocking=True))
+    stream.synchronize()
+    assert torch.equal(features, expected)
+    assert torch.allclose(log_mel(pinned), expected.cpu(), atol=1e-4)  # pinned memory is the CPU's
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_runs_on_the_device_of_its_input() -> None:
+    waveform = speech_like(16_000)
+    features = log_mel(waveform.to("cuda:1"))
+    assert (features.device, torch.cuda.current_device()) == (torch.device("cuda:1"), 0)
+    assert torch.equal(features.cpu(), log_mel(waveform.to("cuda:0")).cpu())
+
+
 def test_lengths_are_limited_to_the_clip() -> None:
     waveform = speech_like(3200).reshape(2, 1600).cuda()
     wrong = log_mel(waveform, lengths=torch.tensor([99_999, -5]).cuda())
