@@ -1,31 +1,70 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Files and directories that are whole or absent, whatever happens while they are written."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, or the next run after a crash, finds the old content or the new, never a part."""
+    with replace_file(path) as temporary, temporary.open("xb") as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which takes the place of `path` when the block ends; a failed block leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    # Unlike a file of the tempfile module, it has the permissions that the umask gives every other file.
-    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    temporary = temporary_name(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill, which appears at `path` when the block ends; if the block fails, nothing is left.
+
+    Raises:
+        FileExistsError: there is something at `path` already.
+    """
+    _refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            _sync(file)
+        _refuse_existing(path)  # a rename would replace an empty directory
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already: give another name, or remove it first")
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process takes."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,7 +82,11 @@ def read_json(path: Path) -> Any:
 
 def sync_directory(directory: Path) -> None:
     """Makes renames in a directory last through a power cut, where the system can."""
-    handle = os.open(directory, os.O_RDONLY)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avppc.files import read_json, sha256_of, write_atomically, write_json
+from avppc.files import new_directory, read_json, sha256_of, write_atomically, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +31,38 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_new_directory_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "new"
+
+    def stop_halfway() -> None:
+        with new_directory(path) as directory:
+            (directory / "part").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_halfway()
+    assert list(path.parent.iterdir()) == []
+    old = os.umask(0o027)
+    try:
+        with new_directory(path) as directory:
+            (directory / "part").write_text("whole")
+            assert not path.exists()
+    finally:
+        os.umask(old)
+    assert [file.name for file in path.parent.iterdir()] == ["new"]
+    assert (path / "part").read_text() == "whole"
+    assert path.stat().st_mode & 0o777 == 0o750
+
+
+def test_a_new_directory_takes_no_others_place(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with pytest.raises(FileExistsError, match="new exists already"), new_directory(path):
+        path.mkdir()  # somebody else was quicker
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+    with pytest.raises(FileExistsError, match="new exists already"), new_directory(path):
+        raise AssertionError("nothing is written where something is")
 
 
 def test_json_has_no_nan_and_damage_is_named(tmp_path: Path) -> None:
