@@ -44,6 +44,15 @@ COMMANDS = {
     "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table"),
     "probe": Command("Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.probe"),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),
+    "export": Command(
+        "Writes the encoder for other programs: safetensors, torch.export, ONNX.",
+        "ExportConfig",
+        "avppc.export.export",
+        "run",
+    ),
+    "embed": Command(
+        "Writes the encoder's features of a packed data set.", "EmbedConfig", "avppc.export.embed", "data"
+    ),
     "features": Command(
         "Computes and draws the features of a file's sound.", "FeaturesConfig", "avppc.data.features", "source"
     ),

@@ -5,6 +5,7 @@ from avppc.config.bench import BenchTrainConfig
 from avppc.config.data import IndexConfig, PrepareConfig
 from avppc.config.doctor import DoctorConfig
 from avppc.config.evaluate import EvaluateConfig, RecipeConfig
+from avppc.config.export import EmbedConfig, ExportConfig
 from avppc.config.feature_file import FeaturesConfig
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
@@ -22,8 +23,10 @@ __all__ = [
     "CheckSyncConfig",
     "CutConfig",
     "DoctorConfig",
+    "EmbedConfig",
     "EncoderConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FeaturesConfig",
     "IndexConfig",
     "LogMelConfig",

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +23,7 @@ from avppc.data.remote import fetch_packed, remote_url
 from avppc.data.shard import Shard, ShardRecord
 from avppc.files import sha256_of
 
-__all__ = ["INDEX_NAME", "SHARD_FOLDER", "SPLITS", "PackedDataset", "PackedIndex", "verify_shards"]
+__all__ = ["INDEX_NAME", "SHARD_FOLDER", "SPLITS", "PackedDataset", "PackedIndex", "open_shard", "verify_shards"]
 
 
 class PackedDataset:
@@ -139,6 +140,15 @@ class PackedDataset:
         if rows.min() < 0 or rows.max() >= len(self):
             raise ValueError(f"indices must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
         return rows
+
+
+def open_shard(
+    directory: Path, index: PackedIndex, split: str, record: ShardRecord, verify: bool = True
+) -> PackedDataset:
+    """One shard as a data set of its own, for who goes on without a damaged one; ValueError where it is damaged."""
+    dataset = PackedDataset.__new__(PackedDataset)
+    dataset._open(directory, split, replace(index, splits={split: (record,)}), verify)
+    return dataset
 
 
 def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:

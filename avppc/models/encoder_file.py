@@ -27,19 +27,20 @@ def save_encoder(encoder: VideoEncoder, path: Path) -> None:
 
 
 def find_encoder(path: str | os.PathLike[str]) -> Path:
-    """The encoder file at a path, or in the directory of a finished run; FileNotFoundError where there is none."""
+    """The encoder file at a path, or in the directory of a finished run or an export; FileNotFoundError without one."""
     file = Path(path)
     if file.is_dir():
         file = file / ENCODER_FILE
     if not file.exists():
         raise FileNotFoundError(
-            f"there is no encoder at {file}: give an encoder file or the directory of a finished run"
+            f"there is no encoder at {file}: give an encoder file, or the directory of a finished run or of an export "
+            "with safetensors"
         )
     return file
 
 
 def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
-    """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run.
+    """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run or of an export.
 
     >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
     >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP

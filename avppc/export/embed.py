@@ -1,0 +1,206 @@
+"""`avppc embed`: the encoder's features of every clip of a packed data set, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+from avppc._version import __version__
+from avppc.clip import VIDEO_FPS, ClipBatch
+from avppc.config.export import EmbedConfig
+from avppc.config.plain import config_to_dict
+from avppc.data.augment import crop_video
+from avppc.data.packed import SPLITS, PackedIndex, open_shard
+from avppc.data.remote import fetch_packed, remote_url
+from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_embeddings
+from avppc.files import sha256_of, write_atomically
+from avppc.models.encoder_file import find_encoder, load_encoder
+from avppc.models.video import VideoEncoder
+from avppc.train.hardware import autocast, resolve_device, use_bf16
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SkippedClip:
+    """A clip that is not in the file."""
+
+    split: str
+    source: str
+    reason: str
+
+
+def run(config: EmbedConfig) -> int:
+    """`avppc embed`: writes the file, says how many clips are in it and which are not; returns 0."""
+    clips, skipped = embed(config)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for reason, count in Counter(clip.reason for clip in skipped).items():
+        console.print(f"[yellow]skipped {count} clips:[/] {escape(reason)}")
+    if skipped:
+        console.print(f"they are listed in {escape(str(skipped_list(config.out)))}")
+    console.print(f"features of {clips} clips written to {escape(str(config.out))}")
+    return 0
+
+
+def skipped_list(out: Path) -> Path:
+    """The file that lists the clips that are not in `out`, one JSON object a line; absent where there are none."""
+    return out.with_name(f"{out.name}.skipped.jsonl")
+
+
+def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
+    """Writes config.out, whole or not at all; the number of its clips, and the clips that are not in it.
+
+    Raises:
+        FileNotFoundError, ValueError: the encoder or the data set is missing or damaged as a whole, or no clip could be
+            embedded.
+        ImportError: a .parquet file needs pyarrow.
+    """
+    if config.out.suffix == ".parquet":
+        require_parquet()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    encoder = load_encoder(config.encoder).to(resolve_device(config.device))
+    directory, index = _open_index(config, encoder)
+    skipped: list[SkippedClip] = []
+    total = sum(record.clips for split in _splits(config, index) for record in index.splits[split])
+    with _progress() as progress:
+        bar = progress.add_task("embed", total=total)
+        batches = _embed_all(config, _load(config, directory, index), encoder, skipped, partial(progress.advance, bar))
+        clips = write_embeddings(config.out, batches, _about(config, encoder))
+    lines = "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in skipped)
+    if skipped:
+        write_atomically(skipped_list(config.out), lines.encode())
+    else:
+        skipped_list(config.out).unlink(missing_ok=True)
+    if not clips:
+        raise ValueError(f"no clip of {config.data} could be embedded; the reasons are in {skipped_list(config.out)}")
+    return clips, skipped
+
+
+def _open_index(config: EmbedConfig, encoder: VideoEncoder) -> tuple[Path, PackedIndex]:
+    """The data set's folder on this machine and its index; ValueError where it does not fit settings or encoder."""
+    url = remote_url(config.data)
+    directory = config.data if url is None else fetch_packed(url, config.splits or None)
+    index = PackedIndex.read(directory)
+    for split in config.splits:
+        if not index.splits.get(split):
+            available = ", ".join(repr(name) for name, records in index.splits.items() if records)
+            raise ValueError(f"split {split!r} of {config.data} has no clips; available: {available or 'none'}")
+    crop, side = encoder.config.crop_pixels, min(index.shape.height, index.shape.width)
+    if side < crop:
+        raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
+    return directory, index
+
+
+def _splits(config: EmbedConfig, index: PackedIndex) -> list[str]:
+    return [split for split in config.splits or SPLITS if split in index.splits]
+
+
+@dataclass(frozen=True)
+class _LoadedClips:
+    """A batch with what else the data set knows of its clips."""
+
+    split: str
+    batch: ClipBatch
+    sources: list[str]
+    words: list[str]
+
+
+def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[_LoadedClips | list[SkippedClip]]:
+    """Batches of each shard in turn; of a damaged shard, its clips as skipped."""
+    for split in _splits(config, index):
+        for record in index.splits[split]:
+            try:
+                dataset = open_shard(directory, index, split, record, config.verify_data)
+            except (ValueError, OSError) as error:
+                yield [SkippedClip(split, source, str(error)) for source in record.sources]
+                continue
+            with dataset:
+                for rows in torch.arange(len(dataset)).split(config.batch_size):
+                    batch = dataset.batch(rows)
+                    words = [dataset.words[label] if label >= 0 else "" for label in batch.labels.tolist()]
+                    yield _LoadedClips(split, batch, [dataset.sources[row] for row in rows.tolist()], words)
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; each is made by a thread while the one before it is used."""
+    end = object()
+    with ThreadPoolExecutor(1, "avppc-embed") as pool:
+        future = pool.submit(next, items, end)
+        while (item := future.result()) is not end:
+            future = pool.submit(next, items, end)
+            yield cast("T", item)
+
+
+def _embed_all(
+    config: EmbedConfig,
+    items: Iterator[_LoadedClips | list[SkippedClip]],
+    encoder: VideoEncoder,
+    skipped: list[SkippedClip],
+    advance: Callable[[int], None],
+) -> Iterator[EmbeddedClips]:
+    """Features of the batches; what gives none is added to `skipped`. `advance` hears of every clip."""
+    device = next(encoder.parameters()).device
+    bf16 = use_bf16(config.precision, device)
+    for item in _ahead(items):
+        if isinstance(item, list):
+            skipped += item
+            advance(len(item))
+            continue
+        with torch.inference_mode(), autocast(device, bf16):
+            crops = crop_video(item.batch.video.to(device), encoder.config.crop_pixels, encoder.config.input_pixels)
+            features = encoder(crops).float()  # [N, T, D]
+        features = (features if config.per == "frame" else features.mean(1)).cpu()
+        finite = features.flatten(1).isfinite().all(1)
+        rows = finite.nonzero().flatten().tolist()
+        skipped += [
+            SkippedClip(item.split, item.sources[row], "its features are not finite")
+            for row in (~finite).nonzero().flatten().tolist()
+        ]
+        advance(len(item.batch))
+        if rows:
+            yield EmbeddedClips(
+                features=features[finite].numpy(),
+                ids=item.batch.clip_ids[finite].numpy(),
+                sources=[item.sources[row] for row in rows],
+                split=item.split,
+                labels=item.batch.labels[finite].numpy(),
+                words=[item.words[row] for row in rows],
+                speakers=item.batch.speakers[finite].numpy(),
+            )
+
+
+def _about(config: EmbedConfig, encoder: VideoEncoder) -> dict[str, Any]:
+    """What the features are."""
+    return {
+        "avppc": __version__,
+        "encoder": config_to_dict(encoder.config),
+        "encoder_sha256": sha256_of(find_encoder(config.encoder)),
+        "per": config.per,
+        "fps": VIDEO_FPS,
+    }
+
+
+class _ClipRate(ProgressColumn):
+    """Clips a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f} clips/s")
+
+
+def _progress() -> Progress:
+    return Progress(
+        "embed", BarColumn(), MofNCompleteColumn(), _ClipRate(), TimeRemainingColumn(), console=Console(stderr=True)
+    )

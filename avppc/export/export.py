@@ -1,0 +1,146 @@
+"""`avppc export`: a run's encoder in the formats asked for, each checked, with a model card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from avppc._version import __version__
+from avppc.clip import CROP_SIZE, VIDEO_FPS
+from avppc.config.export import ExportConfig, FormatName
+from avppc.config.plain import config_to_dict
+from avppc.evaluate.record import read_record
+from avppc.export.card import CARD_FILE, format_size, render_card
+from avppc.export.graphs import (
+    ALLOWED_DIFFERENCE,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    largest_difference,
+    require_onnx,
+    write_onnx,
+    write_torch_export,
+)
+from avppc.files import new_directory, sha256_of, write_atomically, write_json
+from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
+from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
+
+DESCRIPTION_FILE = "encoder.json"
+FORMAT, VERSION = "avppc-export", 1
+
+
+def _write_safetensors(encoder: VideoEncoder, path: Path) -> float:
+    save_encoder(encoder, path)
+    return largest_difference(encoder, load_encoder(path), path.name)
+
+
+WRITERS: dict[FormatName, tuple[str, Callable[[VideoEncoder, Path], float]]] = {
+    "safetensors": (ENCODER_FILE, _write_safetensors),
+    "torch-export": ("encoder.pt2", write_torch_export),
+    "onnx": ("encoder.onnx", write_onnx),
+}
+"""Name of each format's file, and what writes it and returns its largest difference from the encoder."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One file of an export."""
+
+    format: FormatName
+    file: str
+    bytes: int
+    sha256: str
+    largest_difference: float
+    """Of a feature of random clips from what the encoder itself gives."""
+
+
+def run(config: ExportConfig) -> int:
+    """`avppc export`: writes the directory, prints what is in it; returns 0."""
+    files = export(config)
+    table = Table(title=f"The encoder of {config.run}, in {config.out}", title_justify="left")
+    for column in ("file", "size", "largest difference"):
+        table.add_column(column, justify="left" if column == "file" else "right")
+    for file in files:
+        table.add_row(file.file, format_size(file.bytes), f"{file.largest_difference:.1e}")
+    table.caption = f"Difference of a feature from torch's, {ALLOWED_DIFFERENCE:g} is allowed. Model card: {CARD_FILE}."
+    Console(width=100).print(table)
+    return 0
+
+
+def export(config: ExportConfig) -> list[ExportedFile]:
+    """Makes config.out, whole or not at all; what is in it besides the card and the description.
+
+    Raises:
+        FileExistsError: there is something at config.out.
+        FileNotFoundError: config.run is not the directory of a finished run.
+        ImportError: a package that a format needs is missing.
+        ValueError: a file of the run is damaged, or a written one does not do what the encoder does.
+    """
+    if "onnx" in config.formats:
+        require_onnx()
+    record = read_record(config.run)
+    encoder, encoder_sha256 = load_encoder(config.run), sha256_of(find_encoder(config.run))
+    files = []
+    with new_directory(config.out) as directory:
+        for format_name in dict.fromkeys(config.formats):
+            name, write = WRITERS[format_name]
+            difference = write(encoder, directory / name)
+            size, digest = (directory / name).stat().st_size, sha256_of(directory / name)
+            files.append(ExportedFile(format_name, name, size, digest, difference))
+        write_json(directory / DESCRIPTION_FILE, _description(encoder, encoder_sha256, files))
+        card = render_card(record, encoder, encoder_sha256, {file.format: file for file in files}, _versions())
+        write_atomically(directory / CARD_FILE, card.encode())
+    return files
+
+
+def _description(encoder: VideoEncoder, encoder_sha256: str, files: list[ExportedFile]) -> dict[str, Any]:
+    """What a program must know to use the files."""
+    config = encoder.config
+    side = config.input_pixels
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "encoder": config_to_dict(config),
+        "encoder_sha256": encoder_sha256,
+        "input": {
+            "name": INPUT_NAME,
+            "shape": ["clips", "frames", side, side],
+            "dtype": "float32",
+            "values": "luma from 0 to 1, not normalised: the encoder does that",
+            "fps": VIDEO_FPS,
+            "stored_crop_pixels": CROP_SIZE,
+            "crop_pixels": config.crop_pixels,
+            "block_pixels": config.crop_pixels // side,
+            "luma_mean": LUMA_MEAN if config.channels == "luma" else None,
+            "luma_std": LUMA_STD if config.channels == "luma" else None,
+        },
+        "output": {"name": OUTPUT_NAME, "shape": ["clips", "frames", config.features], "dtype": "float32"},
+        "files": {
+            file.format: {
+                "file": file.file,
+                "bytes": file.bytes,
+                "sha256": file.sha256,
+                "largest_difference": file.largest_difference,
+            }
+            for file in files
+        },
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of what wrote the export."""
+    found = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
