@@ -12,7 +12,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -36,7 +35,8 @@ class CMakeBuild(build_ext):
             raise RuntimeError("building avppc needs cmake >= 3.25: pip install cmake")
         subprocess.run([cmake, "-S", ROOT, "-B", build_dir, *configure_options()], check=True)
         subprocess.run([cmake, "--build", build_dir], check=True)
-        for stale in (package / "lib").glob("libavppc_*.so"):  # of a build with other options
+        # Of a build with other options, or for one version of Python, which Python would prefer.
+        for stale in (*package.glob("_C*.so"), *(package / "lib").glob("libavppc_*.so")):
             stale.unlink()
         subprocess.run([cmake, "--install", build_dir, "--prefix", package], check=True)
 
@@ -57,8 +57,6 @@ def configure_options() -> list[str]:
         "AVPPC_TORCH_DIR": str(Path(torch.__file__).parent),
         "AVPPC_TORCH_VERSION": torch.__version__,
         "AVPPC_PYTHON_INCLUDE": sysconfig.get_path("include"),
-        "AVPPC_PYBIND11_INCLUDE": pybind11.get_include(),
-        "AVPPC_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
         "AVPPC_CUDA": cuda,
         "AVPPC_CUDA_ARCHS": os.environ.get("AVPPC_CUDA_ARCHS", "80;90;100"),
     }
@@ -67,4 +65,8 @@ def configure_options() -> list[str]:
     return generator + [f"-D{name}={value}" for name, value in options.items()]
 
 
-setup(ext_modules=[Extension("avppc._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("avppc._C", sources=[], py_limited_api=True)],
+    cmdclass={"build_ext": CMakeBuild},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
