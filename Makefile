@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 DATA := data/demo
+WHEELS := build/wheels
 
-.PHONY: setup demo test lint bench gpu docs clean
+.PHONY: setup demo test lint bench gpu docs wheel clean
 
 # The marker is newer than everything the environment and the compiled extension are made from.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
@@ -49,6 +50,20 @@ gpu: setup
 docs: setup
 	$(BIN)/python -m pip install -qq --no-deps -r requirements-docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# dist/ gets an sdist and a wheel, made from the sdist alone in an environment of its own; build/wheels/ the wheel with its
+# manylinux tag, tried in a fresh environment. AVPPC_CUDA=1 makes the wheel for CUDA. torch's libraries stay torch's.
+wheel: export AVPPC_CUDA ?= 0
+wheel: setup
+	@$(BIN)/python -m pip install -qq --no-deps -r requirements-wheel.txt
+	rm -rf dist $(WHEELS)
+	PIP_CONSTRAINT=$(CURDIR)/requirements.txt $(BIN)/python -m build --outdir dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel show dist/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --wheel-dir $(WHEELS) dist/*.whl
+	@echo "== smoke test: a fresh environment with nothing but the wheel and what it needs"
+	$(BIN)/python -m venv $(WHEELS)/env
+	$(WHEELS)/env/bin/python -m pip install -qq -c requirements.txt $(WHEELS)/*.whl
+	cd $(WHEELS) && env/bin/python $(CURDIR)/tests/install/smoke.py $(if $(filter 1,$(AVPPC_CUDA)),--require cuda-build)
 
 clean:
 	rm -rf build dist *.egg-info avppc/_C*.so avppc/lib
