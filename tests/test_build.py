@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,18 @@ def test_cuda_library_loads_beside_a_torch_with_cuda(tmp_path: Path) -> None:
     )
     result = run(sys.executable, "-c", program)
     assert result.stdout == "True\n", result.stderr
+
+
+@needs_cuda_build
+def test_the_cuda_library_holds_the_architectures_it_names() -> None:
+    """Machine code for each, and PTX of the newest alone, which later GPUs compile for themselves."""
+    triton = pytest.importorskip("triton", reason="brings cuobjdump")
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listings = [run(cuobjdump, option, CUDA_LIBRARY) for option in ("--list-elf", "--list-ptx")]
+    assert [listing.returncode for listing in listings] == [0, 0]
+    machine, portable = (set(re.findall(r"\.sm_(\d+)a?\.", listing.stdout)) for listing in listings)
+    assert machine == set(INFO["cuda_architectures"])
+    assert portable == {INFO["cuda_architectures"][-1]}
 
 
 @needs_cuda_build
