@@ -104,6 +104,15 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert [row["speaker"] for row in rows[:5]] == [0, 1, 2, 3, 0]
 
 
+def test_the_data_may_lie_elsewhere(data: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AVPPC_CACHE", str(tmp_path / "cache"))
+    embed(EmbedConfig(Path(f"file://{data}"), encoder, tmp_path / "a.npz", splits=("val",)))
+    embed(EmbedConfig(data, encoder, tmp_path / "b.npz", splits=("val",)))
+    a, b = (read_npz(tmp_path / name) for name in ("a.npz", "b.npz"))
+    assert a["embeddings"].shape == (SPLITS["val"], 16)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "missing"])
 def test_a_damaged_shard_costs_its_own_clips_alone(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
