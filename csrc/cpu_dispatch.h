@@ -61,6 +61,7 @@ constexpr int CPU_LANES = 4;
 #endif
 typedef float vfloat __attribute__((vector_size(CPU_LANES * sizeof(float))));
 typedef int vint __attribute__((vector_size(CPU_LANES * sizeof(int))));
+typedef unsigned vuint __attribute__((vector_size(CPU_LANES * sizeof(unsigned))));
 }  // namespace AVPPC_CPU_NAMESPACE
 #endif
 

@@ -29,7 +29,8 @@ __attribute__((always_inline)) inline void for_each_vector(int64_t count, const 
   if (j < count) body(j, count - j);
 }
 
-vint bits(vfloat x) { return (vint)x; }
+// Unsigned: sums in lanes whose result is not used may wrap round.
+vuint bits(vfloat x) { return (vuint)x; }
 
 vfloat larger(vfloat a, vfloat b) { return a > b ? a : b; }
 
@@ -60,14 +61,16 @@ vfloat exponential(vfloat x) {
   p = p * f + 0.5000000437f;
   p = p * f + 1.00000005f;
   p = p * f + 1.0f;
-  const vint exponent = (bits(shifted) - bits(broadcast(ROUND))) << 23;
+  const vuint exponent = (bits(shifted) - bits(broadcast(ROUND))) << 23;
   return underflow ? vfloat{} : (vfloat)(bits(p) + exponent);
 }
 
 vbfloat16 to_bfloat16(vfloat x) {
-  const vint i = bits(x);
-  const vint odd = (i >> 16) & 1;  // rounds to nearest, ties to even
-  return __builtin_convertvector((i + 0x7fff + odd) >> 16, vbfloat16);
+  const vuint i = bits(x);
+  const vuint odd = (i >> 16) & 1;  // rounds to nearest, ties to even
+  const vuint rounded = (i + 0x7fff + odd) >> 16;
+  const vuint nan = vuint{} + 0x7fc0;  // rounded, a NaN with the highest bits set would be 0
+  return __builtin_convertvector(x == x ? rounded : nan, vbfloat16);
 }
 
 // row[j..] = x as floats, or as the row's j-th bfloat16s; j only grows, so nothing unread is overwritten.

@@ -206,6 +206,16 @@ def test_nan_is_not_swallowed(backend: str, symmetric: bool) -> None:
     assert not rows[1].isnan().any()
 
 
+@needs_cpp
+def test_a_nan_of_any_payload_stays_one_in_bfloat16() -> None:
+    """CUDA's NaN has all bits set: rounding it to bfloat16 must not carry into the sign."""
+    contexts = torch.ones(16, 32, dtype=BF16, requires_grad=True)
+    rows = bilinear_info_nce(contexts, torch.ones(16, 32, dtype=BF16), reduction="none", backend="cpp")
+    rows.backward(torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(F32).expand(rows.shape))
+    assert contexts.grad is not None
+    assert contexts.grad.isnan().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ids_are_compared_in_full(backend: str) -> None:
     """Ids that agree in their low 32 bits are different ids."""
