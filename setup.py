@@ -1,6 +1,7 @@
 """Builds the compiled parts with CMake (CMakeLists.txt has the source list) and puts them into the package.
 
-AVPPC_CUDA=auto|0|1 (auto: where nvcc is found) and AVPPC_CUDA_ARCHS="80;90;100" choose what is built.
+AVPPC_CUDA=auto|0|1 (auto: where nvcc is found) and AVPPC_CUDA_ARCHS="80;90;100" choose what is built. AVPPC_SANITIZE=1
+builds with AddressSanitizer and UndefinedBehaviorSanitizer; such a library loads only where theirs are preloaded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class CMakeBuild(build_ext):
 
     def run(self) -> None:
         package = ROOT / "avppc" if self.inplace else Path(self.build_lib).resolve() / "avppc"
-        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        sanitized = "-sanitized" if is_sanitized() else ""
+        build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{sanitized}"
         cmake = find_tool("cmake")
         if cmake is None:
             raise RuntimeError("building avppc needs cmake >= 3.25: pip install cmake")
@@ -48,6 +50,14 @@ class CMakeBuild(build_ext):
         return {}
 
 
+def is_sanitized() -> bool:
+    """Whether the sanitizers are asked for."""
+    value = os.environ.get("AVPPC_SANITIZE", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"AVPPC_SANITIZE must be 0 or 1; got {value!r}")
+    return value == "1"
+
+
 def configure_options() -> list[str]:
     """What CMake cannot know by itself."""
     cuda = os.environ.get("AVPPC_CUDA", "auto")
@@ -59,6 +69,7 @@ def configure_options() -> list[str]:
         "AVPPC_PYTHON_INCLUDE": sysconfig.get_path("include"),
         "AVPPC_CUDA": cuda,
         "AVPPC_CUDA_ARCHS": os.environ.get("AVPPC_CUDA_ARCHS", "80;90;100"),
+        "AVPPC_SANITIZE": str(int(is_sanitized())),
     }
     ninja = find_tool("ninja")
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
