@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avppc.config.checks import check_integer, check_number
+from avppc.config.checks import check_integer, check_number, check_types
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class AugmentConfig:
     """Up to so many neighbouring mel bands are replaced by the mean."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("shift_pixels", self.shift_pixels, 0)
         check_number("flip_probability", self.flip_probability, 0, 1)
         check_number("gamma_range", self.gamma_range, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import PresetName
 
 
@@ -31,6 +31,7 @@ class BenchTrainConfig:
     """Computes the encoders' blocks again in the backward pass."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("preset", self.preset, ("laptop", "gpu"))
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import typing
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Raises ValueError unless value is one of the allowed ones."""
+    """Raises ValueError unless value is one of the allowed ones, and of its type."""
     choices = list(allowed)
-    if value not in choices:
+    if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
@@ -39,3 +47,38 @@ def _check_range(name: str, value: float, minimum: float, maximum: float | None)
     if value < minimum or (maximum is not None and value > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def check_types(config: Any) -> None:
+    """Raises TypeError for a field of a configuration that is not the text, path, tuple, truth value or configuration
+    that its annotation says; numbers and choices have checks of their own, which see their values as well."""
+    cls: Any = type(config)
+    for name, (kinds, words) in _kinds_of_fields(cls).items():
+        value = getattr(config, name)
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name} must be {words}, got {type(value).__name__} {value!r}")
+
+
+_WORDS = {bool: "True or False", str: "a str", Path: "a pathlib.Path", tuple: "a tuple", type(None): "None"}
+
+
+@functools.cache
+def _kinds_of_fields(cls: Any) -> dict[str, tuple[tuple[type[Any], ...], str]]:
+    """Allowed types of each field whose annotation is of these types alone, and how an error says so."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+        kinds = tuple(typing.get_origin(part) or part for part in parts)
+        if all(kind in _WORDS or dataclasses.is_dataclass(kind) for kind in kinds):
+            found[name] = kinds, " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
+    return found
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """The value; raises TypeError unless it is a dense tensor, whose elements lie at strides."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense torch.Tensor, got {layout}")
+    return value

@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.clip import CLIP_FRAMES
-from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
 
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
 TRACKED_CROPS = ("mesh", "cascade")
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-
-
-def _check_paths(config: object, *names: str) -> None:
-    for name in names:
-        if not isinstance(getattr(config, name), Path):
-            raise TypeError(f"{name} must be a pathlib.Path, got {type(getattr(config, name)).__name__}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class IndexConfig:
     """A video that cannot be read within so long, twice, is listed as a problem."""
 
     def __post_init__(self) -> None:
-        _check_paths(self, "data", *(name for name in ("out", "paths") if getattr(self, name) is not None))
+        check_types(self)
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
@@ -97,7 +91,7 @@ class PrepareConfig:
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        _check_paths(self, "data", "out", *(["paths"] if self.paths is not None else []))
+        check_types(self)
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("stride", self.stride, 0)
         check_choice("crop", self.crop, get_args(CropName))
@@ -126,7 +120,7 @@ class PrepareConfig:
                 text, origin = f"{os.environ[number]}/{os.environ[count]}", f"{number}/{count}"
         if not text:
             return 0, 1
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if match is None or int(match[1]) >= int(match[2]):
             raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
         return int(match[1]), int(match[2])

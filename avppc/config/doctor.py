@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avppc.config.checks import check_bool, check_choice
+from avppc.config.checks import check_choice, check_types
 
 REQUIRABLE = ("cpp", "cuda", "triton", "pyav", "torchcodec", "dali", "nvdec")
 
@@ -24,7 +24,6 @@ class DoctorConfig:
     """What must be there: cpp, cuda, triton, pyav, torchcodec, dali, nvdec."""
 
     def __post_init__(self) -> None:
-        check_bool("json", self.json)
-        check_bool("self_test", self.self_test)
+        check_types(self)
         for name in self.require:
             check_choice("require", name, REQUIRABLE)

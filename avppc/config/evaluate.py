@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
 from avppc.config.pretrain import Precision
 
@@ -36,6 +36,7 @@ class RecipeConfig:
     """Up to so many consecutive frames of a training clip are replaced by its mean frame, where pictures are seen."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("schedule", self.schedule, ("one-cycle", "cosine"))
         check_number("weight_decay", self.weight_decay, 0)
         check_number("label_smoothing", self.label_smoothing, 0, 1)
@@ -109,6 +110,7 @@ class EvaluateConfig:
     """Seed of the label draws, heads and order."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, values, allowed in (("rows", self.rows, ROWS), ("heads", self.heads, HEADS)):
             if not values:
                 raise ValueError(f"{name} must name at least one of {', '.join(allowed)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.features import PRESETS, LogMelConfig
 
 
@@ -26,6 +26,7 @@ class FeaturesConfig:
     """The features to write, .npy: float32 [frames, features]."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("preset", self.preset, PRESETS)
         check_integer("mfcc", self.mfcc, 0, LogMelConfig.preset(self.preset).bands)
         for name, allowed in (("plot", (".png", ".svg", ".pdf")), ("out", (".npy",))):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 from dataclasses import dataclass, fields
 from typing import Any
+
+import torch
 
 from avppc.config.checks import check_bool, check_choice, check_integer, check_number
 
@@ -149,6 +150,8 @@ class LogMelConfig:
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames of a clip of num_samples samples; 0 where the clip is too short for one."""
+        if isinstance(num_samples, bool) or not isinstance(num_samples, (int, torch.SymInt)):
+            raise TypeError(f"num_samples must be an int, got {type(num_samples).__name__}")
         if self.framing == "center":
             frames = 1 + num_samples // self.hop_samples
         else:
@@ -162,12 +165,18 @@ class LogMelConfig:
 
     @classmethod
     def from_text(cls, text: str) -> LogMelConfig:
-        """The configuration whose `to_text` is text."""
-        values: dict[str, Any] = dict(part.split("=", 1) for part in text.split(";"))
-        for name, value in values.items():
-            with contextlib.suppress(ValueError):  # a name, such as "hann", stays a string
-                values[name] = ast.literal_eval(value)
-        return cls(**values)
+        """The configuration whose `to_text` is text.
+
+        Raises:
+            TypeError, ValueError: text is none, lacks a field or names another.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {type(text).__name__}")
+        parts = dict(part.partition("=")[::2] for part in text.split(";"))
+        names = [field.name for field in fields(cls)]
+        if list(parts) != names:
+            raise ValueError(f'text must be "name=value;..." with {", ".join(names)}; got {text!r}')
+        return cls(**{name: _plain_value(value) for name, value in parts.items()})
 
     @classmethod
     def preset(cls, name: str) -> LogMelConfig:
@@ -214,6 +223,17 @@ class LogMelConfig:
                 log_floor=2.0**-23,  # float32's epsilon
             )
         return cls()
+
+
+def _plain_value(text: str) -> Any:
+    """None, a truth value or a number; a name, such as "hann", stays a string."""
+    words = {"None": None, "True": True, "False": False}
+    if text in words:
+        return words[text]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _has_only_factors_2_3_5(number: int) -> bool:

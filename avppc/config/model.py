@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from avppc.clip import CLIP_FRAMES, CROP_SIZE
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class CutConfig:
     """Frames of the future, right after the gap."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("past_frames", self.past_frames, 2)
         check_integer("gap_frames", self.gap_frames, 0)
         check_integer("future_frames", self.future_frames, 2)
@@ -30,7 +31,9 @@ class CutConfig:
                 f"got {self.past_frames} and {self.future_frames}"
             )
         if self.frames > CLIP_FRAMES:
-            raise ValueError(f"past, gap and future need {self.frames} frames, a clip has {CLIP_FRAMES}")
+            raise ValueError(
+                f"past_frames, gap_frames and future_frames must be at most {CLIP_FRAMES} in all, got {self.frames}"
+            )
 
     @property
     def frames(self) -> int:
@@ -65,6 +68,7 @@ class EncoderConfig:
     """Width of a frame's feature vector."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("backbone", self.backbone, ("conv4", "resnet10", "resnet18", "resnet34"))
         check_integer("width", self.width, 4, 512)
         check_choice("stem", self.stem, ("small", "2d", "3d"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,22 +36,22 @@ def config_from_dict(cls: type[T], values: Any, where: str) -> T:
     if unknown:
         raise ValueError(f"{where}: unknown fields {unknown}; allowed are {sorted(fields)}")
     hints = typing.get_type_hints(cls)
+    restored = {name: _restore(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     try:
-        return cls(**{name: _restore(hints[name], value, f"{where}: {name}") for name, value in values.items()})
-    except TypeError as error:
+        return cls(**restored)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 
 def _restore(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return config_from_dict(typing.cast("type[Any]", hint), value, where)
-    if hint is Path:
+    # What does not fit stays as it is, for the configuration's own checks to refuse.
+    if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
         return Path(value)
-    origin = typing.get_origin(hint)
-    if origin is tuple:
+    if isinstance(value, list) and typing.get_origin(hint) is tuple:
         return tuple(value)
-    if origin in (typing.Union, types.UnionType):
-        return value
-    if hint is float and isinstance(value, int):
+    # an int beyond 64 bits may be none that a float can hold: it is left to the checks
+    if hint is float and type(value) is int and abs(value) < 1 << 63:
         return float(value)
     return value

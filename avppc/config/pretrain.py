@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from avppc.config.augment import AugmentConfig
-from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.scale import ScaleConfig
@@ -58,6 +58,7 @@ class ObjectiveConfig:
     clips of the same word."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_integer("dim", self.dim, 2)
         check_choice("fusion", self.fusion, ("mlp", "sum", "concat-linear"))
         check_choice("normalize", self.normalize, ("layer_norm", "none"))
@@ -93,6 +94,7 @@ class RivalConfig:
     """How the time arrow's head sees the frames: in order, or (a control that cannot tell the order) their mean."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("sync_mode", self.sync_mode, ("shift", "curriculum", "multiway"))
         check_integer("min_shift_frames", self.min_shift_frames, 1)
         check_integer("far_shift_frames", self.far_shift_frames, self.min_shift_frames)
@@ -118,6 +120,7 @@ class OptimizerConfig:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_number("learning_rate", self.learning_rate, 0)
         check_number("warmup_fraction", self.warmup_fraction, 0, 1)
         check_number("final_fraction", self.final_fraction, 0, 1)
@@ -193,6 +196,7 @@ class PretrainConfig:
     """Several processes, large batches, faults."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("preset", self.preset, ("laptop", "gpu"))
         check_choice("task", self.task, TASK_NAMES)
         check_integer("steps", self.steps, 1)

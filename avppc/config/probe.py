@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
 MEASURES = ("retrieval", "offset", "knn", "shortcut", "conflict", "visemes")
@@ -41,6 +41,7 @@ class ProbeConfig:
     """Seed of the batches of "conflict"."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("split", self.split, ("train", "val", "test"))
         if not self.measures:
             raise ValueError(f"measures must name at least one of {', '.join(MEASURES)}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from avppc.config.checks import check_types
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -16,3 +18,6 @@ class ReportConfig:
     """The page; by default report.html in the run's directory."""
     data: Path | None = None
     """Packed shards for the contact sheet; the run's own data by default."""
+
+    def __post_init__(self) -> None:
+        check_types(self)

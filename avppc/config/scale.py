@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from avppc.config.checks import check_bool, check_integer
+from avppc.config.checks import check_integer, check_types
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,5 @@ class ScaleConfig:
     """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run."""
 
     def __post_init__(self) -> None:
-        for name in ("sync_batch_norm", "cached_negatives", "activation_checkpointing", "compile"):
-            check_bool(name, getattr(self, name))
+        check_types(self)
         check_integer("max_skipped_steps", self.max_skipped_steps, 0)

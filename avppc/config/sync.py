@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.config.checks import check_choice, check_integer, check_number, check_types
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class CheckSyncConfig:
     """Shifts up to this are taken for sound: lips move a little before they are heard."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.data, Path) or not isinstance(self.out, Path):
-            raise TypeError("data and out must be pathlib.Path")
+        check_types(self)
         check_choice("split", self.split, ("train", "val", "test"))
         check_integer("clips", self.clips, 2)
         check_integer("max_offset_frames", self.max_offset_frames, 1, 1000)

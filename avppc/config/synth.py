@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.cores import count_cores
 
 # Lists of the generator (avppc.synth.words); here so that the settings can be checked without its extra packages.
@@ -48,15 +48,12 @@ class SynthConfig:
     """Delete a data set of other settings that is in the way; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.out, Path):
-            raise TypeError(f"out must be a pathlib.Path, got {type(self.out).__name__}")
-        check_integer("words", self.words, 1, MAX_WORDS - (RESERVED_WORDS if self.extra_clips else 0))
+        check_types(self)
         for name in ("clips_per_word", "val_clips_per_word", "test_clips_per_word", "extra_clips"):
             check_integer(name, getattr(self, name), 0, 99_999)
+        check_integer("words", self.words, 1, MAX_WORDS - (RESERVED_WORDS if self.extra_clips else 0))
         if not self.clips:
             raise ValueError("clips_per_word, val_clips_per_word, test_clips_per_word and extra_clips are all 0")
-        if not isinstance(self.split_by, str):
-            raise TypeError(f"split_by must be a str, got {type(self.split_by).__name__}")
         for part in self.split_kinds:
             check_choice("split_by", part, ("face", "voice"))
         check_choice("difficulty", self.difficulty, ("easy", "medium", "hard"))
@@ -64,8 +61,6 @@ class SynthConfig:
             check_integer(name, getattr(self, name), 1, 1_000_000)
         check_integer("seed", self.seed, 0, 2**63 - 1)
         check_integer("workers", self.workers, 0, 4096)
-        if not isinstance(self.overwrite, bool):
-            raise TypeError(f"overwrite must be a bool, got {type(self.overwrite).__name__}")
 
     @property
     def split_kinds(self) -> tuple[str, ...]:

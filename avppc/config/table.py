@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from avppc.config.checks import check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.evaluate import HEADS, QUICK_HEADS, EvaluateConfig, HeadName
 from avppc.config.pretrain import TASK_NAMES, PresetName
 
-_LABELS = re.compile(r"all|[1-9]\d*")
+_LABELS = re.compile(r"all|[1-9]\d{0,8}")
 TABLE_TASKS: tuple[str, ...] = (
     "synchronization",
     "time-arrow",
@@ -63,7 +63,10 @@ class TableConfig:
     """Processes that train classifiers side by side on a CPU; 0: one a core, at most 8."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_choice("preset", self.preset, ("laptop", "gpu"))
+        if not all(isinstance(entry, str) for entry in self.tasks):
+            raise TypeError(f"tasks must hold texts, got {self.tasks!r}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks must name at least one task, and none twice; got {self.tasks}")
         for entry in self.tasks:

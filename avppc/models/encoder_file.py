@@ -67,10 +67,7 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         raise ValueError(f"{file}: its header is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
         raise ValueError(f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata}")
-    try:
-        encoder = VideoEncoder(config_from_dict(EncoderConfig, values.get("config"), str(file)))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    encoder = VideoEncoder(config_from_dict(EncoderConfig, values.get("config"), str(file)))
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:

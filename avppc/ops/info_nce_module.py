@@ -17,6 +17,8 @@ from avppc.ops.info_nce_gather import GATHERS, solve_gathered
 from avppc.ops.info_nce_problem import Pairs, as_pairs, check_embeddings, make_problem
 
 NORMALIZATIONS = ("none", "layer_norm")
+MAX_WIDTH = 1 << 20
+MAX_TASKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,17 @@ class InfoNCEOptions:
         check_choice("backend", self.backend, BACKENDS)
         check_choice("gather", self.gather, GATHERS)
         if self.task_weights is not None:
-            if not isinstance(self.task_weights, Collection):
-                raise TypeError(f"task_weights must hold one number a sub-task, got {self.task_weights!r}")
+            check_weight_list(self.task_weights)
             for weight in self.task_weights:
                 _check_factor("task_weights", weight)
             if not any(self.task_weights):
                 raise ValueError("task_weights must hold a weight above 0, got none")
+
+
+def check_weight_list(weights: object) -> None:
+    """Raises TypeError unless it is a collection of numbers, such as a list; a tensor is none."""
+    if not isinstance(weights, Collection) or isinstance(weights, Tensor):
+        raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
 
 
 def _check_factor(name: str, value: float) -> None:
@@ -109,9 +116,9 @@ class BilinearInfoNCE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        check_integer("context_dim", context_dim, 1)
-        check_integer("target_dim", target_dim, 1)
-        check_integer("tasks", tasks, 1)
+        check_integer("context_dim", context_dim, 1, MAX_WIDTH)
+        check_integer("target_dim", target_dim, 1, MAX_WIDTH)
+        check_integer("tasks", tasks, 1, MAX_TASKS)
         check_option_names("BilinearInfoNCE", options)
         self.options = InfoNCEOptions(learn_scale=learn_scale, gather=gather, **options)
         if pairs is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avppc.config.checks import check_bool
+from avppc.config.checks import check_bool, check_tensor
 from avppc.ops.constants import constant
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -98,15 +98,9 @@ def make_problem(
     )
 
 
-def _check_tensor(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    return value
-
-
 def check_embeddings(name: str, value: Tensor) -> Tensor:
     """The embeddings as [sets, rows, width]."""
-    _check_tensor(name, value)
+    check_tensor(name, value)
     letters = "[C, N, Dc] or [N, Dc]" if name == "contexts" else "[U, M, Dz] or [M, Dz]"
     if value.ndim not in (2, 3):
         raise ValueError(f"{name} must have shape {letters}, got {list(value.shape)}")
@@ -126,7 +120,7 @@ def _check_alike(name: str, value: Tensor, contexts: Tensor) -> None:
 
 def _check_weights(weights: Tensor, contexts: Tensor, targets: Tensor) -> Tensor:
     """The weights as [K, Dz, Dc]."""
-    _check_tensor("weights", weights)
+    check_tensor("weights", weights)
     _check_alike("weights", weights, contexts)
     allowed = f"[K, {targets.shape[2]}, {contexts.shape[2]}] (K, width of targets, width of contexts)"
     if weights.ndim == 2:
@@ -167,12 +161,24 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
 def as_pairs(pairs: Pairs) -> Tensor:
     """The pairs as [K, 2] int64 on the CPU; raises TypeError or ValueError unless they are K >= 1 pairs of integers."""
     if not isinstance(pairs, Tensor):
-        pairs = torch.as_tensor(pairs) if hasattr(pairs, "__array__") else _to_tensor(_read_pairs(pairs))
+        pairs = _pairs_of_array(pairs) if hasattr(pairs, "__array__") else _to_tensor(_read_pairs(pairs))
+    check_tensor("pairs", pairs)
+    if pairs.is_meta:
+        raise ValueError("pairs must have values: they cannot be on the device meta")
     if pairs.dtype not in INTEGER_DTYPES:
         raise TypeError(f"pairs must hold integers, got dtype {_names([pairs.dtype])}")
     if pairs.ndim != 2 or pairs.shape[0] == 0 or pairs.shape[1] != 2:
         raise ValueError(f"pairs must have shape [K, 2] (context index, target index), got {list(pairs.shape)}")
     return pairs.to("cpu", torch.int64)
+
+
+def _pairs_of_array(pairs: Any) -> Tensor:
+    import numpy as np  # who has an array has numpy; the op itself does without
+
+    try:
+        return torch.as_tensor(np.ascontiguousarray(pairs))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"pairs must be an array of integers: {error}") from error
 
 
 def _read_pairs(pairs: Any) -> tuple[tuple[int, int], ...]:
@@ -187,6 +193,8 @@ def _read_pairs(pairs: Any) -> tuple[tuple[int, int], ...]:
         for index in pair:
             if type(index) is not int and (isinstance(index, bool) or not isinstance(index, numbers.Integral)):
                 raise TypeError(f"pairs must hold integers, got {index!r}")
+            if not -(1 << 63) <= int(index) < 1 << 63:
+                raise ValueError(f"pairs must hold indices of at most 64 bits, got {index}")
     return tuple([(pair[0], pair[1]) for pair in pairs])
 
 
@@ -220,7 +228,7 @@ def _check_positives(positive_offset: int, rows: int, columns: int, symmetric: b
 
 def check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
     """The ids as int64; one for each of the N rows of embeddings [sets, N, width]."""
-    _check_tensor(name, ids)
+    check_tensor(name, ids)
     if ids.dtype not in INTEGER_DTYPES:
         raise TypeError(f"{name} must hold integers, got dtype {_names([ids.dtype])}")
     if ids.ndim != 1 or ids.shape[0] != embeddings.shape[1]:
@@ -239,10 +247,12 @@ def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
         # one compiled graph serves all floats, unless they are checked or go through torch.full
         if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(dtype).max:
             raise ValueError(f"scale must be finite in {_names([dtype])}, got {scale}")
+        factor = float(scale) if isinstance(scale, int) else scale  # torch takes no int beyond 64 bits
         device = contexts.device
         return constant(
-            "scale", (scale, dtype, device), lambda: scale * torch.ones((), dtype=dtype, device=device), contexts
+            "scale", (factor, dtype, device), lambda: factor * torch.ones((), dtype=dtype, device=device), contexts
         )
+    check_tensor("scale", scale)
     if scale.ndim != 0:
         raise ValueError(f"scale must be a number or a 0-d tensor, got shape {list(scale.shape)}")
     if scale.dtype not in FLOAT_DTYPES:

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from avppc.config.checks import check_choice
+from avppc.config.checks import check_choice, check_tensor
 from avppc.config.features import LogMelConfig
 from avppc.ops import _library
 from avppc.ops.reference_log_mel import log_mel_reference
@@ -78,8 +78,7 @@ class LogMel(nn.Module):
 
 
 def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
-    if not isinstance(waveform, Tensor):
-        raise TypeError(f"waveform must be a torch.Tensor, got {type(waveform).__name__}")
+    check_tensor("waveform", waveform)
     _check_config(config)
     if waveform.dtype not in (torch.float32, torch.int16, torch.float64):
         raise TypeError(f"waveform must be float32 or int16 (float64 on the reference), got {waveform.dtype}")
@@ -101,8 +100,7 @@ def _check_config(config: LogMelConfig) -> None:
 
 
 def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths must be a torch.Tensor, got {type(lengths).__name__}")
+    check_tensor("lengths", lengths)
     if lengths.dtype not in _LENGTH_DTYPES:
         raise TypeError(f"lengths must be int32 or int64, got {lengths.dtype}")
     if lengths.shape != waveform.shape[:-1]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from avppc.config.checks import check_bool, check_choice, check_integer
 from avppc.ops.info_nce import to_autocast_dtype
-from avppc.ops.info_nce_module import BilinearInfoNCE, check_option_names
+from avppc.ops.info_nce_module import MAX_WIDTH, BilinearInfoNCE, check_option_names, check_weight_list
 from avppc.ops.info_nce_problem import check_ids
 from avppc.ops.reference_info_nce import info_nce_logits_reference
 
@@ -143,7 +143,7 @@ class PermutativeInfoNCE(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        check_integer("dim", dim, 1)
+        check_integer("dim", dim, 1, MAX_WIDTH)
         check_bool("swapped_negatives", swapped_negatives)
         check_option_names("PermutativeInfoNCE", options)
         self.swapped_negatives = swapped_negatives
@@ -279,13 +279,13 @@ def _used(sides: Sequence[Elements]) -> list[Elements]:
 
 
 def _check_subtasks(subtasks: Sequence[SubTask | str]) -> tuple[SubTask, ...]:
-    if isinstance(subtasks, (str, SubTask)) or not isinstance(subtasks, Collection):
+    if isinstance(subtasks, (str, SubTask, Tensor)) or not isinstance(subtasks, Collection):
         raise TypeError(f"subtasks must be a sequence of SubTask or names, got {subtasks!r}")
     chosen = []
     for subtask in subtasks:
         if not isinstance(subtask, (str, SubTask)):
             raise TypeError(f"subtasks must hold SubTask or names, got {subtask!r}")
-        name = subtask if isinstance(subtask, str) else subtask.name
+        name = subtask if isinstance(subtask, str) else str(subtask.name)
         if name not in _BY_NAME or subtask not in (name, _BY_NAME[name]):
             raise ValueError(f"subtasks must be taken from SUBTASKS, such as 'Vp,Ap->Vf'; got {subtask!r}")
         chosen.append(_BY_NAME[name])
@@ -303,8 +303,7 @@ def _check_task_weights(
     """One weight a sub-task; the values are checked by InfoNCEOptions."""
     if weights is None:
         return None
-    if not isinstance(weights, Collection):
-        raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
+    check_weight_list(weights)
     names = [subtask.name for subtask in subtasks]
     if isinstance(weights, Mapping):
         unknown = [name for name in weights if name not in names]

@@ -101,7 +101,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], error: type[Exceptio
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"context_dim": 0}, ValueError, "context_dim must be at least 1, got 0"),
+        ({"context_dim": 0}, ValueError, "context_dim must be from 1 to 1048576, got 0"),
         ({"target_dim": 2.0}, TypeError, "target_dim must be an int, got float"),
         ({"tasks": 2, "pairs": [(0, 0)] * 3}, ValueError, "tasks must be left out or equal the 3 pairs, got 2"),
         ({"tasks": 2, "task_weights": [1.0]}, ValueError, "task_weights must hold 2 weights, one a sub-task; got 1"),
