@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avppc.tensors import check_device, check_tensor
+
 VIDEO_FPS = 25
 SAMPLE_RATE_HZ = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // VIDEO_FPS  # 640: audio follows the video clock
@@ -18,8 +20,7 @@ NO_LABEL = -1
 
 
 def _check(name: str, value: Tensor, dtype: torch.dtype, dims: int) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    check_tensor(name, value)
     if value.dtype != dtype:
         raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
     if value.ndim != dims:
@@ -35,8 +36,8 @@ def _check_integer(name: str, value: object) -> None:
 
 def _check_clock(video: Tensor, audio: Tensor, time_dim: int) -> None:
     frames, samples = video.shape[time_dim], audio.shape[-1]
-    if frames < 1:
-        raise ValueError(f"video must have at least 1 frame, got shape {tuple(video.shape)}")
+    if frames < 1 or 0 in video.shape[-2:]:
+        raise ValueError(f"video must have at least 1 frame of 1 x 1 pixels, got shape {tuple(video.shape)}")
     if samples != frames * SAMPLES_PER_FRAME:
         raise ValueError(
             f"audio must have {SAMPLES_PER_FRAME} samples a video frame: {frames} frames need "
@@ -63,6 +64,8 @@ class Clip:
         _check("video", self.video, torch.uint8, 3)
         _check("audio", self.audio, torch.int16, 1)
         _check_clock(self.video, self.audio, time_dim=0)
+        if self.audio.device != self.video.device:
+            raise ValueError(f"audio must be on {self.video.device} like video, got {self.audio.device}")
         for name in ("label", "clip_id", "speaker"):
             _check_integer(name, getattr(self, name))
         for name in ("label", "speaker"):
@@ -110,8 +113,14 @@ class ClipBatch:
     @classmethod
     def stack(cls, clips: Sequence[Clip]) -> ClipBatch:
         """Stacks clips of equal shape into one batch."""
+        if not isinstance(clips, Sequence) or not all(isinstance(clip, Clip) for clip in clips):
+            raise TypeError(f"clips must be a sequence of Clip, got {type(clips).__name__}")
         if not clips:
-            raise ValueError("a ClipBatch holds at least one clip, got 0")
+            raise ValueError("clips must hold at least one clip, got 0")
+        kinds = {(clip.video.shape, clip.video.device) for clip in clips}
+        if len(kinds) > 1:
+            listed = "; ".join(sorted(f"{list(shape)} on {device}" for shape, device in kinds))
+            raise ValueError(f"clips must have videos of one shape on one device, got {listed}")
         return cls(
             video=torch.stack([clip.video for clip in clips]),
             audio=torch.stack([clip.audio for clip in clips]),
@@ -129,15 +138,25 @@ class ClipBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:
         """The same batch on another device; with non_blocking the copy of pinned memory is asynchronous."""
-        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+        place = check_device("device", device)
+        return self._map(lambda value: value.to(place, non_blocking=non_blocking))
 
     def pin_memory(self) -> ClipBatch:
         """The same batch in page-locked memory, from which copies to a GPU are asynchronous."""
         return self._map(Tensor.pin_memory)
 
     def __getitem__(self, rows: slice | Tensor) -> ClipBatch:
-        """The chosen rows as a batch of their own."""
-        return self._map(lambda value: value[rows])
+        """The chosen rows as a batch of their own: a slice, or [n] int64 numbers, or [N] bool."""
+        if not isinstance(rows, slice):
+            check_tensor("rows", rows)
+            if rows.ndim != 1 or rows.dtype not in (torch.int64, torch.bool):
+                raise TypeError(f"rows must be a slice, [n] int64 or [N] bool; got {rows.dtype} {list(rows.shape)}")
+            if rows.device.type not in ("cpu", self.device.type):
+                raise ValueError(f"rows must be on the CPU or on {self.device}, got {rows.device}")
+        try:
+            return self._map(lambda value: value[rows])
+        except (IndexError, TypeError) as error:  # a slice of texts, say
+            raise ValueError(f"rows must be rows of these {len(self)} clips: {error}") from error
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> ClipBatch:
         names = ("video", "audio", "labels", "clip_ids", "speakers")

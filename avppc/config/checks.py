@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
@@ -49,6 +47,21 @@ def _check_range(name: str, value: float, minimum: float, maximum: float | None)
         raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
+def check_path(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless value is a path that a file can have."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {type(value).__name__}")
+    text = os.fspath(value)
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a path of characters, got {type(text).__name__}")
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be a path that this system can write, got {text!r}") from error
+    if b"\0" in encoded:
+        raise ValueError(f"{name} must be a path without a zero byte, got {text!r}")
+
+
 def check_types(config: Any) -> None:
     """Raises TypeError for a field of a configuration that is not the text, path, tuple, truth value or configuration
     that its annotation says; numbers and choices have checks of their own, which see their values as well."""
@@ -72,13 +85,3 @@ def _kinds_of_fields(cls: Any) -> dict[str, tuple[tuple[type[Any], ...], str]]:
         if all(kind in _WORDS or dataclasses.is_dataclass(kind) for kind in kinds):
             found[name] = kinds, " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
     return found
-
-
-def check_tensor(name: str, value: object) -> Tensor:
-    """The value; raises TypeError unless it is a dense tensor, whose elements lie at strides."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided or value.is_nested:
-        layout = "a nested one" if value.is_nested else f"layout {value.layout}"
-        raise TypeError(f"{name} must be a dense torch.Tensor, got {layout}")
-    return value

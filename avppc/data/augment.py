@@ -13,7 +13,18 @@ from torch.nn import functional
 from avppc.config.augment import AugmentConfig
 from avppc.config.checks import check_choice
 from avppc.data.draws import integers, noise, uniform
-from avppc.data.variations import can_fuse, crop_each, draw_variations, span_mask, vary, vary_fused
+from avppc.data.variations import (
+    can_fuse,
+    check_flips,
+    check_pictures,
+    check_starts,
+    crop_each,
+    draw_variations,
+    span_mask,
+    vary,
+    vary_fused,
+)
+from avppc.tensors import check_tensor
 
 
 def crop_video(
@@ -26,11 +37,13 @@ def crop_video(
     flips: Tensor | None = None,  # [N] bool: mirror this clip
 ) -> Tensor:
     """Square crops as luma from 0 to 1, reduced by block means: [N, T, out, out] float32; the centre by default."""
+    check_pictures(video, crop_pixels, out_pixels)
     height, width = video.shape[2:]
-    if crop_pixels > min(height, width):
-        raise ValueError(
-            f"crop_pixels must be at most {min(height, width)} for {height} x {width} video, got {crop_pixels}"
-        )
+    for name, starts, size in (("rows", rows, height), ("columns", columns, width)):
+        if starts is not None:
+            check_starts(name, starts, len(video), size - crop_pixels)
+    if flips is not None:
+        check_flips(flips, len(video))
     if rows is None and columns is None and flips is None:
         top, left = (height - crop_pixels) // 2, (width - crop_pixels) // 2
         crops = video[:, :, top : top + crop_pixels, left : left + crop_pixels]
@@ -58,10 +71,27 @@ def augment_video(
             the pixels (two with a time mask, whose mean must be known first); "auto": fused on CUDA, else eager.
     """
     check_choice("backend", backend, ("auto", "eager", "fused"))
+    check_pictures(video, crop_pixels, out_pixels)
+    _check_draws(config, generator)
     draws = draw_variations(video.shape, crop_pixels, config, generator, video.device)
     if backend == "fused" or (backend == "auto" and video.is_cuda and can_fuse()):
         return vary_fused(video, draws, crop_pixels, out_pixels)
     return vary(video, draws, crop_pixels, out_pixels)
+
+
+def _check_draws(config: AugmentConfig, generator: torch.Generator) -> None:
+    if not isinstance(config, AugmentConfig):
+        raise TypeError(f"config must be an AugmentConfig, got {type(config).__name__}")
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+
+
+def _check_log_mel(log_mel: Tensor) -> None:
+    check_tensor("log_mel", log_mel)
+    if not log_mel.is_floating_point():
+        raise TypeError(f"log_mel must be floating point, got {log_mel.dtype}")
+    if log_mel.ndim != 3 or 0 in log_mel.shape:
+        raise ValueError(f"log_mel must be [N, F, B], not empty; got {list(log_mel.shape)}")
 
 
 def _uniform(low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -75,6 +105,8 @@ def augment_log_mel(
     generator: torch.Generator,
 ) -> Tensor:
     """Circular shift, noise floor and band mask: [N, F, B]."""
+    _check_log_mel(log_mel)
+    _check_draws(config, generator)
     count, frames, bands = log_mel.shape
     device = log_mel.device
     if config.mel_shift_frames:

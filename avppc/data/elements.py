@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
+from avppc.config.checks import check_integer
 from avppc.config.model import CutConfig
 from avppc.data.draws import integers
 
@@ -39,10 +40,17 @@ def cut_elements(
     Raises:
         ValueError: the clips are shorter than the cut, or the jitter leaves fewer than two frames.
     """
+    if not isinstance(batch, ClipBatch):
+        raise TypeError(f"batch must be a ClipBatch, got {type(batch).__name__}")
+    if not isinstance(cut, CutConfig):
+        raise TypeError(f"cut must be a CutConfig, got {type(cut).__name__}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
+    check_integer("jitter_frames", jitter_frames, 0)
     count, frames = len(batch), batch.video.shape[1]
     length = cut.past_frames - jitter_frames
     if frames < cut.frames:
-        raise ValueError(f"past, gap and future need {cut.frames} frames, the clips have {frames}")
+        raise ValueError(f"batch must have clips of {cut.frames} frames for past, gap and future; they have {frames}")
     if length < 2:
         raise ValueError(f"jitter_frames must leave at least 2 of {cut.past_frames} frames, got {jitter_frames}")
     if generator is None or jitter_frames == 0:

@@ -15,6 +15,7 @@ from avppc.clip import ClipBatch
 from avppc.config.checks import check_integer
 from avppc.data.packed import PackedDataset
 from avppc.data.sampler import EpochSampler
+from avppc.tensors import check_device, check_tensor
 
 _POLL_SECONDS = 0.1  # how soon the thread notices that it is to end
 
@@ -38,11 +39,14 @@ class ClipLoader:
         prefetch: int = 2,
     ) -> None:
         check_integer("prefetch", prefetch, 1, 1024)
+        _check_dataset(dataset)
+        if not isinstance(sampler, EpochSampler):
+            raise TypeError(f"sampler must be an EpochSampler, got {type(sampler).__name__}")
         if sampler.num_clips != len(dataset):
-            raise ValueError(f"the sampler orders {sampler.num_clips} clips, the data set has {len(dataset)}")
+            raise ValueError(f"sampler must order the {len(dataset)} clips of the data set, it has {sampler.num_clips}")
         self.dataset = dataset
         self.sampler = sampler
-        self.device = torch.device(device)
+        self.device = check_device("device", device)
         self.prefetch = prefetch
         self.wait_seconds = 0.0
         """Time the consumer has waited for data, in all."""
@@ -97,6 +101,21 @@ def iterate_once(dataset: PackedDataset, indices: Tensor | None = None, batch_si
         indices: [n] int64; None: all clips.
     """
     check_integer("batch_size", batch_size, 1)
+    _check_dataset(dataset)
+    if indices is not None:
+        check_tensor("indices", indices)
+        if indices.ndim != 1:
+            raise ValueError(f"indices must be int64 [n], got {list(indices.shape)}")
+    return _iterate(dataset, indices, batch_size)
+
+
+def _check_dataset(dataset: PackedDataset) -> None:
+    # what wraps one, to slow it down or to leave clips out, will do as well
+    if not callable(getattr(dataset, "batch", None)) or not hasattr(dataset, "__len__"):
+        raise TypeError(f"dataset must be a PackedDataset, got {type(dataset).__name__}")
+
+
+def _iterate(dataset: PackedDataset, indices: Tensor | None, batch_size: int) -> Iterator[ClipBatch]:
     chosen = torch.arange(len(dataset)) if indices is None else indices
     for start in range(0, len(chosen), batch_size):
         yield dataset.batch(chosen[start : start + batch_size])

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from avppc.clip import NO_LABEL, ClipBatch
+from avppc.config.checks import check_bool, check_choice, check_path
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.data.shard import Shard, ShardRecord
 from avppc.files import sha256_of
+from avppc.tensors import check_tensor
 
 __all__ = ["INDEX_NAME", "SHARD_FOLDER", "SPLITS", "PackedDataset", "PackedIndex", "open_shard", "verify_shards"]
 
@@ -35,6 +37,9 @@ class PackedDataset:
     """
 
     def __init__(self, directory: str | os.PathLike[str], split: str = "train", verify: bool = True) -> None:
+        check_path("directory", directory)
+        check_choice("split", split, SPLITS)
+        check_bool("verify", verify)
         url = remote_url(directory)
         path = Path(directory) if url is None else fetch_packed(url, [split])
         self._open(path, split, PackedIndex.read(path), verify)
@@ -130,9 +135,8 @@ class PackedDataset:
         return torch.from_numpy(np.concatenate([shard.numbers(name) for shard in self._shards]))
 
     def _check_indices(self, indices: Tensor) -> NDArray[np.int64]:
-        if not isinstance(indices, Tensor):
-            raise TypeError(f"indices must be a torch.Tensor, got {type(indices).__name__}")
-        if indices.dtype != torch.int64 or indices.ndim != 1 or len(indices) == 0:
+        check_tensor("indices", indices)
+        if indices.dtype != torch.int64 or indices.ndim != 1 or len(indices) == 0 or indices.is_meta:
             raise ValueError(f"indices must be int64 [N], N >= 1; got {indices.dtype} {list(indices.shape)}")
         if not self._shards:
             raise ValueError("the data set is closed")

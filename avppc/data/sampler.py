@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avppc.config.checks import check_integer
+from avppc.config.checks import check_bool, check_integer
+from avppc.tensors import INTEGER_DTYPES, check_tensor
 
 
 class EpochSampler:
@@ -42,11 +43,12 @@ class EpochSampler:
         speakers: Tensor | None = None,
         speakers_per_batch: int | None = None,
     ) -> None:
-        check_integer("num_clips", num_clips, 1)
-        check_integer("batch_size", batch_size, 1)
+        check_integer("num_clips", num_clips, 1, 1 << 48)
+        check_integer("batch_size", batch_size, 1, 1 << 48)
         check_integer("seed", seed, 0)
-        check_integer("world_size", world_size, 1)
+        check_integer("world_size", world_size, 1, 1 << 20)
         check_integer("rank", rank, 0, world_size - 1)
+        check_bool("drop_last", drop_last)
         self.num_clips = num_clips
         self.batch_size = batch_size
         self.seed = seed
@@ -73,10 +75,12 @@ class EpochSampler:
 
     def load_state(self, state: dict[str, int]) -> None:
         """Goes on where `state` was taken; ValueError for a state that this stream never has."""
+        if not isinstance(state, dict):
+            raise TypeError(f"state must be a dict, got {type(state).__name__}")
         if set(state) != {"epoch", "batches_consumed"}:
-            raise ValueError(f"a sampler's state has the keys epoch and batches_consumed, got {sorted(state)}")
-        check_integer("epoch", state["epoch"], 0)
-        check_integer("batches_consumed", state["batches_consumed"], 0, self.batches_per_epoch - 1)
+            raise ValueError(f"state must have the keys epoch and batches_consumed, got {list(state)}")
+        check_integer("state: epoch", state["epoch"], 0)
+        check_integer("state: batches_consumed", state["batches_consumed"], 0, self.batches_per_epoch - 1)
         self._epoch, self._batches_consumed = state["epoch"], state["batches_consumed"]
 
     def copy(self) -> EpochSampler:
@@ -100,6 +104,7 @@ class EpochSampler:
 
     def batch(self, epoch: int, number: int) -> Tensor:
         """Batch `number` of an epoch on this rank, [N] int64; the stream stays where it is."""
+        check_integer("epoch", epoch, 0)
         check_integer("number", number, 0, self.batches_per_epoch - 1)
         order = self.order(epoch)[number * self.global_batch : (number + 1) * self.global_batch]
         return torch.from_numpy(np.array_split(order, self.world_size)[self.rank].copy())
@@ -124,7 +129,8 @@ class EpochSampler:
         batches = whole + (not self.drop_last and rest >= self.world_size)
         if batches == 0:
             raise ValueError(
-                f"{clips} clips do not fill one batch of {self.batch_size} on each of {self.world_size} ranks"
+                f"batch_size must be one that {clips} clips fill on each of {self.world_size} ranks, "
+                f"got {self.batch_size}"
                 + ("" if self._speakers is None else f" in groups of {self._group_size} clips of one speaker")
             )
         return batches
@@ -176,7 +182,8 @@ def _check_speakers(
     check_integer("speakers_per_batch", speakers_per_batch, 1, global_batch)
     if speakers is None:
         raise ValueError("speakers_per_batch needs speakers")
-    if speakers.shape != (num_clips,) or speakers.is_floating_point():
+    check_tensor("speakers", speakers)
+    if speakers.shape != (num_clips,) or speakers.dtype not in INTEGER_DTYPES or speakers.is_meta:
         raise ValueError(f"speakers must be {num_clips} integers, got {speakers.dtype} {list(speakers.shape)}")
     if int(speakers.min()) < 0:
         raise ValueError("speakers_per_batch needs the speaker of each clip, some are not known (-1)")

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from avppc.config.augment import AugmentConfig
+from avppc.config.checks import check_integer
 from avppc.data.draws import integers, keys, noise_of, uniform
+from avppc.tensors import check_tensor
 
 _DARKEST = 1e-3  # luma below which gamma has no hold
 
@@ -82,12 +84,42 @@ def draw_variations(
     return Variations(rows, columns, flips, gamma, contrast, brightness, noise, noise_keys, masked)
 
 
+def check_pictures(video: Tensor, crop_pixels: int, out_pixels: int) -> None:
+    """Raises TypeError or ValueError unless video is [N, T, H, W] uint8 from which such crops can be cut."""
+    check_tensor("video", video)
+    if video.dtype != torch.uint8:
+        raise TypeError(f"video must be uint8, got {video.dtype}")
+    if video.ndim != 4 or 0 in video.shape:
+        raise ValueError(f"video must be [N, T, H, W], not empty; got {list(video.shape)}")
+    check_fits(crop_pixels, *video.shape[2:])
+    check_integer("out_pixels", out_pixels, 1, crop_pixels)
+    if crop_pixels % out_pixels:
+        raise ValueError(f"out_pixels must divide crop_pixels={crop_pixels}, got {out_pixels}")
+
+
 def check_fits(crop_pixels: int, height: int, width: int) -> None:
     """ValueError where a crop is larger than the picture."""
+    check_integer("crop_pixels", crop_pixels, 1)
     if crop_pixels > min(height, width):
         raise ValueError(
             f"crop_pixels must be at most {min(height, width)} for {height} x {width} video, got {crop_pixels}"
         )
+
+
+def check_starts(name: str, starts: Tensor, count: int, last: int) -> None:
+    """Raises TypeError or ValueError unless starts are [count] int64 from 0 to last; on a GPU nobody waits for them."""
+    check_tensor(name, starts)
+    if starts.dtype != torch.int64 or starts.shape != (count,):
+        raise TypeError(f"{name} must be [{count}] int64, got {starts.dtype} {list(starts.shape)}")
+    if starts.device.type == "cpu" and not 0 <= int(starts.min()) <= int(starts.max()) <= last:
+        raise ValueError(f"{name} must be from 0 to {last}, got {int(starts.min())} to {int(starts.max())}")
+
+
+def check_flips(flips: Tensor, count: int) -> None:
+    """Raises TypeError unless flips are [count] bool."""
+    check_tensor("flips", flips)
+    if flips.dtype != torch.bool or flips.shape != (count,):
+        raise TypeError(f"flips must be [{count}] bool, got {flips.dtype} {list(flips.shape)}")
 
 
 def vary(

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from avppc.config.checks import check_path
 from avppc.config.model import EncoderConfig
 from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.files import write_atomically
@@ -28,6 +29,7 @@ def save_encoder(encoder: VideoEncoder, path: Path) -> None:
 
 def find_encoder(path: str | os.PathLike[str]) -> Path:
     """The encoder file at a path, or in the directory of a finished run or an export; FileNotFoundError without one."""
+    check_path("path", path)
     file = Path(path)
     if file.is_dir():
         file = file / ENCODER_FILE

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from avppc.config.checks import check_integer
 from avppc.config.model import EncoderConfig
 from avppc.models.conv4 import Conv4
 from avppc.models.layout import use_channels_last
 from avppc.models.resnet import RESNET_LAYERS, ResNet
+from avppc.tensors import FLOAT_DTYPES, check_tensor
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
 
@@ -43,6 +45,8 @@ class VideoEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:  # noqa: B008 - a frozen dataclass
         super().__init__()
+        if not isinstance(config, EncoderConfig):
+            raise TypeError(f"config must be an EncoderConfig, got {type(config).__name__}")
         self.config = config
         self.out_features = config.features
         self.frames = self._make_frames(config)
@@ -75,6 +79,8 @@ class VideoEncoder(nn.Module):
     ) -> Tensor:
         """Features [N, T', D] of every frame_stride-th frame from frame_phase on; motion is taken at the full rate."""
         self._check(video)
+        check_integer("frame_stride", frame_stride, 1, 1 << 20)
+        check_integer("frame_phase", frame_phase, 0, video.shape[1] - 1)
         if hasattr(self, "stem3d"):
             volume = self.stem3d(((video - LUMA_MEAN) / LUMA_STD).unsqueeze(1)).transpose(1, 2)
             inputs = volume[:, frame_phase::frame_stride]
@@ -86,7 +92,15 @@ class VideoEncoder(nn.Module):
 
     def _check(self, video: Tensor) -> None:
         side = self.config.input_pixels
-        if video.ndim != 4 or video.shape[2:] != (side, side):
+        check_tensor("video", video)
+        if video.ndim != 4 or video.shape[2:] != (side, side) or 0 in video.shape:
             raise ValueError(f"video must be [N, T, {side}, {side}] (see avppc.data.augment), got {list(video.shape)}")
-        if not video.is_floating_point():
+        if video.dtype not in FLOAT_DTYPES:
             raise TypeError(f"video must be floating point, luma from 0 to 1, got {video.dtype}")
+        weight = next(self.parameters())
+        if video.device != weight.device:
+            raise ValueError(f"video must be on {weight.device} like the encoder, got {video.device}")
+        kind = video.device.type
+        makes_alike = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if video.dtype != weight.dtype and not makes_alike:
+            raise TypeError(f"video must have dtype {weight.dtype} like the encoder, got {video.dtype}")

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avppc.config.checks import check_bool, check_tensor
+from avppc.config.checks import check_bool
 from avppc.ops.constants import constant
+from avppc.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
 
-FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NO_POSITIVE = -1
 """The positive_offset inside a ring, where these targets are another process's and hold no row's positive."""
-INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 Pairs = Tensor | Sequence[Sequence[int]]
 

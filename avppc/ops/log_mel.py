@@ -7,10 +7,11 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from avppc.config.checks import check_choice, check_tensor
+from avppc.config.checks import check_choice
 from avppc.config.features import LogMelConfig
 from avppc.ops import _library
 from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.tensors import check_tensor
 
 BACKENDS = ("auto", "cpp", "cuda", "reference")
 _DEFAULT_CONFIG = LogMelConfig()

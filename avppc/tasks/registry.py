@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from avppc.config.checks import check_choice
 from avppc.config.pretrain import PretrainConfig
 from avppc.tasks.correspondence import CorrespondenceTask
 from avppc.tasks.permutative_task import make_av_permutative, make_visual_permutative
@@ -34,8 +35,9 @@ TASKS: dict[str, TaskEntry] = {
 
 def make_task(name: str, config: PretrainConfig) -> ProxyTask:
     """A new task with its encoder; ValueError for a name that is not in TASKS, or settings that do not fit the task."""
-    if name not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}; got {name!r}")
+    check_choice("task", name, TASKS)
+    if not isinstance(config, PretrainConfig):
+        raise TypeError(f"config must be a PretrainConfig, got {type(config).__name__}")
     if (config.subtasks or config.exclude) and not name.endswith("permutative"):
         raise ValueError(f"subtasks and exclude are settings of the permutative tasks, task is {name!r}")
     return TASKS[name].make(config)

@@ -22,6 +22,9 @@ def choose_subtasks(available: Sequence[SubTask], chosen: str = "", excluded: st
     Raises:
         ValueError: a text that names no group or sub-task, is ambiguous, or leaves nothing.
     """
+    for name, text in (("subtasks", chosen), ("exclude", excluded)):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a str, got {type(text).__name__}")
     wanted = _named("subtasks", chosen, available) if chosen else set(available)
     unwanted = _named("exclude", excluded, available) if excluded else set()
     left = tuple(subtask for subtask in available if subtask in wanted and subtask not in unwanted)

@@ -134,7 +134,7 @@ def test_waiting_is_measured(dataset):
 
 
 def test_sampler_of_another_set_is_refused(dataset):
-    with pytest.raises(ValueError, match="the sampler orders 5 clips, the data set has 23"):
+    with pytest.raises(ValueError, match="sampler must order the 23 clips of the data set, it has 5"):
         ClipLoader(dataset, EpochSampler(5, 1, seed=0))
 
 

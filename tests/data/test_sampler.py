@@ -168,9 +168,9 @@ class TestSpeakers:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_clips": 0}, "num_clips must be at least 1"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"batch_size": 24}, "23 clips do not fill one batch of 24"),
+        ({"num_clips": 0}, "num_clips must be from 1"),
+        ({"batch_size": 0}, "batch_size must be from 1"),
+        ({"batch_size": 24}, "batch_size must be one that 23 clips fill on each of 1 ranks, got 24"),
         ({"rank": 2, "world_size": 2}, "rank must be from 0 to 1, got 2"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"speakers_per_batch": 2}, "needs speakers"),

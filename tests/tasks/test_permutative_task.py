@@ -122,7 +122,7 @@ def test_features_must_follow_the_video_clock() -> None:
     ("make", "message"),
     [
         (lambda: CutConfig(past_frames=15), "must be equal"),
-        (lambda: CutConfig(past_frames=15, future_frames=15), "need 31 frames, a clip has 29"),
+        (lambda: CutConfig(past_frames=15, future_frames=15), "must be at most 29 in all, got 31"),
         (lambda: AugmentConfig(flip_probability=1.5), "flip_probability must be from 0 to 1, got 1.5"),
         (lambda: dataclasses.replace(CONFIG, batch_size=1), "batch_size must be at least 2, got 1"),
         (lambda: dataclasses.replace(CONFIG, augment=AugmentConfig(time_jitter_frames=13)), "time_jitter_frames"),

@@ -1,0 +1,29 @@
+"""What every function that takes a tensor asks of it first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """The value; raises TypeError unless it is a dense tensor, whose elements lie at strides."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense torch.Tensor, got {layout}")
+    return value
+
+
+def check_device(name: str, value: object) -> torch.device:
+    """The device; raises TypeError or ValueError unless it is one that torch knows."""
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name} must be a torch.device or its name, got {type(value).__name__}")
+    try:
+        return torch.device(value)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:1', got {value!r}") from error
