@@ -6,7 +6,7 @@ DEMO := runs/demo
 DATA := data/demo
 WHEELS := build/wheels
 
-.PHONY: setup demo test lint bench gpu docs wheel clean
+.PHONY: setup demo test sanitize fuzz lint bench gpu docs wheel clean
 
 # The marker is newer than everything the environment and the compiled extension are made from.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
@@ -33,6 +33,22 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The operators' tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer (build/sanitized): the first fault
+# ends it. Leaks are not looked for: Python and torch keep what they have.
+SANITIZED := build/sanitized
+CXX ?= c++
+
+sanitize: setup
+	AVPPC_SANITIZE=1 AVPPC_CUDA=0 $(BIN)/python setup.py -q build --build-lib $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	PYTHONPATH=$(SANITIZED) $(BIN)/pytest -q --capture=sys tests/ops \
+	  -k "not triton and not compile and not gather and not peers and not cuda"
+
+# Damaged and hostile files for every reader, ten minutes (tests/fuzz/run.py --help has more).
+fuzz: setup
+	$(BIN)/python tests/fuzz/run.py --seconds 600
 
 lint: setup
 	$(BIN)/ruff check .

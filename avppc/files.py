@@ -75,9 +75,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON value in a file; ValueError that names the file where it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The JSON value in a content; a plain ValueError for whatever is wrong with it: bytes, syntax, depth, digits."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def sync_directory(directory: Path) -> None:

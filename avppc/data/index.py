@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def run(config: IndexConfig) -> int:
     if not found.videos:
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
-    before = {path: entry for path, (_, entry) in read_manifest_lines(out).items()}
+    before = read_known(out)
     entries: Entries = {}
     todo = []
     for video in found.videos:
@@ -84,6 +85,30 @@ class ProbeJob:
 
     def clean_up(self, pid: int) -> None:
         """Nothing is written by the processes."""
+
+
+def read_known(out: Path) -> Entries:
+    """What a manifest says already; facts that this command cannot have written are left out, to be read anew.
+
+    Raises:
+        ValueError: a line is damaged; the text tells which.
+    """
+    known = {path: entry for path, (_, entry) in read_manifest_lines(out).items()}
+    return {path: entry if _has_sound_facts(entry) else _others(entry) for path, entry in known.items()}
+
+
+def _has_sound_facts(entry: dict[str, Any]) -> bool:
+    empty = asdict(VideoFacts())
+    if any(not isinstance(entry[name], _kinds(empty[name])) for name in entry.keys() & empty.keys()):
+        return False
+    if not all(isinstance(text, str) for name in ("problems", "notes") for text in entry.get(name, [])):
+        return False
+    return not entry.get("video_codec") or empty.keys() <= entry.keys()
+
+
+def _kinds(value: object) -> tuple[type, ...]:
+    """Types that JSON may have for a fact."""
+    return (int, float) if isinstance(value, float) else (type(value),)
 
 
 def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Path, console: Console) -> None:

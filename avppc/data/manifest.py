@@ -14,7 +14,6 @@ Nothing outside ROOT is read: links that leave it are refused, and so are paths 
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 
 from avppc.clip import NO_LABEL
 from avppc.data.packed_index import SPLITS
+from avppc.files import parse_json
 
 MANIFEST_NAME = "manifest.jsonl"
 UNLABELED_FOLDER = "_UNLABELED"
@@ -143,13 +143,13 @@ def read_manifest_lines(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     if not path.is_file():
         return found
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                entry = parse_json(line)
+            except ValueError as error:
                 raise _line_error(path, number, error) from error
             if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
                 raise _line_error(path, number, 'expected an object with a "path"')
@@ -172,6 +172,8 @@ def _line_error(path: Path, number: int, problem: object) -> ValueError:
 
 def _safe_path(manifest: Path, number: int, text: str) -> str:
     path = PurePosixPath(text)
+    if printable(text) != text:
+        raise _line_error(manifest, number, f"path must be valid UTF-8, got {text!r}")
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in text or "\\" in text:
         raise _line_error(manifest, number, f"path must lie below the data's folder, without '..'; got {text!r}")
     return path.as_posix()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from avppc.clip import SAMPLE_RATE_HZ, VIDEO_FPS
 from avppc.data.shard import ClipShape, ShardRecord
-from avppc.files import write_json
+from avppc.files import parse_json, write_json
 
 FORMAT = "avppc-packed"
 VERSION = 1
@@ -62,9 +61,11 @@ class PackedIndex:
     def parse(cls, content: bytes) -> PackedIndex:
         """The index in an index.json's content; ValueError, to be read after the file's name, where it is damaged."""
         try:
-            return _parse_index(json.loads(content))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            values = parse_json(content)
+        except ValueError as error:
             raise ValueError(f" is not valid JSON: {error}") from error
+        try:
+            return _parse_index(values)
         except (KeyError, TypeError) as error:
             raise ValueError(f" is damaged: {type(error).__name__} {error}") from error
         except ValueError as error:

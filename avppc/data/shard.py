@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.clip import SAMPLES_PER_FRAME
-from avppc.files import sync_directory
+from avppc.files import parse_json, sync_directory
 
 PARTIAL_SUFFIX = ".partial"
 _HEADER_LIMIT_BYTES = 1 << 16
@@ -212,7 +212,7 @@ def _check_header(path: Path, start: bytes, file_bytes: int, shape: ClipShape, c
     if len(start) < 8 or not 2 <= length <= min(_HEADER_LIMIT_BYTES, file_bytes - 8):
         raise ValueError(f"{path} is not a packed shard: its header would have {length} bytes")
     try:
-        entries = json.loads(start[8 : 8 + length])
+        entries = parse_json(start[8 : 8 + length])
     except ValueError as error:
         raise ValueError(f"{path} is not a packed shard: its header is not JSON ({error})") from error
     tensors = shape.tensors(clips)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from avppc.config.checks import check_integer, check_number, check_types
 from avppc.config.plain import config_from_dict
 from avppc.files import read_json, write_json
 
@@ -53,6 +54,16 @@ class RowResult:
     """Wall time of the row."""
     settings: dict[str, Any]
     """The settings of the evaluation."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("labels_per_word", "tested"):
+            check_integer(name, getattr(self, name), 0)
+        for name in ("wcr", "interval95", "chance", "seconds"):
+            check_number(name, getattr(self, name), 0)
+        for name, kind in (("chosen", dict), ("settings", dict), ("trials", list), ("draws", list), ("words", list)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
 
 
 def task_of(result: RowResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,15 +177,20 @@ def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: 
     tensors = {}
     for name, chosen in rows.items():
         sources = splits[name].sources
-        tensors[name] = torch.stack([_read_trajectory(root / sources[row]) for row in chosen.tolist()])
+        tensors[name] = torch.stack([read_trajectory(root / sources[row]) for row in chosen.tolist()])
     return FeatureSource.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_rows)
 
 
-def _read_trajectory(video: Path) -> Tensor:
+def read_trajectory(video: Path) -> Tensor:
+    """The mouth movement beside a video, [29, parameters] float32; ValueError that names a file which is none."""
     path = video.with_suffix(".npy")
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: trajectories must be the directory that `avppc synth` wrote")
-    values = np.load(path, allow_pickle=False)
-    if values.ndim != 2 or values.shape[0] != CLIP_FRAMES:
-        raise ValueError(f"{path} must hold [{CLIP_FRAMES}, parameters], got shape {values.shape}")
+    try:
+        # a map takes no memory for a shape that the header claims
+        values = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:  # all that numpy lets out
+        raise ValueError(f"{path} is not a trajectory: {error}") from error
+    if values.ndim != 2 or values.shape[0] != CLIP_FRAMES or values.dtype.kind != "f":
+        raise ValueError(f"{path} must hold [{CLIP_FRAMES}, parameters], got {values.dtype} of shape {values.shape}")
     return torch.from_numpy(values.astype(np.float32))

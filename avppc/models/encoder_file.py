@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from avppc.config.checks import check_path
 from avppc.config.model import EncoderConfig
 from avppc.config.plain import config_from_dict, config_to_dict
-from avppc.files import write_atomically
+from avppc.files import parse_json, write_atomically
 from avppc.models.video import VideoEncoder
 
 FORMAT, VERSION = "avppc-encoder", 1
@@ -64,14 +68,31 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
     try:
-        values = json.loads(metadata.get("avppc", "null"))
-    except (json.JSONDecodeError, RecursionError) as error:
+        values = parse_json(metadata.get("avppc", "null"))
+    except ValueError as error:
         raise ValueError(f"{file}: its header is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
         raise ValueError(f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata}")
-    encoder = VideoEncoder(config_from_dict(EncoderConfig, values.get("config"), str(file)))
-    try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{file}: the weights do not fit its configuration: {error}") from error
+    config = config_from_dict(EncoderConfig, values.get("config"), str(file))
+    _check_weights(file, config, weights)
+    encoder = VideoEncoder(config)
+    encoder.load_state_dict(weights)
     return encoder.eval()
+
+
+def _check_weights(file: Path, config: EncoderConfig, weights: Mapping[str, Tensor]) -> None:
+    """ValueError unless these are the weights of such an encoder; takes no memory for what the header claims."""
+    with torch.device("meta"):
+        expected = VideoEncoder(config).state_dict()
+    missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{file}: the weights do not fit its configuration: missing {missing[:5]}, unexpected {unexpected[:5]}"
+        )
+    for name, value in expected.items():
+        found = weights[name]
+        if found.shape != value.shape or found.dtype != value.dtype:
+            raise ValueError(
+                f"{file}: the weights do not fit its configuration: {name} must be {value.dtype} {list(value.shape)}, "
+                f"got {found.dtype} {list(found.shape)}"
+            )

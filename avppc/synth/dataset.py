@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -9,7 +10,7 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,9 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from avppc.config.checks import check_path
 from avppc.config.plain import config_to_dict
 from avppc.config.synth import SynthConfig
-from avppc.files import read_json, write_atomically, write_json
+from avppc.files import parse_json, read_json, write_atomically, write_json
 from avppc.synth.words import WORDS
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def plan(config: SynthConfig) -> Iterator[Job]:
 def read_manifest(root: Path) -> list[Record]:
     """The finished manifest of a data set, one record a clip."""
     path = root / _MANIFEST
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(read_records(path).values())
 
 
 def _require_extras() -> None:
@@ -106,7 +108,7 @@ def _claim_folder(config: SynthConfig) -> None:
     path = root / _SETTINGS
     if path.exists():
         found = read_json(path)
-        if found.get("format") != _FORMAT:
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise ValueError(f"out: {path} is not of this program; choose another folder")
         differences = _differences(found, wanted)
         if not differences:
@@ -116,7 +118,7 @@ def _claim_folder(config: SynthConfig) -> None:
                 f"out: {root} holds a data set of other settings ({'; '.join(differences)}). "
                 "Choose another folder, or overwrite=True (--overwrite) to delete it"
             )
-        _delete(root, found["folders"])
+        _delete(root)
     elif root.is_dir() and any(root.iterdir()):
         raise ValueError(f"out must be an empty or missing folder, or one that avppc synth began; got {root}")
     root.mkdir(parents=True, exist_ok=True)
@@ -129,16 +131,21 @@ def _claim_folder(config: SynthConfig) -> None:
 
 def _differences(found: Record, wanted: Record) -> list[str]:
     """What differs between two data sets, in words."""
-    before, now = ({"version": side.get("version"), **side.get("config", {})} for side in (found, wanted))
+    known = found.get("config")
+    before = {"version": found.get("version"), **(known if isinstance(known, dict) else {})}
+    now = {"version": wanted["version"], **wanted["config"]}
     return [
         f"{name} {before.get(name)!r} there, {value!r} here" for name, value in now.items() if before.get(name) != value
     ]
 
 
-def _delete(root: Path, folders: Sequence[str]) -> None:
-    """Deletes a data set; its settings last, so that a deletion cut short can be repeated."""
-    for folder in folders:
-        shutil.rmtree(root / Path(folder).name, ignore_errors=True)
+def _delete(root: Path) -> None:
+    """Deletes a data set; its settings last, so that a deletion cut short can be repeated.
+
+    Which folders go is not read from a file, where ".." might stand.
+    """
+    for folder in (*WORDS, UNLABELED):
+        shutil.rmtree(root / folder, ignore_errors=True)
     for name in (_MANIFEST, _JOURNAL, _SHEET, _SETTINGS):
         (root / name).unlink(missing_ok=True)
 
@@ -147,14 +154,21 @@ def _finished(root: Path) -> dict[str, Record]:
     """Records, by path, of the clips whose files are all there and whole."""
     records: dict[str, Record] = {}
     for name in (_MANIFEST, _JOURNAL):
-        path = root / name
-        for line in path.read_bytes().splitlines() if path.exists() else ():
-            try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a run that was killed
-                continue
-            records[record["path"]] = record
+        records |= read_records(root / name)
     return {path: record for path, record in records.items() if _is_whole(root / path, record["sha256"])}
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    """The records in a manifest or journal, by path; what is none, such as a killed run's last line, is left out."""
+    records: dict[str, Record] = {}
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            record = parse_json(line)
+            if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("path", "sha256")):
+                check_path("path", record["path"])
+                if record["path"].endswith(".mp4"):
+                    records[record["path"]] = record
+    return records
 
 
 def _is_whole(video: Path, sha256: str) -> bool:

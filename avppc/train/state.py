@@ -35,8 +35,12 @@ class Checkpoint:
     """What else was saved as JSON."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under a name."""
-        return load_file(self.directory / f"{name}.safetensors")
+        """The tensors saved under a name; ValueError where their file is no such file."""
+        path = self.directory / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 class CheckpointStore:
@@ -113,6 +117,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     for name, checksum in files.items():
         if Path(name).name != name:
             raise ValueError(f"{path} names a file outside its directory: {name!r}")
+        if not (directory / name).is_file():
+            raise ValueError(f"{path} names a file that is none: {name!r}")
         if sha256_of(directory / name) != checksum:
             raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {_PROGRESS}")
     return Checkpoint(directory, step, progress)

@@ -1,0 +1,169 @@
+"""Every reader of files from elsewhere, as a function of one file's content: it reads, or refuses as it promises to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mutate
+import numpy as np
+import torch
+from packed_sets import write_packed
+
+from avppc.config import EncoderConfig, PretrainConfig
+from avppc.config.plain import config_to_dict
+from avppc.data.index import read_known
+from avppc.data.manifest import read_list, scan
+from avppc.data.packed import PackedDataset
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
+from avppc.evaluate.results import RowResult, read_rows, write_row
+from avppc.evaluate.sources import read_trajectory
+from avppc.files import read_json, sha256_of, write_json
+from avppc.models.encoder_file import load_encoder, save_encoder
+from avppc.models.video import VideoEncoder
+from avppc.synth.dataset import read_records
+from avppc.train.log import read_metrics
+from avppc.train.run import read_run_config
+from avppc.train.state import CheckpointStore, read_checkpoint
+
+MOST_MIB = 512
+"""What reading one small file may take."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of file."""
+
+    whole: bytes
+    """Its content where nothing is wrong."""
+    mutate: Callable[[bytes, random.Random], bytes]
+    """Damages it."""
+    read: Callable[[bytes], object]
+    """Reads a content; raises ValueError where it refuses it."""
+
+
+def make_readers(folder: Path) -> dict[str, Reader]:
+    """All readers, each with a place of its own in the folder."""
+    return {
+        **_packed_readers(folder),
+        **_manifest_readers(folder),
+        **_run_readers(folder / "run"),
+        **_checkpoint_readers(folder / "checkpoints"),
+        "encoder": _encoder_reader(folder / "encoder.safetensors"),
+        "trajectory": _trajectory_reader(folder / "trajectory.mp4"),
+    }
+
+
+def _file_reader(path: Path, mutator: Callable[[bytes, random.Random], bytes], read: Callable[[], object]) -> Reader:
+    """Of a file that is there whole already."""
+
+    def read_content(content: bytes) -> object:
+        path.write_bytes(content)
+        return read()
+
+    return Reader(path.read_bytes(), mutator, read_content)
+
+
+def _read_all(folder: Path) -> None:
+    with PackedDataset(folder, verify=False) as dataset:
+        dataset.batch(torch.arange(len(dataset)))
+
+
+def _packed_readers(folder: Path) -> dict[str, Reader]:
+    for name in ("index", "shard"):
+        write_packed(folder / name, clips=4, per_shard=2)
+    index = PackedIndex.read(folder / "shard")
+    shard = folder / "shard" / SHARD_FOLDER / index.splits["train"][0].file
+
+    def read_shard(content: bytes) -> None:
+        """The index says what size the shard has: nothing else stands between the reader and its header."""
+        shard.write_bytes(content)
+        first, *others = index.splits["train"]
+        replace(index, splits={"train": (replace(first, bytes=len(content)), *others)}).write(folder / "shard")
+        _read_all(folder / "shard")
+
+    return {
+        "index": _file_reader(folder / "index" / INDEX_NAME, mutate.mutate_json, lambda: _read_all(folder / "index")),
+        "shard": Reader(shard.read_bytes(), mutate.mutate_safetensors, read_shard),
+    }
+
+
+def _manifest_readers(folder: Path) -> dict[str, Reader]:
+    root = folder / "videos"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "b.mp4").write_bytes(b"none")
+    facts = {
+        "bytes": 4,
+        "mtime_ns": 1,
+        "clip_frames": 29,
+        "duration_seconds": 2.5,
+        "fps": 25.0,
+        "width": 9,
+        "height": 9,
+    }
+    lines = [
+        {"path": "a/b.mp4", "speaker": 3, "box": [9, 8, 105, 104], "video_codec": "h264", "problems": [], **facts},
+        {"path": "c/d.mp4", "face": "somebody", "problems": ["none"], "notes": ["some"]},
+    ]
+    manifest, listed, records = root / "manifest.jsonl", folder / "list.txt", folder / "records.jsonl"
+    manifest.write_bytes(b"\n".join(map(mutate.dump, lines)))
+    listed.write_text("a/b.mp4\nc/d.mp4\n")
+    records.write_bytes(b"\n".join(mutate.dump({"path": f"a/{n}.mp4", "sha256": "0" * 64, "word": "A"}) for n in "ab"))
+    return {
+        "manifest": _file_reader(manifest, mutate.mutate_lines, lambda: (scan(root), read_known(manifest))),
+        "list": _file_reader(listed, mutate.mutate_lines, lambda: (read_list(listed), scan(root, listed))),
+        "records": _file_reader(records, mutate.mutate_lines, lambda: read_records(records)),
+    }
+
+
+def _run_readers(run: Path) -> dict[str, Reader]:
+    config = PretrainConfig(Path("data"), Path("out"))
+    write_json(run / "config.json", config_to_dict(config))
+    (run / "metrics.jsonl").write_bytes(
+        b"\n".join(mutate.dump({"step": n, "loss": 1.5, "task_loss": [1.0]}) for n in (1, 2))
+    )
+    trial = {"head": "gru", "rate": 0.1}
+    row = RowResult(
+        "frozen", 10, 0.5, 0.1, 0.05, trial, [trial], [{"seed": 0}], ["A", "B"], 2, [[1, 0], [0, 1]], 1.0, {}
+    )
+    write_row(run, row)
+    return {
+        "config": _file_reader(run / "config.json", mutate.mutate_json, lambda: read_run_config(run)),
+        "metrics": _file_reader(run / "metrics.jsonl", mutate.mutate_lines, lambda: read_metrics(run)),
+        "row": _file_reader(run / "evaluation" / "frozen-10.json", mutate.mutate_json, lambda: read_rows(run)),
+    }
+
+
+def _checkpoint_readers(folder: Path) -> dict[str, Reader]:
+    tensors = {"model": {"weight": torch.ones(2, 3), "count": torch.tensor(3)}}
+    progress, weights = (CheckpointStore(folder / name, 1).save(1, tensors, {"epoch": 0}) for name in ("a", "b"))
+
+    def read(directory: Path) -> None:
+        read_checkpoint(directory).tensors("model")
+
+    def read_weights(content: bytes) -> None:
+        """The checksum is that of the file: who writes one can write the other."""
+        file = weights / "model.safetensors"
+        file.write_bytes(content)
+        header = read_json(weights / "progress.json")
+        write_json(weights / "progress.json", {**header, "files": {file.name: sha256_of(file)}})
+        read(weights)
+
+    return {
+        "progress": _file_reader(progress / "progress.json", mutate.mutate_json, lambda: read(progress)),
+        "weights": Reader((weights / "model.safetensors").read_bytes(), mutate.mutate_safetensors, read_weights),
+    }
+
+
+def _encoder_reader(path: Path) -> Reader:
+    config = EncoderConfig(width=4, crop_pixels=16, input_pixels=16, features=8)
+    save_encoder(VideoEncoder(config), path)
+    return _file_reader(path, mutate.mutate_safetensors, lambda: load_encoder(path))
+
+
+def _trajectory_reader(video: Path) -> Reader:
+    path = video.with_suffix(".npy")
+    np.save(path, np.zeros((29, 8), np.float32))
+    return _file_reader(path, mutate.mutate_bytes, lambda: read_trajectory(video))
