@@ -18,7 +18,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.crop import Crop
-from avppc.data.decode import DecodeError, Source, damage_as_decode_error
+from avppc.data.decode import DecodeError, Source, check_container, damage_as_decode_error
 from avppc.data.reader import DecodedClip, missing_sound
 
 # ITU-R BT.601: red, green and blue of 0 to 255 to luma of 16 to 235.
@@ -56,14 +56,15 @@ def decode_clip_torchcodec(source: Source, start_frame: int, num_frames: int, cr
         readable = source if isinstance(source, bytes) else os.fspath(source)
         if not readable or (isinstance(readable, str) and os.stat(readable).st_size == 0):
             raise DecodeError(name, "the file is empty")
+        ignored = check_container(source)
         video = decoders.VideoDecoder(_fresh(readable), num_ffmpeg_threads=1, seek_mode="exact")
         origin = Fraction(video.metadata.begin_stream_seconds_from_content or 0).limit_denominator(1_000_000)
         start = origin + Fraction(start_frame, VIDEO_FPS)
-        images, notes = _images(video, name, start, num_frames, crop)
+        images, converted = _images(video, name, start, num_frames, crop)
         samples, missing = _sound(
             decoders.AudioDecoder(_fresh(readable), sample_rate=SAMPLE_RATE_HZ, num_channels=1), start, num_frames
         )
-        notes += missing_sound(missing, len(samples))
+        notes = ignored + converted + missing_sound(missing, len(samples))
     return DecodedClip(images, torch.from_numpy(samples), start_frame, tuple(notes))
 
 

@@ -20,6 +20,7 @@ from av.container import InputContainer
 from avppc.clip import CLIP_FRAMES
 from avppc.config.checks import check_choice, check_integer
 from avppc.data.crop import Crop
+from avppc.data.mp4_boxes import check_mp4
 from avppc.data.reader import ClipError, DecodedClip, StreamReader
 
 Source = str | os.PathLike[str] | bytes
@@ -114,7 +115,7 @@ def _clips(
 ) -> Iterator[DecodedClip]:
     check_integer("num_frames", num_frames, 1, 100_000)
     with damage_as_decode_error(source) as name, open_video(source) as container:
-        reader = StreamReader(container, crop, start_frame, seek)
+        reader = StreamReader(container, crop, start_frame, seek, check_container(source))
         yield from _cut(reader, name, num_frames, stride, on_refused)
 
 
@@ -150,6 +151,14 @@ def open_video(source: Source) -> InputContainer:
         pass
     # An absolute path is never taken for a protocol such as "concat:".
     return av.open(str(Path(source).absolute()), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+
+
+def check_container(source: Source) -> list[str]:
+    """Notes on what of an mp4 file is ignored; ValueError where its boxes contradict each other."""
+    if isinstance(source, bytes):
+        return check_mp4(io.BytesIO(source))
+    with open(source, "rb") as file:
+        return check_mp4(file)
 
 
 def _cut(

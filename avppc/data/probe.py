@@ -10,7 +10,7 @@ from typing import Any
 from av.stream import Stream
 
 from avppc.clip import CLIP_FRAMES, VIDEO_FPS
-from avppc.data.decode import Source, damage_as_decode_error, open_video
+from avppc.data.decode import Source, check_container, damage_as_decode_error, open_video
 from avppc.data.reader import choose_streams
 
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
@@ -65,6 +65,7 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
     """
     facts = VideoFacts()
     with damage_as_decode_error(source), open_video(source) as container:
+        facts.notes += check_container(source)
         for stream in container.streams:
             facts.streams[stream.type] = facts.streams.get(stream.type, 0) + 1
         video, audio = choose_streams(container)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -52,7 +53,9 @@ class ClipError(ValueError):
 class StreamReader:
     """Decodes both streams of a file side by side, keeping crops and samples until they are dropped."""
 
-    def __init__(self, container: InputContainer, crop: Crop, first_frame: int, seek: bool) -> None:
+    def __init__(
+        self, container: InputContainer, crop: Crop, first_frame: int, seek: bool, notes: Sequence[str] = ()
+    ) -> None:
         self._container = container
         self._video, self._audio = choose_streams(container)
         self._luma = LumaReader(crop)
@@ -64,7 +67,7 @@ class StreamReader:
         self._video_done = False
         self._audio_done = False
         self._idle_packets = 0
-        self._notes: list[str] = []
+        self._notes = list(notes)
         if seek:
             self._seek(first_frame)
         self._packets = container.demux(self._video, self._audio)

@@ -19,7 +19,15 @@ from avppc.clip import CLIP_FRAMES, NO_LABEL, SAMPLES_PER_FRAME, VIDEO_FPS, Clip
 from avppc.config.checks import check_integer
 from avppc.data.clock import AudioTimeline, FrameGrid
 from avppc.data.crop import Crop
-from avppc.data.decode import Backend, DecodeError, Source, damage_as_decode_error, decode_clip, open_video
+from avppc.data.decode import (
+    Backend,
+    DecodeError,
+    Source,
+    check_container,
+    damage_as_decode_error,
+    decode_clip,
+    open_video,
+)
 from avppc.data.manifest import Video
 from avppc.data.prepare_worker import clip_id
 from avppc.data.reader import choose_streams, missing_sound
@@ -111,6 +119,7 @@ def read_sound_and_frames(source: Source, start_frame: int, num_frames: int) -> 
             hides frames, which decoders count differently.
     """
     with damage_as_decode_error(source) as name, open_video(source) as container:
+        check_container(source)
         video, audio = choose_streams(container)
         stamps: list[int] = []
         sounds: list[av.AudioFrame] = []
