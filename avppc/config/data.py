@@ -17,6 +17,19 @@ TRACKED_CROPS = ("mesh", "cascade")
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
 
 
+def _share(shard: str) -> tuple[int, int]:
+    text, origin = shard, "shard"
+    for number, count in _LAUNCHERS:
+        if not text and number in os.environ and count in os.environ:
+            text, origin = f"{os.environ[number]}/{os.environ[count]}", f"{number}/{count}"
+    if not text:
+        return 0, 1
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
+    return int(match[1]), int(match[2])
+
+
 @dataclass(frozen=True)
 class IndexConfig:
     """Lists what a folder of videos holds, without decoding: length, rates, streams, and what is wrong."""
@@ -32,6 +45,10 @@ class IndexConfig:
     """Frames of 1/25 s a clip needs; shorter videos are listed as a problem."""
     workers: int = 0
     """Processes; 0 is one a core."""
+    shard: str = ""
+    """"i/n" (0/4 to 3/4, say): read the i-th of n shares of the videos, each on a machine of its own with the same OUT;
+    the one that ends last writes the manifest. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
+    environment has them, else everything."""
     timeout_seconds: float = 120.0
     """A video that cannot be read within so long, twice, is listed as a problem."""
 
@@ -40,11 +57,16 @@ class IndexConfig:
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
+        self.share()
 
     @property
     def processes(self) -> int:
         """Worker processes to use."""
         return self.workers or count_cores()
+
+    def share(self) -> tuple[int, int]:
+        """Number of this share of the work, from 0, and of all shares."""
+        return _share(self.shard)
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,8 @@ class PrepareConfig:
 
     data: Path
     """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
-    of videos (training clips without label). A DATA/manifest.jsonl may tell the speaker or the mouth's box of each."""
+    of videos (training clips without label). A DATA/manifest.jsonl may tell the speaker or the mouth's box of each;
+    what `avppc index` has found there to be of no use is left out, and what has changed since is refused."""
     out: Path
     """Folder of the packed data set."""
     paths: Path | None = None
@@ -114,13 +137,4 @@ class PrepareConfig:
 
     def share(self) -> tuple[int, int]:
         """Number of this share of the work, from 0, and of all shares."""
-        text, origin = self.shard, "shard"
-        for number, count in _LAUNCHERS:
-            if not text and number in os.environ and count in os.environ:
-                text, origin = f"{os.environ[number]}/{os.environ[count]}", f"{number}/{count}"
-        if not text:
-            return 0, 1
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-        if match is None or int(match[1]) >= int(match[2]):
-            raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
-        return int(match[1]), int(match[2])
+        return _share(self.shard)

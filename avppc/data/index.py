@@ -1,15 +1,18 @@
 """`avppc index`: a manifest of what a folder of videos holds, one JSON object a line.
 
-    {"path": "A/talk.mp4", "bytes": ..., "mtime_ns": ..., "duration_seconds": 8.3, "fps": 30.0, ..., "problems": []}
+    {"path": "A/talk.mp4", "bytes": ..., "mtime_ns": ..., "duration_seconds": 8.3, "fps": 30.0, ..., "problems": [],
+     "sha256": ...}
 
 Nothing is decoded: headers and packets tell enough. What the manifest said before, of speakers and boxes, say, stays.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,16 @@ from typing import Any
 from rich.console import Console
 
 from avppc.config.data import IndexConfig
-from avppc.data.decode import DecodeError
+from avppc.data.decode import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, read_manifest_lines, scan
 from avppc.data.prepare_progress import PrepareProgress, print_kinds
 from avppc.data.probe import VideoFacts, probe
 from avppc.data.processes import Report, Unit, run_units
-from avppc.files import write_atomically
+from avppc.files import sha256_of, write_atomically
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0
-_OWN_KEYS = {"path", "bytes", "mtime_ns", "clip_frames", *VideoFacts.__dataclass_fields__}
+_OWN_KEYS = {"path", "bytes", "mtime_ns", "clip_frames", "sha256", "usable", *VideoFacts.__dataclass_fields__}
 
 Entries = dict[str, dict[str, Any]]
 
@@ -44,20 +47,47 @@ def run(config: IndexConfig) -> int:
     if not found.videos:
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
+    number, shares = config.share()
+    mine = found.videos[number::shares]
+    target = out if shares == 1 else out.with_name(f"{_part_prefix(out)}{number}-of-{shares}")
+    entries = _known_entries(out, found, mine)
+    todo = [video for video in mine if not _is_current(entries[video.path], video, config.frames)]
+    _probe_all(config, todo, entries, target, console)
+    _write(target, entries)
+    if shares > 1:
+        entries = _known_entries(out, found, found.videos)
+    missing = sum(not _is_listed(entries[video.path], video, config.frames) for video in found.videos)
+    if missing == 0:
+        _write(out, entries)
+        for part in out.parent.glob(f"{glob.escape(_part_prefix(out))}*-of-*"):
+            part.unlink(missing_ok=True)
+    _print_summary(out, found, entries, len(todo), time.monotonic() - started)
+    if missing:
+        print(f"{missing:,} videos are for other shares (--shard); the one that ends last writes {out}")
+    return 3 if any(entry.get("problems") for entry in entries.values()) else 0
+
+
+def _part_prefix(out: Path) -> str:
+    """How the names of files begin in which shares keep what they have read, until all have."""
+    return f".{out.name}."
+
+
+def _known_entries(out: Path, found: Scan, videos: Sequence[Video]) -> Entries:
+    """What is known of these videos, from the manifest and from the shares' parts, and of what is not even opened."""
     before = read_known(out)
+    parts = sorted(out.parent.glob(f"{glob.escape(_part_prefix(out))}*-of-*"))
+    read = [read_known(part) for part in parts]
     entries: Entries = {}
-    todo = []
-    for video in found.videos:
+    for video in videos:
         known = before.get(video.path, {})
         entries[video.path] = known | {"path": video.path}
-        if not _is_current(known, video, config.frames):
-            todo.append(video)
-    _probe_all(config, todo, entries, out, console)
+        for part in read:
+            entry = part.get(video.path, {})
+            if entry.get("mtime_ns") == video.mtime_ns and entry != known:
+                entries[video.path] = _others(known) | {key: entry[key] for key in entry if key in _OWN_KEYS}
     for path, problem in found.refused:
         entries[path] = _others(before.get(path, {})) | {"path": path, "problems": [problem]}
-    _write(out, entries)
-    _print_summary(out, found, entries, len(todo), time.monotonic() - started)
-    return 3 if any(entry.get("problems") for entry in entries.values()) else 0
+    return entries
 
 
 class ProbeJob:
@@ -72,19 +102,29 @@ class ProbeJob:
         entries: Entries = {}
         for video in unit.videos:
             report.video(video.path)
-            if video.path in refused:
-                facts: dict[str, Any] = {"problems": [refused[video.path]]}
-            else:
-                try:
-                    facts = probe(self.data / video.path, self.frames).as_json()
-                except DecodeError as error:
-                    facts = {"problems": [error.reason]}
+            facts = _useless(refused[video.path]) if video.path in refused else self._facts(video)
             entries[video.path] = _stamp(video, self.frames) | facts
             report.video_done()
         return entries
 
+    def _facts(self, video: Video) -> dict[str, Any]:
+        path = self.data / video.path
+        try:
+            with damage_as_decode_error(path):
+                digest = sha256_of(path)
+            found = probe(path, self.frames)
+        except DecodeError as error:
+            return {"problems": [error.reason]} if error.reason.startswith(UNREADABLE) else _useless(error.reason)
+        facts = found.as_json() | {"sha256": digest}
+        return facts if found.usable else facts | {"usable": False}
+
     def clean_up(self, pid: int) -> None:
         """Nothing is written by the processes."""
+
+
+def _useless(problem: str) -> dict[str, Any]:
+    """Of a video that gives no clip: `avppc prepare` leaves it out."""
+    return {"problems": [problem], "usable": False}
 
 
 def read_known(out: Path) -> Entries:
@@ -132,8 +172,14 @@ def _stamp(video: Video, frames: int) -> dict[str, Any]:
     return {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
 
 
-def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:
+def _is_listed(known: dict[str, Any], video: Video, frames: int) -> bool:
+    """Whether a line is about this very file."""
     return "problems" in known and all(known.get(key) == value for key, value in _stamp(video, frames).items())
+
+
+def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:
+    """Whether reading the file again would tell nothing new."""
+    return _is_listed(known, video, frames) and ("sha256" in known or known.get("usable") is False)
 
 
 def _others(entry: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@
     ROOT/manifest.jsonl                  optional, a line a video: {"path": ..., "speaker": 3, "box": [9, 8, 105, 104]}
 
 "speaker" (or "face") is a number or a name, "box" the left, top, right and bottom of the mouth in pixels; `avppc index`
-adds what it finds in the files. Instead of all below ROOT, a list may name the videos: another manifest, or a text file
-of one path below ROOT a line.
+adds what it finds in the files: "usable", false where they give no clip, and "sha256", their checksum. Instead of all
+below ROOT, a list may name the videos: another manifest, or a text file of one path below ROOT a line.
 
 Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in a manifest or a list.
 """
@@ -15,6 +15,7 @@ Nothing outside ROOT is read: links that leave it are refused, and so are paths 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from avppc.files import parse_json
 
 MANIFEST_NAME = "manifest.jsonl"
 UNLABELED_FOLDER = "_UNLABELED"
+INDEX_COMMAND = "`avppc index`"
 NO_SPEAKER = -1
+_SHA256 = re.compile("[0-9a-f]{64}")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv"}
 VIDEO_SUFFIXES |= {".ogg", ".flv", ".wmv", ".3gp"}
 
@@ -37,11 +40,25 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """Why a video gives no clip, and what must still hold for that."""
+
+    reason: str
+    bytes: int
+    """Size of the file."""
+    clip_frames: int
+    """Frames a clip needs."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """What a manifest says of a video."""
 
     speaker: int = NO_SPEAKER
     box: Box | None = None
+    sha256: str | None = None
+    """Of the file, when it was listed."""
+    unusable: Unusable | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,8 @@ class Video:
     mtime_ns: int
     box: Box | None = None
     """Where the manifest says that the mouth is."""
+    sha256: str | None = None
+    """What the manifest says of the file's content."""
 
 
 @dataclass
@@ -74,11 +93,12 @@ class Scan:
     """How many files of which ending are no videos."""
 
 
-def scan(root: Path, listed: Path | None = None) -> Scan:
+def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None) -> Scan:
     """Lists the videos below a root, in the same order on every machine.
 
     Args:
         listed: a manifest or a text file of paths below root; only these are taken.
+        clip_frames: refuse what the manifest says to give no clip of so many frames; None: take it all the same.
     Raises:
         ValueError: root is not a folder, or holds LRW's layout one level further down (a test split would be trained
             on), or a manifest or list is damaged or names paths outside root.
@@ -108,7 +128,11 @@ def scan(root: Path, listed: Path | None = None) -> Scan:
     for path, (word, split), status in sorted(found):
         label = NO_LABEL if word is None else labels[word]
         entry = manifest.pop(path, Entry())
-        result.videos.append(Video(path, split, label, entry.speaker, *status, entry.box))
+        no_use = entry.unusable
+        if no_use is not None and (no_use.bytes, no_use.clip_frames) == (status[0], clip_frames):
+            result.refused.append((path, f"left out: {INDEX_COMMAND} has found: {no_use.reason}"))
+        else:
+            result.videos.append(Video(path, split, label, entry.speaker, *status, entry.box, entry.sha256))
     listed_only = set(manifest) - {path for path, _ in result.refused}
     name = MANIFEST_NAME if listed is None else listed.name
     result.refused += [(path, f"listed in {name}, but there is no such video") for path in listed_only]
@@ -134,7 +158,9 @@ def read_manifest(path: Path) -> dict[str, Entry]:
             speaker = NO_SPEAKER
         elif named:
             speaker = numbers[str(speaker)]
-        found[name] = Entry(int(speaker), _box(path, number, entry))
+        found[name] = Entry(
+            int(speaker), _box(path, number, entry), _sha256(path, number, entry), _unusable(path, number, entry)
+        )
     return found
 
 
@@ -198,6 +224,24 @@ def _box(manifest: Path, number: int, entry: dict[str, Any]) -> Box | None:
     if not (0 <= left < right <= 1 << 16 and 0 <= top < bottom <= 1 << 16):
         raise _line_error(manifest, number, f"box must have 0 <= left < right and 0 <= top < bottom, got {box}")
     return left, top, right, bottom
+
+
+def _sha256(manifest: Path, number: int, entry: dict[str, Any]) -> str | None:
+    digest = entry.get("sha256")
+    if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        raise _line_error(manifest, number, f"sha256 must be 64 hexadecimal digits, got {digest!r}")
+    return digest
+
+
+def _unusable(manifest: Path, number: int, entry: dict[str, Any]) -> Unusable | None:
+    usable = entry.get("usable", True)
+    if usable is True:
+        return None
+    size, frames, problems = (entry.get(name) for name in ("bytes", "clip_frames", "problems"))
+    if usable is not False or type(size) is not int or type(frames) is not int or not isinstance(problems, list):
+        problem = f"usable must be true, or false beside the bytes, clip_frames and problems of {INDEX_COMMAND}"
+        raise _line_error(manifest, number, f"{problem}; got {usable!r}")
+    return Unusable(str(problems[0]) if problems else "nothing said", size, frames)
 
 
 def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from avppc.data.mouth import make_finder
 from avppc.data.packed import PackedDataset, verify_shards
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex, parse_record
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
-from avppc.data.prepare_worker import UNIT_FOLDER, DecodeJob, UnitRecord
+from avppc.data.prepare_worker import CHANGED, UNIT_FOLDER, DecodeJob, UnitRecord
 from avppc.data.processes import Unit, run_units
 from avppc.data.remote import upload_packed
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape
@@ -57,7 +57,7 @@ def run(config: PrepareConfig) -> int:
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    found = scan(config.data, config.paths)
+    found = scan(config.data, config.paths, config.frames)
     if not found.videos:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
@@ -123,7 +123,7 @@ def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
 
 def _facts(video: Video) -> list[Any]:
     """All that the digest of a unit knows of a video."""
-    facts = list(astuple(video))
+    facts = list(astuple(replace(video, sha256=None)))[:-1]  # a checksum guards the content, it changes nothing of it
     return facts if video.box is not None else facts[:-1]
 
 
@@ -187,8 +187,8 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
             [(str(path), str(reason)) for path, reason in content["refused"]],
             [(str(path), str(note)) for path, note in content["notes"]],
         )
-        if any(reason.startswith(UNREADABLE) for _, reason in record.refused):
-            return None, f"{unit.name} (a video of it could not be read)"
+        if any(reason.startswith((UNREADABLE, CHANGED)) for _, reason in record.refused):
+            return None, f"{unit.name} (a video of it could not be read, or had changed)"
         for shard in record.shards:
             if (out / SHARD_FOLDER / shard.file).stat().st_size != shard.bytes:
                 return None, f"{unit.name} ({shard.file} has another size than when it was written)"

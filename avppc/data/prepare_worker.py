@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.crop import Crop
-from avppc.data.decode import DecodeError, decode_clips
+from avppc.data.decode import DecodeError, damage_as_decode_error, decode_clips
 from avppc.data.manifest import Video
 from avppc.data.mouth import make_finder
 from avppc.data.packed_index import SHARD_FOLDER
@@ -18,9 +18,10 @@ from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, ShardRecord, ShardWriter
 from avppc.data.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
-from avppc.files import write_json
+from avppc.files import sha256_of, write_json
 
 UNIT_FOLDER = "units"
+CHANGED = "changed"  # begins the reason for a file that is not what the manifest says
 
 
 @dataclass
@@ -88,6 +89,7 @@ class DecodeJob:
         """The clips of a video; what is refused of it goes into the record."""
         config = self.config
         try:
+            self._check_content(video)
             yield from decode_clips(
                 config.data / video.path,
                 num_frames=config.frames,
@@ -99,6 +101,20 @@ class DecodeJob:
             )
         except DecodeError as error:
             record.refused.append((video.path, error.reason))
+
+    def _check_content(self, video: Video) -> None:
+        """A DecodeError where the file is not what the manifest has a checksum of: wrong bits are no video's problem to
+        its decoder, as long as they obey its rules."""
+        if video.sha256 is None:
+            return
+        with damage_as_decode_error(self.config.data / video.path):
+            digest = sha256_of(self.config.data / video.path)
+        if digest != video.sha256:
+            raise DecodeError(
+                video.path,
+                f"{CHANGED} since it was listed: its SHA-256 is {digest}, the manifest says {video.sha256}; where the "
+                "new content is right, `avppc index` lists it",
+            )
 
     def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
         """The crop of a video; a DecodeError where it cannot be known."""

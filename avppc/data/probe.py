@@ -16,6 +16,7 @@ from avppc.data.reader import choose_streams
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
 _JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds
 _MAX_START_DIFFERENCE_SECONDS = 0.1
+_TOO_SHORT = "too short"
 _HOLE_SECONDS = 2 / VIDEO_FPS  # an instant between two frames so far apart has no picture near
 
 
@@ -49,6 +50,11 @@ class VideoFacts:
     """What will be converted."""
     problems: list[str] = field(default_factory=list)
     """What makes the file, or clips of it, unusable."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the file gives a clip at all, as far as can be told without decoding."""
+        return not any(problem.startswith(_TOO_SHORT) for problem in self.problems)
 
     def as_json(self) -> dict[str, Any]:
         """Rounded to microseconds."""
@@ -121,7 +127,7 @@ def _judge(facts: VideoFacts, num_frames: int) -> None:
     if abs(facts.fps / VIDEO_FPS - 1) > _RATE_TOLERANCE:
         _add(facts.notes, f"frame rate {facts.fps:.4g}: converted to {VIDEO_FPS} by nearest time stamp")
     if facts.duration_seconds * VIDEO_FPS < num_frames - 0.5:
-        _add(facts.problems, f"too short: {facts.duration_seconds:.2f} s, {num_frames / VIDEO_FPS:.2f} s are needed")
+        _add(facts.problems, f"{_TOO_SHORT}: {facts.duration_seconds:.2f} s, {num_frames / VIDEO_FPS:.2f} s are needed")
     late = facts.audio_start_seconds - facts.video_start_seconds
     if abs(late) > _MAX_START_DIFFERENCE_SECONDS:
         _add(facts.notes, f"sound starts {'late' if late > 0 else 'early'}: by {abs(late):.3f} s")

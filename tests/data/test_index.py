@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from fractions import Fraction
@@ -10,10 +11,11 @@ from make_videos import copy_cut, write_video
 
 from avppc.cli import main
 from avppc.config.data import IndexConfig, PrepareConfig
-from avppc.data import index, prepare
+from avppc.data import index, prepare, prepare_worker
 from avppc.data.decode import decode_clip, decode_clips
 from avppc.data.packed import PackedDataset
 from avppc.data.probe import probe
+from avppc.data.processes import Progress
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 
@@ -135,6 +137,160 @@ class TestIndex:
         assert index.run(IndexConfig(tmp_path)) == 1
         assert not (tmp_path / "manifest.jsonl").exists()
         assert "has no videos" in capsys.readouterr().out
+
+
+class TestShares:
+    @pytest.fixture(autouse=True)
+    def no_launcher(self, monkeypatch):
+        for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_shares_write_what_one_process_writes(self, folder, tmp_path, capsys):
+        (folder / "more").mkdir()
+        for number in range(3):
+            write_video(folder / "more" / f"{number}.mp4", seed=number, **SMALL)
+        known = json.dumps({"path": "b.mp4", "said": "hello", "speaker": "ann"}) + "\n"
+        one, shared = tmp_path / "one.jsonl", tmp_path / "shared.jsonl"
+        for path in (one, shared):
+            path.write_text(known)
+        index.run(IndexConfig(folder, out=one, workers=1))
+        capsys.readouterr()
+        for number in (2, 0):
+            assert index.run(IndexConfig(folder, out=shared, workers=1, shard=f"{number}/3")) == 3
+            assert shared.read_text() == known
+            assert "are for other shares" in capsys.readouterr().out
+        assert index.run(IndexConfig(folder, out=shared, workers=1, shard="1/3")) == 3
+        assert "other shares" not in capsys.readouterr().out
+        assert shared.read_text() == one.read_text()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "one.jsonl", "shared.jsonl"]
+
+    def test_the_launcher_tells_the_share(self, folder, monkeypatch, capsys):
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        index.run(IndexConfig(folder, workers=1))
+        assert "; 2 read" in capsys.readouterr().out
+        assert not (folder / "manifest.jsonl").exists()
+        with pytest.raises(ValueError, match='shard must be "i/n"'):
+            IndexConfig(folder, shard="2/2")
+
+    def test_a_killed_share_goes_on_and_old_parts_are_not_believed(self, folder, capsys):
+        index.run(IndexConfig(folder, workers=1, shard="0/2"))
+        capsys.readouterr()
+        index.run(IndexConfig(folder, workers=1, shard="0/2"))
+        assert "; 0 read" in capsys.readouterr().out
+        write_video(folder / "a.mp4", frames=40, **SMALL)  # share 0's
+        index.run(IndexConfig(folder, workers=1, shard="1/2"))
+        assert not (folder / "manifest.jsonl").exists()
+        index.run(IndexConfig(folder, workers=1, shard="0/2"))
+        assert entries(folder / "manifest.jsonl")["a.mp4"]["frames"] == 40
+
+    def test_what_cannot_be_read_does_not_keep_the_manifest_from_being_written(self, folder, monkeypatch):
+        def unreadable(path):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(index, "run_units", in_this_process)
+        monkeypatch.setattr(index, "sha256_of", unreadable)
+        for shard in ("0/2", "1/2"):
+            index.run(IndexConfig(folder, shard=shard))
+        found = entries(folder / "manifest.jsonl")["a.mp4"]
+        assert found["problems"] == ["cannot be read: Permission denied"]
+        assert "usable" not in found  # the next run tries again
+
+
+def in_this_process(job, units, processes, timeout_seconds):
+    """As run_units."""
+
+    class Silent:
+        def video(self, path):
+            pass
+
+        video_done = clip = lambda self: None
+
+    for unit in units:
+        yield Progress(videos=len(unit.videos), unit=unit, record=job.run(unit, {}, Silent()))
+
+
+class TestPrepareBelievesTheManifest:
+    def test_what_gives_no_clip_is_left_out(self, folder, tmp_path, monkeypatch):
+        write_video(folder / "short.mp4", frames=20, **SMALL)
+        write_video(folder / "hole.mp4", frames=70, skipped=[5], **SMALL)
+        index.run(IndexConfig(folder, workers=1))
+        opened = []
+        decode = prepare_worker.decode_clips
+        monkeypatch.setattr(
+            prepare_worker, "decode_clips", lambda path, **options: opened.append(path.name) or decode(path, **options)
+        )
+        monkeypatch.setattr(prepare, "run_units", in_this_process)
+        out = tmp_path / "out"
+        assert prepare.run(PrepareConfig(folder, out, workers=1)) == 3
+        # One hole spoils a clip, not the video.
+        assert opened == ["a.mp4", "b.mp4", "hole.mp4"]
+        refused = entries(out / "refused.jsonl")
+        found = "left out: `avppc index` has found: "
+        assert refused["short.mp4"]["reason"] == found + "too short: 0.80 s, 1.16 s are needed"
+        assert refused["mute.mp4"]["reason"] == found + "no audio stream"
+        assert refused["bad.mp4"]["reason"].startswith(found + "damaged or not a video")
+        assert refused["hole.mp4"]["reason"].startswith("frames missing")
+        with PackedDataset(out) as dataset:
+            assert dataset.sources == ("a.mp4", "b.mp4", "b.mp4#29", "hole.mp4#29")
+
+    def test_what_has_changed_or_is_judged_otherwise_is_tried(self, folder, tmp_path):
+        write_video(folder / "short.mp4", frames=20, **SMALL)
+        index.run(IndexConfig(folder, workers=1))
+        (folder / "bad.mp4").write_bytes((folder / "a.mp4").read_bytes())  # another size
+        out = tmp_path / "out"
+        prepare.run(PrepareConfig(folder, out, workers=1, frames=15, stride=0))
+        with PackedDataset(out) as dataset:
+            assert dataset.sources == ("a.mp4", "b.mp4", "bad.mp4", "short.mp4")
+
+    def test_a_file_that_changed_after_indexing_is_refused_by_name(self, folder, tmp_path):
+        """A bit that no decoder can know to be wrong; size and time of the file stay."""
+        path = folder / "a.mp4"
+        index.run(IndexConfig(folder, workers=1))
+        status, whole = path.stat(), path.read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(whole) // 2] ^= 4
+        path.write_bytes(damaged)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        out = tmp_path / "out"
+        config = PrepareConfig(folder, out, workers=1)
+        prepare.run(config)
+        reason = entries(out / "refused.jsonl")["a.mp4"]["reason"]
+        digests = [hashlib.sha256(content).hexdigest() for content in (damaged, whole)]
+        assert reason.startswith(
+            "changed since it was listed: its SHA-256 is {}, the manifest says {}".format(*digests)
+        )
+        # Once the right content is back, the same command takes it, though size and time have not changed.
+        path.write_bytes(whole)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        prepare.run(config)
+        with PackedDataset(out) as dataset:
+            assert dataset.sources == ("a.mp4", "b.mp4", "b.mp4#29")
+
+    def test_indexing_makes_no_finished_unit_anew(self, folder, tmp_path, capsys):
+        for name in ("bad.mp4", "mute.mp4"):
+            (folder / name).unlink()
+        config = PrepareConfig(folder, tmp_path / "out", workers=1)
+        prepare.run(config)
+        index.run(IndexConfig(folder, workers=1))
+        capsys.readouterr()
+        prepare.run(config)
+        assert "1 of 1 units were finished before" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ({"sha256": "abc"}, "sha256 must be 64 hexadecimal digits, got 'abc'"),
+            ({"sha256": 5}, "sha256 must be 64 hexadecimal digits"),
+            ({"usable": False}, "usable must be true, or false beside the bytes"),
+            ({"usable": "no"}, "usable must be true"),
+        ],
+        ids=str,
+    )
+    def test_damaged_lines(self, folder, line, message):
+        (folder / "manifest.jsonl").write_text(json.dumps({"path": "a.mp4"} | line) + "\n")
+        with pytest.raises(ValueError, match=f"line 1: {message}"):
+            prepare.run(PrepareConfig(folder, folder / "out"))
 
 
 class TestLists:
