@@ -36,7 +36,7 @@ COMMANDS = {
     "index": Command("Lists what a folder of videos holds and what is wrong.", "IndexConfig", "avppc.data.index"),
     "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
     "check-sync": Command(
-        "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.data.check_sync"
+        "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.evaluate.check_sync"
     ),
     "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
     "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),

@@ -8,6 +8,7 @@ In effect it learns to read the mouth's opening, wherever the crop shows it, dar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,20 +21,26 @@ from avppc.data.packed import PackedDataset
 _POOLED = 12  # pixels a side of the picture that is read
 _RIDGE = 0.01  # of the mean variance of the pixels
 _FLOOR = 10.0  # int16 steps: below this it is silence
-_MIN_CORRELATION = 0.15
+_MIN_PEAK = {"envelope": 0.15, "model": 0.25}  # below, it is chance
 _BATCH = 64
 
 Array = NDArray[np.float64]
+
+
+Method = Literal["envelope", "model"]
 
 
 @dataclass(frozen=True, eq=False)
 class SyncEstimate:
     """Offsets are in frames of 1/25 s; positive: the sound comes late."""
 
+    method: Method
+    """By how loud the sound is, or by a pretrained model."""
     lags: NDArray[np.int64]
     """[L] the shifts tried."""
-    correlation: Array
-    """[L] between loudness and what the held-out pictures predict of it."""
+    curve: Array
+    """[L] how well sound and picture fit at each: the correlation between loudness and what the held-out pictures
+    predict of it; or the mean of the model's scores, each clip's with mean 0 and deviation 1 over the shifts."""
     video_offsets: NDArray[np.int64]
     """[videos] the best shift of each video alone: scattered where videos are short."""
     offset_frames: float
@@ -41,17 +48,17 @@ class SyncEstimate:
 
     @property
     def peak(self) -> float:
-        """Correlation at the best shift."""
-        return float(self.correlation.max())
+        """The curve at the best shift."""
+        return float(self.curve.max())
 
     @property
     def is_clear(self) -> bool:
         """Whether sound and picture have anything to do with each other, and the peak lies inside the range."""
-        best = int(self.correlation.argmax())
-        others = np.delete(self.correlation, range(max(best - 1, 0), best + 2))
+        best = int(self.curve.argmax())
+        others = np.delete(self.curve, range(max(best - 1, 0), min(best + 2, len(self.curve))))
         noise = float(np.std(others)) if len(others) > 2 else 0.0
         inside = 0 < best < len(self.lags) - 1
-        return inside and self.peak >= _MIN_CORRELATION and self.peak - float(np.median(others)) > 2 * noise
+        return inside and self.peak >= _MIN_PEAK[self.method] and self.peak - float(np.median(others)) > 2 * noise
 
     @property
     def offset_ms(self) -> float:
@@ -71,9 +78,8 @@ def estimate_offset(dataset: PackedDataset, clips: int, max_offset_frames: int) 
     if frames < 2 * reach + 4:
         most = (frames - 4) // 2
         raise ValueError(f"max_offset_frames must be at most {most} for clips of {frames} frames, got {reach}")
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(np.int64))
-    names = [dataset.sources[row].partition("#")[0] for row in rows]
-    videos = np.unique(names, return_inverse=True)[1]
+    rows = chosen_rows(dataset, clips)
+    videos = video_numbers(dataset, rows)
     if videos.max() < 1:
         raise ValueError("the offset is learned from some videos and tested on others: there is only one")
     pictures, loudness = _read(dataset, rows)
@@ -90,7 +96,32 @@ def estimate_offset(dataset: PackedDataset, clips: int, max_offset_frames: int) 
     correlation = np.array([_correlation(predicted[n], y[n]) for n in range(len(lags))])
     best = int(correlation.argmax())
     each_video = _each_video(predicted[best], y, videos, lags)
-    return SyncEstimate(lags, correlation, each_video, float(lags[best]) + _vertex(correlation, best))
+    return SyncEstimate("envelope", lags, correlation, each_video, float(lags[best]) + _vertex(correlation, best))
+
+
+def make_estimate(
+    lags: NDArray[np.int64],
+    scores: Array,  # [n, L] of each clip at each lag
+    videos: NDArray[np.int64],  # [n]
+    method: Method,
+) -> SyncEstimate:
+    """What the clips' scores say together; each video by the mean of its clips."""
+    each_video = np.array([lags[scores[videos == video].mean(0).argmax()] for video in np.unique(videos)])
+    curve = scores.mean(0)
+    best = int(curve.argmax())
+    step = int(lags[1] - lags[0]) if len(lags) > 1 else 1
+    return SyncEstimate(method, lags, curve, each_video, float(lags[best]) + step * _vertex(curve, best))
+
+
+def chosen_rows(dataset: PackedDataset, clips: int) -> NDArray[np.int64]:
+    """At most so many clips of a set, evenly chosen."""
+    return np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(np.int64))
+
+
+def video_numbers(dataset: PackedDataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] equal for clips of the same video, 0 to the number of videos - 1."""
+    names = [dataset.sources[row].partition("#")[0] for row in rows]
+    return np.asarray(np.unique(names, return_inverse=True)[1])
 
 
 def _read(dataset: PackedDataset, rows: NDArray[np.int64]) -> tuple[Array, Array]:
