@@ -7,7 +7,6 @@ many DALI had prefetched. Flips, photometric changes and normalisation follow in
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import logging
@@ -25,12 +24,11 @@ from avppc.clip import CLIP_FRAMES, ClipBatch
 from avppc.config.checks import check_integer
 from avppc.data.crop import Crop
 from avppc.data.loader import ClipLoader
+from avppc.data.nvdec import nvdec_problem
 from avppc.data.probe import VideoFacts, probe
 from avppc.data.sampler import EpochSampler
 from avppc.data.videos import VideoClip, VideoDataset, as_batch, read_sound_and_frames
 
-# What every NVDEC since Pascal decodes in hardware: smallest width and height, pixels. VP9's is that of 8-bit 4:2:0.
-_SMALLEST = {"h264": (48, 48), "hevc": (144, 144), "vp9": (128, 128), "av1": (128, 128), "mpeg4": (48, 16)}
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU
 _LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, red, green, blue
 _log = logging.getLogger(__name__)
@@ -64,19 +62,9 @@ def dali_problem(facts: VideoFacts, device: torch.device) -> str | None:
         if facts.video_codec.removeprefix("lib") in _CPU_CODECS or facts.video_codec.startswith("libvpx"):
             return None
         return f"on a CPU it decodes {', '.join(_CPU_CODECS)} only, this is {facts.video_codec}"
-    try:
-        ctypes.CDLL("libnvcuvid.so.1")
-    except OSError as error:
-        return f"the driver's video decoder cannot be loaded ({error})"
-    codec = facts.video_codec.removeprefix("lib").removesuffix("-vp9").replace("dav1d", "av1").replace("vpx", "vp9")
-    if codec not in _SMALLEST:
-        return f"the GPU's decoder knows {', '.join(_SMALLEST)}, this is {facts.video_codec}"
     if facts.pixel_format not in ("yuv420p", "yuvj420p", "nv12"):
         return f"the GPU's decoder is used for 8-bit 4:2:0 video, this is {facts.pixel_format}"
-    width, height = _SMALLEST[codec]
-    if facts.width < width or facts.height < height:
-        return f"the GPU's decoder wants {codec} of {width} x {height} at least, this is {facts.width} x {facts.height}"
-    return None
+    return nvdec_problem(facts.video_codec, facts.width, facts.height, device)
 
 
 def load_dali() -> Any:
