@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pybind11
 import torch
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -37,8 +38,7 @@ class CMakeBuild(build_ext):
             raise RuntimeError("building avppc needs cmake >= 3.25: pip install cmake")
         subprocess.run([cmake, "-S", ROOT, "-B", build_dir, *configure_options()], check=True)
         subprocess.run([cmake, "--build", build_dir], check=True)
-        # Of a build with other options, or for one version of Python, which Python would prefer.
-        for stale in (*package.glob("_C*.so"), *(package / "lib").glob("libavppc_*.so")):
+        for stale in (*package.glob("_C*.so"), *(package / "lib").glob("libavppc_*.so")):  # of another build
             stale.unlink()
         subprocess.run([cmake, "--install", build_dir, "--prefix", package], check=True)
 
@@ -67,6 +67,8 @@ def configure_options() -> list[str]:
         "AVPPC_TORCH_DIR": str(Path(torch.__file__).parent),
         "AVPPC_TORCH_VERSION": torch.__version__,
         "AVPPC_PYTHON_INCLUDE": sysconfig.get_path("include"),
+        "AVPPC_PYBIND11_INCLUDE": pybind11.get_include(),
+        "AVPPC_EXTENSION_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
         "AVPPC_CUDA": cuda,
         "AVPPC_CUDA_ARCHS": os.environ.get("AVPPC_CUDA_ARCHS", "80;90;100"),
         "AVPPC_SANITIZE": str(int(is_sanitized())),
@@ -76,8 +78,4 @@ def configure_options() -> list[str]:
     return generator + [f"-D{name}={value}" for name, value in options.items()]
 
 
-setup(
-    ext_modules=[Extension("avppc._C", sources=[], py_limited_api=True)],
-    cmdclass={"build_ext": CMakeBuild},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+setup(ext_modules=[Extension("avppc._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -98,6 +98,8 @@ def test_cuda_without_nvcc_fails_loudly_when_it_is_demanded(tmp_path: Path) -> N
         "AVPPC_TORCH_DIR": Path(torch.__file__).parent,
         "AVPPC_TORCH_VERSION": torch.__version__,
         "AVPPC_PYTHON_INCLUDE": "/",
+        "AVPPC_PYBIND11_INCLUDE": "/",
+        "AVPPC_EXTENSION_SUFFIX": ".so",
     }
     result = run(cmake, "-S", ROOT, "-B", tmp_path, *(f"-D{name}={value}" for name, value in options.items()))
     assert result.returncode != 0

@@ -19,7 +19,7 @@ sys.meta_path.insert(0, Refuse())
 """
 
 HIDDEN = ["av", "cv2", "numpy", "scipy", "safetensors", "tyro", "rich", "tensorboard", "matplotlib", "jinja2", "fsspec"]
-HIDDEN += ["espeakng_loader", "triton", "nvidia"]
+HIDDEN += ["espeakng_loader", "triton", "nvidia", "pybind11"]
 
 
 def run_hidden(code: str, names: list[str]) -> subprocess.CompletedProcess[str]:
