@@ -28,7 +28,7 @@ from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_em
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
-from avppc.train.hardware import autocast, resolve_device, use_bf16
+from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
 
 T = TypeVar("T")
 
@@ -71,6 +71,7 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
         require_parquet()
     if config.threads:
         torch.set_num_threads(config.threads)
+    keep_memory()
     encoder = load_encoder(config.encoder).to(resolve_device(config.device))
     directory, index = _open_index(config, encoder)
     skipped: list[SkippedClip] = []
