@@ -43,7 +43,7 @@ sanitize: setup
 	AVPPC_SANITIZE=1 AVPPC_CUDA=0 $(BIN)/python setup.py -q build --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	PYTHONPATH=$(SANITIZED) $(BIN)/pytest -q --capture=sys tests/ops \
+	AVPPC_TESTED=$(SANITIZED) PYTHONPATH=$(SANITIZED) $(BIN)/pytest -q --capture=sys tests/ops \
 	  -k "not triton and not compile and not gather and not peers and not cuda"
 
 # Damaged and hostile files for every reader, ten minutes (tests/fuzz/run.py --help has more).

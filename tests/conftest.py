@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+import pytest
 
 # Helper modules of one part (such as train/tiny_runs.py) serve the tests of others.
 for folder in ("data", "evaluate", "train"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+
+TESTED = os.environ.get("AVPPC_TESTED")
+"""A folder: `make sanitize` tests the package in it, not that of the source tree."""
+
+
+def pytest_configure() -> None:
+    import avppc
+
+    if TESTED and not Path(avppc.__file__).is_relative_to(Path(TESTED).resolve()):
+        raise pytest.UsageError(f"{TESTED} was to be tested, but {avppc.__file__} is imported")

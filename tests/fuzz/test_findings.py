@@ -1,0 +1,166 @@
+"""Hostile files that once were believed, or refused in words of the insides."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from packed_sets import write_packed
+from safetensors.torch import save
+
+from avppc import EncoderConfig, VideoEncoder
+from avppc.config import EvaluateConfig, PretrainConfig, SynthConfig
+from avppc.config.plain import config_from_dict, config_to_dict
+from avppc.data.index import read_known
+from avppc.data.manifest import read_list, read_manifest
+from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.evaluate.results import read_rows
+from avppc.evaluate.sources import read_trajectory
+from avppc.files import read_json, sha256_of, write_json
+from avppc.models.encoder_file import load_encoder
+from avppc.synth.dataset import run
+from avppc.train.log import read_metrics
+from avppc.train.state import CheckpointStore, read_checkpoint
+
+DEEP = b"[" * 50_000
+LONG = b"9" * 5_000
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A gigabyte of address space beyond what there is."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("content", [DEEP, LONG, b"\xff", b"\xef\xbb\xbf{"], ids=["deep", "long", "bytes", "cut"])
+def test_no_json_gets_around_the_files_name(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"value\.json is not valid JSON") as caught:
+        read_json(path)
+    assert type(caught.value) is ValueError
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_bytes(b'{"path": "a.mp4"}\n' + content)
+    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 2: "):
+        read_manifest(manifest)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + content)
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+def test_a_shard_with_a_deep_header_is_no_packed_shard(tmp_path: Path) -> None:
+    folder = write_packed(tmp_path / "set", clips=2, per_shard=2)
+    index = json.loads((folder / "index.json").read_text())
+    content = len(DEEP).to_bytes(8, "little") + DEEP
+    (folder / SHARD_FOLDER / index["splits"]["train"][0]["file"]).write_bytes(content)
+    index["splits"]["train"][0]["bytes"] = len(content)
+    write_json(folder / "index.json", index)
+    with pytest.raises(ValueError, match=r"\.safetensors is not a packed shard: its header is not JSON"):
+        PackedDataset(folder, verify=False)
+    (folder / "index.json").write_bytes(LONG)
+    with pytest.raises(ValueError, match=r"index\.json is not valid JSON"):
+        PackedIndex.read(folder)
+
+
+def test_paths_that_no_file_can_have_are_told_with_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('\n{"path": "\\ud800.mp4"}')
+    with pytest.raises(ValueError, match=r"manifest\.jsonl, line 2: path must be valid UTF-8"):
+        read_manifest(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="cannot be read as a list of videos"):
+        read_list(path)
+
+
+def encoder_file(path: Path, config: Any, tensors: dict[str, torch.Tensor]) -> Path:
+    header = json.dumps({"format": "avppc-encoder", "version": 1, "config": config})
+    path.write_bytes(save(tensors, {"avppc": header}))
+    return path
+
+
+@pytest.mark.parametrize("features", [8, 65_536])
+def test_an_encoders_configuration_takes_no_memory(features: int, tmp_path: Path, little_memory: None) -> None:
+    """ResNet-34 of width 512 has 5 GiB of weights."""
+    config = {"backbone": "resnet34", "width": 512, "features": features}
+    path = encoder_file(tmp_path / "encoder.safetensors", config, {"project.0.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"encoder\.safetensors: the weights do not fit its configuration: missing"):
+        load_encoder(path)
+
+
+def test_an_encoders_weights_keep_their_kind(tmp_path: Path) -> None:
+    config = EncoderConfig(width=4, crop_pixels=16, input_pixels=16, features=8)
+    weights = {name: value.double().contiguous() for name, value in VideoEncoder(config).state_dict().items()}
+    path = encoder_file(tmp_path / "encoder.safetensors", config_to_dict(config), weights)
+    with pytest.raises(ValueError, match=r"must be torch\.\w+ \[.*\], got torch.float64"):
+        load_encoder(path)
+
+
+@pytest.mark.parametrize("shape", ["(29, 99999999999)", "(99999999999999999999999, 8)", "(29, 8"])
+def test_a_trajectorys_shape_takes_no_memory(shape: str, tmp_path: Path, little_memory: None) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((29, 8), np.float32))
+    content = (tmp_path / "a.npy").read_bytes()
+    header = content[10:128].replace(b"(29, 8)", shape.encode())
+    (tmp_path / "a.npy").write_bytes(content[:10] + header[:117] + b"\n" + content[128:])
+    with pytest.raises(ValueError, match=r"a\.npy is not a trajectory"):
+        read_trajectory(tmp_path / "a.mp4")
+
+
+def test_a_checkpoints_tensors_are_refused_by_their_file(tmp_path: Path) -> None:
+    directory = CheckpointStore(tmp_path, 1).save(1, {"model": {"weight": torch.ones(3)}}, {})
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    progress = read_json(directory / "progress.json")
+    write_json(directory / "progress.json", {**progress, "files": {file.name: sha256_of(file)}})
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
+        read_checkpoint(directory).tensors("model")
+    write_json(directory / "progress.json", {**progress, "files": {"..": "0" * 64}})
+    with pytest.raises(ValueError, match=r"progress\.json names a file that is none: '\.\.'"):
+        read_checkpoint(directory)
+
+
+def test_facts_that_index_cannot_have_written_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    kept = {"path": "a.mp4", "speaker": 3}
+    for facts in ({"problems": 5}, {"notes": [1]}, {"fps": "25"}, {"video_codec": "h264"}, {"streams": []}):
+        path.write_text(json.dumps(kept | facts))
+        assert read_known(path) == {"a.mp4": {"speaker": 3}}
+    path.write_text(json.dumps(kept | {"problems": ["short"], "fps": 25}))
+    assert read_known(path) == {"a.mp4": kept | {"problems": ["short"], "fps": 25}}
+
+
+def test_overwriting_a_synthetic_set_deletes_no_folder_that_a_file_names(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    pytest.importorskip("espeakng_loader")
+    (tmp_path / "thesis").mkdir()
+    out = tmp_path / "set"
+    write_json(out / "synth.json", {"format": "avppc talking mouths", "folders": ["..", "../thesis"], "config": []})
+    config = SynthConfig(out, words=1, clips_per_word=1, val_clips_per_word=0, test_clips_per_word=0, overwrite=True)
+    assert run(config) == 0
+    assert (tmp_path / "thesis").is_dir()
+
+
+def test_a_configurations_file_is_named_whatever_its_value(tmp_path: Path) -> None:
+    content = config_to_dict(PretrainConfig(Path("data"), Path("out")))
+    optimizer = {**content["optimizer"], "learning_rate": -1}
+    with pytest.raises(ValueError, match=r"config\.json: optimizer: learning_rate must be at least 0"):
+        config_from_dict(PretrainConfig, {**content, "optimizer": optimizer}, "config.json")
+    with pytest.raises(ValueError, match=r"config\.json: encoder: expected an object"):
+        config_from_dict(PretrainConfig, {**content, "encoder": 3}, "config.json")
+    known = EvaluateConfig(Path("run"), data=Path("packed"))
+    assert config_from_dict(EvaluateConfig, config_to_dict(known), "file") == known
+
+
+def test_a_row_of_wrong_kinds_is_refused_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "frozen-10.json").write_text('{"row": "frozen", "labels_per_word": "10"}')
+    with pytest.raises(ValueError, match=r"frozen-10\.json: "):
+        read_rows(tmp_path)
