@@ -66,9 +66,7 @@ def nvdec_problem(codec: str, width: int, height: int, device: torch.device) -> 
         return f"the GPU's decoder does not decode {name} of 8 bits, 4:2:0"
     this = f"this is {width} x {height}"
     if width < caps.min_width or height < caps.min_height:
-        return (
-            f"the GPU's decoder wants {name} of {caps.min_width} x {caps.min_height} at least, {_this(width, height)}"
-        )
+        return f"the GPU's decoder wants {name} of {caps.min_width} x {caps.min_height} at least, {this}"
     if width > caps.max_width or height > caps.max_height:
         return f"the GPU's decoder takes {name} of {caps.max_width} x {caps.max_height} at most, {this}"
     blocks = -(-width // 16) * -(-height // 16)
