@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -16,6 +16,8 @@ from rich.markup import escape
 import avppc.config
 from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,20 @@ def _preset(flags: Sequence[str]) -> str | None:
 
 def _pretrain_defaults(preset: str | None) -> PretrainConfig:
     """Those of a preset, without data and out, which have none."""
-    missing: Any = tyro.MISSING
     name: Any = preset or "laptop"  # checked there
-    return replace(PretrainConfig.from_preset(name, Path(), Path()), data=missing, out=missing)
+    return _without(PretrainConfig.from_preset(name, Path(), Path()), "data", "out")
 
 
 def _evaluate_defaults(preset: str | None) -> EvaluateConfig:
-    missing: Any = tyro.MISSING
     name: Any = preset or "few-labels"
-    return replace(EvaluateConfig.from_preset(name, Path()), run=missing)
+    return _without(EvaluateConfig.from_preset(name, Path()), "run")
+
+
+def _without(config: T, *names: str) -> T:
+    """The defaults with these fields still to be given; a configuration itself would refuse what stands for them."""
+    for name in names:
+        object.__setattr__(config, name, tyro.MISSING)
+    return config
 
 
 PRESETS: dict[type, Callable[[str | None], Any]] = {
