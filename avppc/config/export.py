@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.config.checks import check_bool, check_choice, check_integer
+from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
 FormatName = Literal["safetensors", "torch-export", "onnx"]
@@ -28,9 +28,7 @@ class ExportConfig:
     [export])."""
 
     def __post_init__(self) -> None:
-        for name in ("run", "out"):
-            if not isinstance(getattr(self, name), Path):
-                raise TypeError(f"{name} must be a pathlib.Path, got {type(getattr(self, name)).__name__}")
+        check_types(self)
         if not self.formats:
             raise ValueError(f"formats must name at least one of {', '.join(FORMATS)}")
         for format_name in self.formats:
@@ -64,15 +62,12 @@ class EmbedConfig:
     """CPU threads; 0 leaves torch's choice."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "encoder", "out"):
-            if not isinstance(getattr(self, name), Path):
-                raise TypeError(f"{name} must be a pathlib.Path, got {type(getattr(self, name)).__name__}")
+        check_types(self)
         if self.out.suffix not in EMBEDDING_SUFFIXES:
             raise ValueError(f"out must end in {' or '.join(EMBEDDING_SUFFIXES)}, got {str(self.out)!r}")
         for split in self.splits:
             check_choice("splits", split, get_args(SplitName))
         check_choice("per", self.per, ("clip", "frame"))
         check_integer("batch_size", self.batch_size, 1)
-        check_bool("verify_data", self.verify_data)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
         check_integer("threads", self.threads, 0)

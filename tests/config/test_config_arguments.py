@@ -16,13 +16,14 @@ import avppc.config
 from avppc.config.plain import config_from_dict, config_to_dict
 
 CONFIGS = [getattr(avppc.config, name) for name in avppc.config.__all__]
-PATHS = ("data", "out", "run", "source")
+PATHS = ("data", "encoder", "out", "run", "source")
 
 
 def needed(cls: Any) -> dict[str, Any]:
     """Values for the fields without a default."""
     fields = [field for field in dataclasses.fields(cls) if field.default is field.default_factory]
-    return {field.name: Path(f"{field.name}.wav") for field in fields}
+    suffix = ".npz" if cls is avppc.config.EmbedConfig else ".wav"
+    return {field.name: Path(f"{field.name}{suffix}") for field in fields}
 
 
 def values() -> st.SearchStrategy[Any]:
