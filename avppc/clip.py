@@ -155,7 +155,7 @@ class ClipBatch:
                 raise ValueError(f"rows must be on the CPU or on {self.device}, got {rows.device}")
         try:
             return self._map(lambda value: value[rows])
-        except (IndexError, TypeError) as error:  # a slice of texts, say
+        except (IndexError, TypeError, ValueError) as error:  # out of range, a slice of texts, none at all
             raise ValueError(f"rows must be rows of these {len(self)} clips: {error}") from error
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> ClipBatch:

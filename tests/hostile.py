@@ -43,6 +43,8 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any], names: Coll
         result = function(**arguments)
     except (ValueError, TypeError) as error:
         refusal = error
+    except OSError as error:  # of the system, about a path
+        assert error.filename is not None, error  # noqa: PT017 - the error is one way of refusing
     if refusal is not None:
         kind, text = type(refusal).__name__, str(refusal)
         assert type(refusal) in (ValueError, TypeError), f"{kind} is an error of the insides: {text}"

@@ -129,6 +129,10 @@ class LogMelConfig:
             check_number("dynamic_range", self.dynamic_range, 0.0, 1e30)
         check_number("output_scale", self.output_scale, -1e30, 1e30)
         check_number("output_shift", self.output_shift, -1e30, 1e30)
+        for field in fields(self):  # torch takes no int beyond 64 bits, and 20 and 20.0 are the same features
+            value = getattr(self, field.name)
+            if "float" in str(field.type) and isinstance(value, int):
+                object.__setattr__(self, field.name, float(value))
 
     @property
     def upper_hz(self) -> float:

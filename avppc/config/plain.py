@@ -51,7 +51,6 @@ def _restore(hint: Any, value: Any, where: str) -> Any:
         return Path(value)
     if isinstance(value, list) and typing.get_origin(hint) is tuple:
         return tuple(value)
-    # an int beyond 64 bits may be none that a float can hold: it is left to the checks
-    if hint is float and type(value) is int and abs(value) < 1 << 63:
+    if hint is float and type(value) is int and abs(value) <= 1 << 53:  # a float may not hold a larger one
         return float(value)
     return value

@@ -82,8 +82,11 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
 
 def _check_weights(file: Path, config: EncoderConfig, weights: Mapping[str, Tensor]) -> None:
     """ValueError unless these are the weights of such an encoder; takes no memory for what the header claims."""
-    with torch.device("meta"):
-        expected = VideoEncoder(config).state_dict()
+    try:
+        with torch.device("meta"):
+            expected = VideoEncoder(config).state_dict()
+    except ValueError as error:
+        raise ValueError(f"{file}: there is no such encoder: {error}") from error
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unexpected:
         raise ValueError(

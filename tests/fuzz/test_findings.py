@@ -96,6 +96,12 @@ def test_an_encoders_configuration_takes_no_memory(features: int, tmp_path: Path
         load_encoder(path)
 
 
+def test_an_encoder_that_there_is_not_is_refused_by_its_file(tmp_path: Path) -> None:
+    path = encoder_file(tmp_path / "encoder.safetensors", {"crop_pixels": 16, "input_pixels": 8}, {})
+    with pytest.raises(ValueError, match=r"encoder\.safetensors: there is no such encoder: input_pixels must be"):
+        load_encoder(path)
+
+
 def test_an_encoders_weights_keep_their_kind(tmp_path: Path) -> None:
     config = EncoderConfig(width=4, crop_pixels=16, input_pixels=16, features=8)
     weights = {name: value.double().contiguous() for name, value in VideoEncoder(config).state_dict().items()}

@@ -28,9 +28,10 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path) -> None:
     [
         ("raise ZeroDivisionError('x')", "ZeroDivisionError: x"),
         ("raise ValueError('no')", "names no file: no"),
+        ("raise OSError('no')", "names no file: no"),
         ("raise UnicodeError('/a')", "UnicodeError of the insides"),
         ("bytearray(1 << 34)", "MemoryError"),
-        ("import time; time.sleep(30)", "hangs for 1 s"),
+        ("while True: pass", "hangs for 1 s"),
     ],
 )
 def test_the_fuzzer_notices_what_no_reader_may_do(outcome: str, reason: str, tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_the_fuzzer_notices_what_no_reader_may_do(outcome: str, reason: str, tmp
         f"import signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import run\n"
         "run.MOST_SECONDS = 1\n"
-        "signal.signal(signal.SIGALRM, run.raise_hang)\n"
+        "signal.signal(signal.SIGPROF, run.raise_hang)\n"
         "run.limit_memory(64)\n"
         "class Reader:\n"
         "    whole, mutate = b'', staticmethod(lambda content, rng: content)\n"

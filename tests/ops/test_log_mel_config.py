@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avppc import _C
+from avppc import _C, log_mel
 from avppc.config.features import LogMelConfig
 from avppc.ops.reference_log_mel import dct_reference, mel_filter_bank_reference, window_reference
 
@@ -78,6 +78,13 @@ def test_refuses_an_unknown_preset() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_text_keeps_every_field(name: str) -> None:
     assert LogMelConfig.from_text(CONFIGS[name].to_text()) == CONFIGS[name]
+
+
+def test_integers_are_numbers_too() -> None:
+    config = LogMelConfig(min_hz=20, output_scale=-(2**70))
+    assert config == LogMelConfig.from_text(config.to_text())
+    assert config.to_text() == LogMelConfig(min_hz=20.0, output_scale=-(2.0**70)).to_text()
+    assert log_mel(torch.zeros(16_000), config, backend="reference").isfinite().all()
 
 
 @given(offset=st.floats(1e-30, 1.0), scale=st.floats(-10.0, 10.0))
