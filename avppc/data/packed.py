@@ -25,7 +25,16 @@ from avppc.data.shard import Shard, ShardRecord
 from avppc.files import sha256_of
 from avppc.tensors import check_tensor
 
-__all__ = ["INDEX_NAME", "SHARD_FOLDER", "SPLITS", "PackedDataset", "PackedIndex", "open_shard", "verify_shards"]
+__all__ = [
+    "INDEX_NAME",
+    "SHARD_FOLDER",
+    "SPLITS",
+    "PackedDataset",
+    "PackedIndex",
+    "local_folder",
+    "open_shard",
+    "verify_shards",
+]
 
 
 class PackedDataset:
@@ -40,8 +49,7 @@ class PackedDataset:
         check_path("directory", directory)
         check_choice("split", split, SPLITS)
         check_bool("verify", verify)
-        url = remote_url(directory)
-        path = Path(directory) if url is None else fetch_packed(url, [split])
+        path = local_folder(directory, [split])
         self._open(path, split, PackedIndex.read(path), verify)
 
     def _open(self, directory: Path, split: str, index: PackedIndex, verify: bool) -> None:
@@ -158,6 +166,16 @@ def open_shard(
     dataset = PackedDataset.__new__(PackedDataset)
     dataset._open(directory, split, replace(index, splits={split: (record,)}), verify)
     return dataset
+
+
+def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Path:
+    """The folder itself; of an address, the folder here to which its index and the shards of the splits are copied.
+
+    Raises:
+        ImportError, ValueError, OSError: as fetch_packed.
+    """
+    url = remote_url(directory)
+    return Path(directory) if url is None else fetch_packed(url, splits)
 
 
 def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:

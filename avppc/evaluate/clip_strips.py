@@ -16,7 +16,7 @@ from torch import Tensor
 from avppc.clip import SAMPLES_PER_FRAME
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig
-from avppc.data.packed import PackedDataset, PackedIndex
+from avppc.data.packed import PackedDataset, PackedIndex, local_folder
 from avppc.ops.log_mel import log_mel
 
 TILES = 15
@@ -54,7 +54,7 @@ def make_clip_sheet(directory: Path, cut: CutConfig, features: LogMelConfig, cli
     Raises:
         FileNotFoundError, ValueError: there is no packed data set, or it is damaged.
     """
-    available = PackedIndex.read(directory).splits
+    available = PackedIndex.read(local_folder(directory, [])).splits
     split = next((name for name in ("test", "val", "train") if available.get(name)), "train")
     with PackedDataset(directory, split, verify=False) as dataset:
         rows = _spread_over_words(dataset.labels, clips)

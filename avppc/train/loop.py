@@ -14,7 +14,7 @@ from rich.console import Console
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.draws import ClipGenerator
 from avppc.data.loader import ClipLoader
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, verify_shards
+from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, local_folder, verify_shards
 from avppc.data.sampler import EpochSampler
 from avppc.files import write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
@@ -126,10 +126,11 @@ def _pretrain(config: PretrainConfig, processes: Processes) -> Path:
 
 def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
     """The training clips, checked; each process checks its share of the shards."""
+    folder = local_folder(config.data, ["train"])
     if config.verify_data:
-        records = PackedIndex.read(config.data).splits.get("train", ())
-        verify_shards(config.data / SHARD_FOLDER, records[processes.rank :: processes.size])
-    dataset = PackedDataset(config.data, "train", verify=False)
+        records = PackedIndex.read(folder).splits.get("train", ())
+        verify_shards(folder / SHARD_FOLDER, records[processes.rank :: processes.size])
+    dataset = PackedDataset(folder, "train", verify=False)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but {config.data} has {len(dataset)} training clips")
     if min(dataset.shape.height, dataset.shape.width) < config.encoder.crop_pixels:

@@ -9,11 +9,14 @@ import pytest
 import torch
 from make_videos import write_video
 from packed_sets import clip_video, write_packed
+from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.config.data import PrepareConfig
 from avppc.data import prepare, remote
 from avppc.data.packed import PackedDataset
 from avppc.data.remote import cache_folder, fetch_packed, remote_url, upload_packed
+from avppc.evaluate.clip_strips import make_clip_sheet
+from avppc.train.loop import pretrain
 
 URL = "memory://bucket/set"
 
@@ -157,3 +160,17 @@ class TestUpload:
         assert "memory://bucket/set: 1 shards sent" in capsys.readouterr().out
         with PackedDataset(tmp_path / "out") as here, PackedDataset(URL) as there:
             assert torch.equal(here.batch(torch.tensor([0])).video, there.batch(torch.tensor([0])).video)
+
+
+class TestTraining:
+    def test_a_run_reads_a_set_elsewhere(self, tmp_path):
+        """Checksums and all: by the same command as from a folder, with the same result."""
+        local = write_tiny_set(tmp_path / "packed")
+        upload_packed(local, URL)
+        for data, name in ((local, "local"), (Path(URL), "remote")):
+            pretrain(tiny_config(data, tmp_path / name, steps=2))
+        one, other = ((tmp_path / name / "encoder.safetensors").read_bytes() for name in ("local", "remote"))
+        assert one == other
+        sheet = make_clip_sheet(Path(URL), tiny_config(local, tmp_path).cut, tiny_config(local, tmp_path).features)
+        assert sheet.split == "test"
+        assert len(sheet.strips) == 6
