@@ -32,7 +32,7 @@ def values() -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
-@examples(80)
+@examples(40)
 @given(data=st.data())
 def test_any_value_is_understood_or_refused_by_name(cls: Any, data: st.DataObject) -> None:
     fields = [field.name for field in dataclasses.fields(cls)]
@@ -63,7 +63,7 @@ JSON_VALUES = st.recursive(
 
 
 @pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
-@examples(50)
+@examples(40)
 @given(data=st.data())
 def test_any_value_in_a_file_is_understood_or_refused_by_the_files_name(cls: Any, data: st.DataObject) -> None:
     content = config_to_dict(cls(**needed(cls)))
@@ -78,7 +78,7 @@ def test_any_value_in_a_file_is_understood_or_refused_by_the_files_name(cls: Any
     assert config is REFUSED or dataclasses.is_dataclass(config)
 
 
-@examples(50)
+@examples(40)
 @given(JSON_VALUES)
 def test_what_is_no_configuration_at_all_is_refused(content: Any) -> None:
     assert call(lambda content: config_from_dict(avppc.config.PretrainConfig, content, "config.json"),
