@@ -124,13 +124,13 @@ def test_close_ends_the_thread(dataset):
 def test_waiting_is_measured(dataset):
     class Slow(Failing):
         def batch(self, indices, **options):
-            time.sleep(0.05)
+            time.sleep(0.5)
             return self.dataset.batch(indices, **options)
 
     with ClipLoader(Slow(dataset), make_sampler()) as loader:
         assert loader.wait_seconds == 0
         next(loader)
-        assert loader.wait_seconds >= 0.04
+        assert loader.wait_seconds > 0.1  # how much of it a busy machine lets pass before `next` waits is not told
 
 
 def test_sampler_of_another_set_is_refused(dataset):
