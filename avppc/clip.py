@@ -100,7 +100,7 @@ class ClipBatch:
         _check_clock(self.video, self.audio, time_dim=1)
         count = len(self.video)
         if count < 1:
-            raise ValueError("a ClipBatch holds at least one clip, got 0")
+            raise ValueError(f"video must hold at least one clip, got shape {tuple(self.video.shape)}")
         for name in ("audio", "labels", "clip_ids", "speakers"):
             value = getattr(self, name)
             if name != "audio":

@@ -43,8 +43,8 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any], names: Coll
         result = function(**arguments)
     except (ValueError, TypeError) as error:
         refusal = error
-    except OSError as error:  # of the system, about a path
-        assert error.filename is not None, error  # noqa: PT017 - the error is one way of refusing
+    except OSError as error:  # about a path: the system's, which holds it, or our own, whose text does
+        assert error.filename is not None or "there is no" in str(error)  # noqa: PT017 - one way of refusing
     if refusal is not None:
         kind, text = type(refusal).__name__, str(refusal)
         assert type(refusal) in (ValueError, TypeError), f"{kind} is an error of the insides: {text}"
@@ -128,3 +128,20 @@ def laid_out(draw: st.DrawFn, value: Tensor) -> Tensor:
 def anything() -> st.SearchStrategy[Any]:
     """All of it."""
     return scalars() | strange_tensors()
+
+
+def near(value: Any) -> st.SearchStrategy[Any]:
+    """What is nearly a valid argument: a tensor of another rank, length, dtype or device; or anything at all."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return anything()
+    value = value.detach()
+    changed = [value[None], value[0], value[:0], value[:1], torch.cat([value, value]), value[..., :0], value[..., :1]]
+    changed += [
+        value.to("meta"),
+        value.to(torch.int32),
+        value.to(torch.float64),
+        value.to(torch.bool),
+        value.flip(0),
+        value * 99,
+    ]
+    return st.sampled_from(changed) | anything()

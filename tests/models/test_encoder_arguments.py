@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import REFUSED, anything, call, examples
+from hostile import REFUSED, anything, call, examples, near
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +34,10 @@ def test_one_strange_argument_of_an_encoder_is_refused_by_name(data: st.DataObje
     encoder = VideoEncoder(CONFIG).eval()
     arguments: dict[str, Any] = {"video": torch.rand(2, 3, 16, 16), "frame_stride": 2, "frame_phase": 1}
     name = data.draw(st.sampled_from(sorted(arguments)))
-    features = call(encoder, {**arguments, name: data.draw(anything())})
+    arguments[name] = data.draw(near(arguments[name]))
+    features = call(encoder, arguments)
     if features is not REFUSED:
-        assert features.shape[::2] == (2, 8)
+        assert features.shape[::2] == (len(arguments["video"]), 8)
         assert features.isfinite().all()
 
 
@@ -44,10 +45,7 @@ def test_one_strange_argument_of_an_encoder_is_refused_by_name(data: st.DataObje
 @given(value=anything())
 def test_strange_paths_and_configurations_are_refused_by_name(value: Any, file: Path) -> None:
     call(VideoEncoder, {"config": value})
-    try:
-        call(load_encoder, {"path": value})
-    except OSError as error:  # there is no such file, or none can have such a name
-        assert error.filename is not None or "encoder" in str(error)  # noqa: PT017 - refusing in another way is right, too
+    call(load_encoder, {"path": value})
     assert call(load_encoder, {"path": file}).config == CONFIG
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hostile import REFUSED, anything, call, examples, laid_out, scalars
+from hostile import REFUSED, anything, call, examples, laid_out, near, scalars
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -108,7 +108,7 @@ def test_valid_arguments_give_the_loss_of_the_definition(arguments: dict[str, An
 def test_one_strange_argument_is_refused_by_name(data: st.DataObject) -> None:
     arguments = data.draw(problems())
     name = data.draw(st.sampled_from(sorted(arguments | dict.fromkeys(["context_ids", "target_ids"]))))
-    arguments[name] = data.draw(anything())
+    arguments[name] = data.draw(near(arguments.get(name)))
     result = call(bilinear_info_nce, arguments)
     if result is not REFUSED:
         loss = result[0] if arguments["return_stats"] is True else result
@@ -154,7 +154,7 @@ def test_one_strange_argument_of_the_module_is_refused_by_name(data: st.DataObje
     module = BilinearInfoNCE(3, 2, normalize=data.draw(st.sampled_from(["none", "layer_norm"])))
     arguments: dict[str, Any] = {"contexts": torch.ones(4, 3), "targets": torch.ones(4, 2), "return_stats": False}
     name = data.draw(st.sampled_from([*arguments, "context_ids", "target_ids"]))
-    arguments[name] = data.draw(anything())
+    arguments[name] = data.draw(near(arguments.get(name)))
     call(module, arguments, names=("contexts",))
 
 
@@ -177,7 +177,7 @@ def test_one_strange_argument_of_the_permutative_loss_is_refused_by_name(data: s
     module = PermutativeInfoNCE(4, subtasks=SUBTASKS[:2], swapped_negatives=data.draw(st.booleans()))
     arguments: dict[str, Any] = {name: normal(3, 4, seed=seed) for seed, name in enumerate(ELEMENT_NAMES)}
     name = data.draw(st.sampled_from([*ELEMENT_NAMES, "clip_ids", "return_stats"]))
-    arguments[name] = data.draw(anything())
+    arguments[name] = data.draw(near(arguments.get(name)))
     result = call(module, arguments)
     if result is not REFUSED and not isinstance(result, tuple):
         assert result.shape == ()
