@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
-_resource: Any = __import__("resource") if importlib.util.find_spec("resource") else None  # not on Windows
+_resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
 _MORE_BATCHES = 16
 
 
