@@ -69,7 +69,8 @@ class Solver {
   // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
   Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
     const int64_t columns = p_.symmetric ? p_.M : 0;
-    Statistics result{empty_floats({p_.K, p_.N}), empty_floats({p_.K, p_.N}), empty_floats({2, p_.K, p_.N}), empty_floats({2, p_.K, columns})};
+    Statistics result{empty_floats({p_.K, p_.N}), empty_floats({p_.K, p_.N}), empty_floats({2, p_.K, p_.N}),
+                      empty_floats({2, p_.K, columns})};
     const bool any_wanted = du != nullptr && wanted.any();
     const bool at_once = any_wanted && !p_.symmetric, later = any_wanted && p_.symmetric;
     if (gradients != nullptr && !later) start(wanted, gradients);

@@ -72,6 +72,9 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
   AVPPC_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
               "contexts must be float32, bfloat16 or float16, got ", torch::headeronly::toString(dtype));
   check_dtype("targets", targets_tensor, dtype);
+  constexpr int64_t LARGEST_SIDE = (int64_t{1} << 30) - 1;  // of a matrix that MKL multiplies, doubled as a stride
+  AVPPC_CHECK(std::max({N, M, Dc, Dz}) <= LARGEST_SIDE, "contexts and targets must have sides of at most ",
+              LARGEST_SIDE, ", got ", std::max({N, M, Dc, Dz}));
   AVPPC_CHECK(offset == NO_POSITIVE || (0 <= offset && offset <= M - N), "positive_offset must be from 0 to M - N = ",
               M - N, ", got ", offset);
   AVPPC_CHECK(!symmetric || (M == N && offset == 0), "symmetric needs M == N, got ", M, " and ", N);
@@ -107,7 +110,8 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
   check_dtype("target_ids", *target_ids, ScalarType::Long);
   AVPPC_CHECK(context_ids->dim() == 1 && context_ids->numel() == N, "context_ids must have shape [", N, "]");
   AVPPC_CHECK(target_ids->dim() == 1 && target_ids->numel() == M, "target_ids must have shape [", M, "]");
-  const Tensor rows = as_contiguous(*context_ids, ScalarType::Long), columns = as_contiguous(*target_ids, ScalarType::Long);
+  const Tensor rows = as_contiguous(*context_ids, ScalarType::Long);
+  const Tensor columns = as_contiguous(*target_ids, ScalarType::Long);
   const int64_t* id = columns.const_data_ptr<int64_t>();
   columns_by_id_.resize(M);
   std::iota(columns_by_id_.begin(), columns_by_id_.end(), 0);

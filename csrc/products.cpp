@@ -23,6 +23,14 @@ void* torch_symbol(const char* name) {
   return library == nullptr ? nullptr : dlsym(library, name);
 }
 
+// Sets how many threads MKL may use for the calling one; 0: as many as for all. Returns what was set before.
+using SetThreads = int (*)(int);
+
+SetThreads set_threads() {
+  static const auto function = reinterpret_cast<SetThreads>(torch_symbol("MKL_Set_Num_Threads_Local"));
+  return function;
+}
+
 Gemm<uint16_t> gemm_bfloat16_of_mkl() {
   static const auto function = reinterpret_cast<Gemm<uint16_t>>(torch_symbol("gemm_bf16bf16f32_"));
   return function;
@@ -31,24 +39,17 @@ Gemm<uint16_t> gemm_bfloat16_of_mkl() {
 // What torch.addmm comes down to for float32, without the 3 us of its way there; null where torch has another BLAS.
 Gemm<float> gemm_floats_of_mkl() {
   static const auto function =
-      torch_symbol("MKL_Set_Num_Threads_Local") == nullptr ? nullptr : reinterpret_cast<Gemm<float>>(torch_symbol("sgemm_"));
+      set_threads() == nullptr ? nullptr : reinterpret_cast<Gemm<float>>(torch_symbol("sgemm_"));
   return function;
 }
 
-// row-major c = a b is column-major c^T = b^T a^T, and a row-major matrix is its transpose in column-major
+// Row-major c = a b is column-major c^T = b^T a^T, and a row-major matrix is its transpose in column-major. MKL's integers
+// have 32 bits: InfoNCEProblem refuses sides that do not fit.
 template <typename T>
 void multiply_with(Gemm<T> gemm, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
   const int m = b.columns, n = a.rows, k = a.columns, lda = b.stride, ldb = a.stride, ldc = stride;
   gemm(b.transposed ? "T" : "N", a.transposed ? "T" : "N", &m, &n, &k, &alpha, static_cast<const T*>(b.data), &lda,
        static_cast<const T*>(a.data), &ldb, &beta, c, &ldc);
-}
-
-// Sets how many threads MKL may use for the calling one; 0: as many as for all. Returns what was set before.
-using SetThreads = int (*)(int);
-
-SetThreads set_threads() {
-  static const auto function = reinterpret_cast<SetThreads>(torch_symbol("MKL_Set_Num_Threads_Local"));
-  return function;
 }
 
 // MKL's product is the fastest where the CPU has AMX. Without, it is slower than float32's.

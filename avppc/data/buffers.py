@@ -28,6 +28,7 @@ class BufferPool:
         self._references_when_free = sys.getrefcount(self._arrays[0])
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        """[shape] of a dtype, with whatever was in its memory."""
         if pin_memory:  # torch keeps and reuses page-locked memory itself
             return torch.empty(shape, dtype=dtype, pin_memory=True)
         wanted = np.dtype(str(dtype).removeprefix("torch."))

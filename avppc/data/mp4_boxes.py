@@ -16,8 +16,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+# What may stand first in a file of this kind; anything else is another kind.
 _FIRST = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid")
-_MAX_MOOV_BYTES = 1 << 30
+_MAX_MOOV_BYTES = 1 << 30  # a damaged size must not make us read a whole film
 _TRACKS = (b"vide", b"soun")
 _SIZES = {b"mvhd": (108, 120), b"tkhd": (92, 104), b"mdhd": (32, 44)}  # of versions 0 and 1
 # What a box may hold, as far as it decides what is decoded: "1" exactly one, "?" at most one.

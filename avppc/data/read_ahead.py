@@ -30,6 +30,7 @@ class ReadAhead:
 
     @property
     def wanted(self) -> bool:
+        """Whether to ask for the next batch's pages."""
         return self._batches_left > 0
 
     def batch_done(self, before: int | None, after: int | None) -> None:

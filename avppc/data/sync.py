@@ -1,4 +1,4 @@
-"""`avppc check-sync`: finds the offset between sound and picture of a data set.
+"""The offset between sound and picture of a data set, by how loud the sound is (evaluate/check_sync.py is the command).
 
 No model of a mouth is needed: a linear read-out of the small picture is fitted to how loud the sound is, at each shift
 of one against the other, on one half of the videos; the shift at which it predicts the other half best is the offset.
@@ -62,6 +62,7 @@ class SyncEstimate:
 
     @property
     def offset_ms(self) -> float:
+        """The same in milliseconds."""
         return 1000 * self.offset_frames / VIDEO_FPS
 
 

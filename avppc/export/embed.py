@@ -86,7 +86,8 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     else:
         skipped_list(config.out).unlink(missing_ok=True)
     if not clips:
-        raise ValueError(f"no clip of {config.data} could be embedded; the reasons are in {skipped_list(config.out)}")
+        reasons = f"; the reasons are in {skipped_list(config.out)}" if skipped else ": it has none"
+        raise ValueError(f"no clip of {config.data} could be embedded{reasons}")
     return clips, skipped
 
 

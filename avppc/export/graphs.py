@@ -72,6 +72,7 @@ def write_onnx(encoder: VideoEncoder, path: Path) -> float:
             encoder,
             (_example(encoder),),
             dynamo=True,
+            opset_version=20,  # docs/export.md says so
             verbose=False,
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],

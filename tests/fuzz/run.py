@@ -63,7 +63,7 @@ def try_one(reader: Any, content: bytes) -> str:
 
 
 def fuzz(readers: dict[str, Any], seconds: float, count: int, first: int, findings: Path) -> int:
-    """Mutations first, first + 1, ... of every reader's file in turn; returns how many were taken wrongly."""
+    """Mutations first, first + 1, ... of every reader's file in turn; returns how many kinds of wrong there were."""
     outcomes = {name: Counter[str]() for name in readers}
     wrong: set[tuple[str, str]] = set()
     end = time.monotonic() + seconds
