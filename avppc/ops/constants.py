@@ -29,6 +29,8 @@ def constant(kind: str, key: Hashable, make: Callable[[], Tensor], like: Tensor)
             return make()
         with torch.inference_mode(False):  # a later call may differentiate
             found = make()
+        if like.is_cuda:  # once: later calls may come on other streams
+            torch.cuda.current_stream(like.device).synchronize()
         if len(kept) < _MOST_KEPT:
             kept[key] = found
     return found
