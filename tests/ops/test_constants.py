@@ -1,0 +1,46 @@
+"""Small tensors kept between calls: whoever makes them first must not spoil them for the others."""
+
+from __future__ import annotations
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from avppc import bilinear_info_nce
+from avppc.ops import constants
+
+PAIRS = [(0, 1), (1, 0), (0, 0)]
+
+
+def loss_of(x: torch.Tensor, scale: float) -> torch.Tensor:
+    return bilinear_info_nce(x, x, pairs=PAIRS, scale=scale, reduction="none").sum()
+
+
+def test_a_first_call_in_inference_mode_leaves_later_ones_differentiable() -> None:
+    x = torch.randn(2, 5, 4, requires_grad=True)
+    with torch.inference_mode():
+        first = loss_of(x.detach(), 0.7123)
+    second = loss_of(x, 0.7123)
+    (gradient,) = torch.autograd.grad(second, x)
+    assert torch.equal(first, second.detach())
+    assert gradient.abs().max() > 0
+
+
+def test_tensors_without_values_neither_keep_constants_nor_get_kept_ones() -> None:
+    def own_pairs(scale: float) -> torch.Tensor:
+        x = torch.randn(2, 5, 4)
+        return bilinear_info_nce(x, x, scale=scale)
+
+    own_pairs(0.7124)
+    with FakeTensorMode():
+        fake = own_pairs(0.7124)
+        own_pairs(0.7125)
+    assert fake.shape == ()
+    assert torch.isfinite(own_pairs(0.7125))
+
+
+def test_scales_of_many_steps_do_not_pile_up() -> None:
+    x = torch.randn(2, 5, 4)
+    for step in range(200):
+        loss_of(x, 1 + step / 1000)
+    assert len(constants._kept["scale"]) <= constants._MOST_KEPT
+    torch.testing.assert_close(loss_of(x, 1.5), loss_of(x, torch.tensor(1.5)))
