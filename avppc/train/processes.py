@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Before there is a group: the functions of this module have the default group of its import as their default (torch
+# 2.13), and keep that group's threads for ever. One that frees a tensor while Python shuts down aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group, as avppc/train/processes.py has it
+from gloo_threads import check_gloo_has_ended
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -111,8 +114,7 @@ def work(rank: int, processes: int, folder: str, backends: list[str]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     results: dict[str, Any] = {}
     for case in all_cases(backends):
-        model = DistributedDataParallel(Model(case, case.gather))
-        results[str(case)] = step(model, case, processes, rank)
+        results[str(case)] = step(DistributedDataParallel(Model(case, case.gather)), case, processes, rank)
     if processes > 1:
         for gather in ("all", "ring"):
             case = GatherCase(gather, backends[0], torch.float32)
@@ -123,4 +125,6 @@ def work(rank: int, processes: int, folder: str, backends: list[str]) -> None:
             except ValueError as error:
                 results[f"uneven {gather}"] = str(error)
     torch.save(results, Path(folder) / f"{rank}.pt")
+    gc.collect()  # the wrapped models, which hold the group
     dist.destroy_process_group()
+    check_gloo_has_ended()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.multiprocessing
+from gloo_threads import check_gloo_has_ended
 
 from avppc.config import PretrainConfig
 from avppc.train import loop
@@ -41,6 +42,7 @@ def _work(rank: int, processes: int, ports: list[int], configs: list[PretrainCon
             loop.pretrain(config)
         else:
             pretrain_until(config, stop_at if rank == processes - 1 else None)
+        check_gloo_has_ended()
 
 
 def pretrain_until(config: PretrainConfig, step: int | None) -> None:
