@@ -9,7 +9,8 @@
 #include <stdexcept>
 #include <string>
 
-// RuntimeError in Python, as STD_TORCH_CHECK gives it, but without the function, file and line of the machine that built.
+// RuntimeError in Python, as STD_TORCH_CHECK gives it, but without the function, file and line of the machine that
+// built.
 #define AVPPC_CHECK(condition, ...) \
   if (!(condition)) throw std::runtime_error(avppc::join_message("avppc: ", __VA_ARGS__))
 

@@ -38,8 +38,8 @@ Floats allocate_floats(int64_t count) {
   return Floats(static_cast<float*>(memory));
 }
 
-// Asks for pages of 2 MiB under the whole ones of them in memory that is about to be written, as numpy does: a large new
-// tensor has no pages yet, and to fault on each of 4 KiB costs up to a third of a call.
+// Asks for pages of 2 MiB under the whole ones of them in memory that is about to be written, as numpy does: a large
+// new tensor has no pages yet, and to fault on each of 4 KiB costs up to a third of a call.
 void ask_for_huge_pages([[maybe_unused]] float* memory, [[maybe_unused]] int64_t count) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t huge = uintptr_t{1} << 21;

@@ -43,8 +43,8 @@ Gemm<float> gemm_floats_of_mkl() {
   return function;
 }
 
-// Row-major c = a b is column-major c^T = b^T a^T, and a row-major matrix is its transpose in column-major. MKL's integers
-// have 32 bits: InfoNCEProblem refuses sides that do not fit.
+// Row-major c = a b is column-major c^T = b^T a^T, and a row-major matrix is its transpose in column-major. MKL's
+// integers have 32 bits: InfoNCEProblem refuses sides that do not fit.
 template <typename T>
 void multiply_with(Gemm<T> gemm, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
   const int m = b.columns, n = a.rows, k = a.columns, lda = b.stride, ldb = a.stride, ldc = stride;
