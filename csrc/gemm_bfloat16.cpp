@@ -7,6 +7,7 @@
 #include <new>
 
 #include "gemm_bfloat16_kernel.h"
+#include "rounding.h"
 
 namespace avppc {
 
@@ -20,8 +21,6 @@ constexpr int64_t MAX_DEPTH = 512;            // of a block along k; even
 constexpr int64_t MAX_RIGHT_WORDS = 1 << 17;  // of a packed block of b: 512 KiB
 constexpr int64_t MAX_LEFT_ROWS = 3 * LEFT_WIDTH;
 constexpr int64_t MAX_LEFT_WORDS = MAX_LEFT_ROWS * MAX_DEPTH / 2;
-
-int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 struct Deleter {
   void operator()(uint32_t* words) const { ::operator delete[](words, std::align_val_t{64}); }

@@ -13,6 +13,7 @@
 #include "info_nce_cpu_kernel.h"
 #include "info_nce_problem.h"
 #include "ordered_units.h"
+#include "rounding.h"
 
 namespace avppc {
 namespace {
@@ -36,9 +37,6 @@ struct Statistics {
 struct Gradients {
   Tensor contexts, targets, weights, scale;  // float32; empty where not wanted
 };
-
-int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
 // Threads that have at least a tenth of a millisecond's work each.
 int64_t choose_threads(const InfoNCEProblem& p) {

@@ -4,6 +4,8 @@
 #include <limits>
 #include <numeric>
 
+#include "rounding.h"
+
 namespace avppc {
 namespace {
 
@@ -127,7 +129,7 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
 }
 
 std::vector<Unit> InfoNCEProblem::units(int64_t rows) const {
-  const int64_t blocks = (N + rows - 1) / rows;
+  const int64_t blocks = divide_up(N, rows);
   std::vector<int64_t> context_turns(C * blocks), target_turns(U), task_turns(K);
   const std::vector<int64_t> order = spread(pairs, C, U);
   std::vector<Unit> units;

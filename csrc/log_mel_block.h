@@ -12,6 +12,7 @@
 
 #include "fft_butterfly.h"
 #include "log_mel_index.h"
+#include "rounding.h"
 
 #if defined(__CUDACC__)
 #define AVPPC_DEVICE __device__
@@ -80,7 +81,7 @@ LogMelShared log_mel_shared(const LogMelArguments<Real>& a, int warps) {
   LogMelShared shared{};
   const auto take = [&](int64_t bytes) {
     const int64_t begin = shared.size;
-    shared.size += (bytes + 15) / 16 * 16;
+    shared.size += round_up(bytes, 16);
     return begin;
   };
   const int64_t points = a.tables.points;

@@ -22,6 +22,7 @@
 #include "log_mel_cpu_kernel.h"
 #include "log_mel_cpu_plan.h"
 #include "log_mel_index.h"
+#include "rounding.h"
 
 namespace avppc {
 namespace {
@@ -32,7 +33,7 @@ struct Free {
 using Floats = std::unique_ptr<float[], Free>;
 
 Floats allocate_floats(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
+  const size_t bytes = round_up(static_cast<size_t>(count) * sizeof(float), 64);
   void* memory = std::aligned_alloc(64, bytes);
   if (memory == nullptr) throw std::bad_alloc();
   return Floats(static_cast<float*>(memory));
@@ -43,7 +44,7 @@ Floats allocate_floats(int64_t count) {
 void ask_for_huge_pages([[maybe_unused]] float* memory, [[maybe_unused]] int64_t count) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t huge = uintptr_t{1} << 21;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + huge - 1) / huge * huge;
+  const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(memory), huge);
   const uintptr_t end = reinterpret_cast<uintptr_t>(memory + count) / huge * huge;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // may be refused
 #endif
@@ -126,7 +127,7 @@ LogMelWorker::LogMelWorker(const LogMelJob& job) : job_(job), config_(job.tables
   const LogMelPlan& plan = job.tables.plan;
   const int64_t zero_row = int64_t{plan.row_count - 1} * plan.row_width;
   const int64_t zero_sample = int64_t{plan.window_samples} * LOG_MEL_MAX_DOUBLES;
-  const auto aligned = [](int64_t floats) { return (floats + 15) / 16 * 16; };
+  const auto aligned = [](int64_t floats) { return round_up(floats, 16); };
   const int64_t input = aligned(job.tables.input_floats()), rows = aligned(zero_row + plan.row_width);
   const int64_t conditioned = 2 * (zero_sample + LOG_MEL_MAX_DOUBLES);
   const int64_t spectrum = 2 * int64_t{2} * plan.points * LOG_MEL_MAX_DOUBLES;
@@ -267,7 +268,7 @@ void share_out(const LogMelJob& job, int64_t count, int64_t portion, const Work&
   };
   uint32_t threads = 1;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  const int64_t helpers = std::min<int64_t>(threads, (count + portion - 1) / portion);
+  const int64_t helpers = std::min<int64_t>(threads, divide_up(count, portion));
   STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, helpers, 1, help, &context));
   if (context.error) std::rethrow_exception(context.error);
 }
@@ -313,7 +314,7 @@ Tensor log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths,
     }
   }
   Tensor out = torch::stable::new_empty(waveform, {clips, frames, plan->config.features()}, ScalarType::Float);
-  const int64_t groups = (frames + LOG_MEL_GROUP - 1) / LOG_MEL_GROUP;
+  const int64_t groups = divide_up(frames, LOG_MEL_GROUP);
   const Floats largest = allocate_floats(clips * groups);
   float* const out_data = out.mutable_data_ptr<float>();
   const Floats bands = plan->config.mfcc > 0 ? allocate_floats(clips * frames * plan->config.bands) : nullptr;

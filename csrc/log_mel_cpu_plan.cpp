@@ -5,12 +5,9 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "rounding.h"
+
 namespace avppc {
-namespace {
-
-int round_up(int64_t number, int multiple) { return static_cast<int>((number + multiple - 1) / multiple * multiple); }
-
-}  // namespace
 
 LogMelPlanStorage::LogMelPlanStorage(const LogMelConfig& config)
     : config(config),
@@ -31,8 +28,8 @@ void LogMelPlanStorage::plan_rows() {
   plan.window = window.data();
   // Frames that do not overlap need not stand as far apart in memory as in the clip.
   plan.stride = std::min<int64_t>(config.hop_samples, round_up(config.window_samples, 16));
-  plan.row_count = round_up(std::min<int64_t>(plan.stride, config.window_samples), 16) + 1;
-  plan.row_width = round_up(LOG_MEL_GROUP + (config.window_samples - 1) / plan.stride, 4);
+  plan.row_count = static_cast<int>(round_up(std::min<int64_t>(plan.stride, config.window_samples), 16)) + 1;
+  plan.row_width = static_cast<int>(round_up(LOG_MEL_GROUP + (config.window_samples - 1) / plan.stride, 4));
 }
 
 void LogMelPlanStorage::plan_transform() {

@@ -9,6 +9,7 @@
 #include "fft_plan.h"
 #include "log_mel_block.h"
 #include "log_mel_tables.h"
+#include "rounding.h"
 
 namespace avppc {
 
@@ -95,7 +96,7 @@ class LogMelTableMemory {
   template <typename Number>
   size_t put(const std::vector<Number>& values) {
     const size_t offset = bytes_.size();
-    bytes_.resize((offset + sizeof(Number) * values.size() + 15) / 16 * 16);
+    bytes_.resize(round_up(offset + sizeof(Number) * values.size(), 16));
     if (!values.empty()) std::memcpy(bytes_.data() + offset, values.data(), sizeof(Number) * values.size());
     return offset;
   }
@@ -118,14 +119,14 @@ template <typename Real>
 int plan_log_mel_blocks(LogMelArguments<Real>& a, int64_t samples, int64_t max_shared) {
   a.samples = samples;
   a.frames = a.framing.frames(samples);
-  const int window = (a.tables.window_samples + 3) / 4 * 4;
+  const int window = round_up(a.tables.window_samples, 4);
   a.stride =
       static_cast<int>(std::min<int64_t>(a.framing.hop, window));  // frames that do not overlap stand close together
   a.whole = a.finish.needed && a.frames * a.tables.bands * 4 <= LOG_MEL_WHOLE_BYTES;
   for (int warps = a.whole ? 8 : 4; warps > 0; warps /= 2) {
     for (int frames = a.whole ? 4 * warps : LOG_MEL_CHUNK_FRAMES; frames >= warps; frames /= 2) {
       a.chunk_frames = static_cast<int>(std::min<int64_t>(a.frames, frames));
-      a.chunks = (a.frames + a.chunk_frames - 1) / a.chunk_frames;
+      a.chunks = divide_up(a.frames, a.chunk_frames);
       if (log_mel_shared(a, warps).size <= max_shared) return warps;
     }
   }
