@@ -59,7 +59,6 @@ class LogMelTableMemory {
     t.mel_count = ints(mel_count_);
     t.mel_offset = ints(mel_offset_);
     t.mel_weights = floats(mel_weights_);
-    t.dct = floats(dct_);
     t.preemphasis = config_.preemphasis_scope == Scope::frame ? static_cast<Real>(config_.preemphasis) : Real(0);
     t.remove_dc = config_.remove_dc;
     t.magnitude = config_.power == 1;
