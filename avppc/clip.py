@@ -1,9 +1,10 @@
-"""Clip and ClipBatch: the one type that flows through the package, and the clock every part agrees on."""
+"""Clip and ClipBatch: the one type that flows through the package, and the clock and splits every part agrees on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ CLIP_FRAMES = 29  # 1.16 s, as in LRW
 CLIP_SAMPLES = CLIP_FRAMES * SAMPLES_PER_FRAME  # 18,560
 CROP_SIZE = 96  # pixels, the square mouth crop that is stored
 NO_LABEL = -1
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[str, ...] = get_args(SplitName)  # seeds count on the order
 
 
 def _check(name: str, value: Tensor, dtype: torch.dtype, dims: int) -> None:

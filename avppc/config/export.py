@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from avppc.clip import SPLITS, SplitName
 from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
 FormatName = Literal["safetensors", "torch-export", "onnx"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
-SplitName = Literal["train", "val", "test"]
 EMBEDDING_SUFFIXES = (".npz", ".parquet")
 
 
@@ -66,7 +66,7 @@ class EmbedConfig:
         if self.out.suffix not in EMBEDDING_SUFFIXES:
             raise ValueError(f"out must end in {' or '.join(EMBEDDING_SUFFIXES)}, got {str(self.out)!r}")
         for split in self.splits:
-            check_choice("splits", split, get_args(SplitName))
+            check_choice("splits", split, SPLITS)
         check_choice("per", self.per, ("clip", "frame"))
         check_integer("batch_size", self.batch_size, 1)
         check_choice("precision", self.precision, ("auto", "bf16", "fp32"))

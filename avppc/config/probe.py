@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from avppc.clip import SPLITS, SplitName
 from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
@@ -21,7 +22,7 @@ class ProbeConfig:
     """Directory of a finished pretraining run; the result goes to its file evaluation/probe.json."""
     data: Path | None = None
     """Packed shards; the run's own data by default."""
-    split: Literal["train", "val", "test"] = "test"
+    split: SplitName = "test"
     """Split that is looked at; only "conflict" always takes training clips."""
     measures: tuple[MeasureName, ...] = MEASURES  # type: ignore[assignment]  # the same names
     """"retrieval" of sound by picture and back; "offset", the right one within a frame; "knn", words by the nearest
@@ -42,7 +43,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("split", self.split, ("train", "val", "test"))
+        check_choice("split", self.split, SPLITS)
         if not self.measures:
             raise ValueError(f"measures must name at least one of {', '.join(MEASURES)}")
         for measure in self.measures:

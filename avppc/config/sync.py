@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from avppc.clip import SPLITS, SplitName
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
 
 
@@ -19,7 +20,7 @@ class CheckSyncConfig:
     trained on data that are in sync: a model takes for right what it was trained with."""
     out: Path = Path("sync")
     """Folder for histogram.png and sync.json."""
-    split: str = "train"
+    split: SplitName = "train"
     """"train", "val" or "test"."""
     clips: int = 2000
     """Most clips that are looked at, evenly chosen; a few hundred are enough where people talk all the time."""
@@ -33,7 +34,7 @@ class CheckSyncConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("split", self.split, ("train", "val", "test"))
+        check_choice("split", self.split, SPLITS)
         check_integer("clips", self.clips, 2)
         check_integer("max_offset_frames", self.max_offset_frames, 1, 1000)
         check_number("tolerance_frames", self.tolerance_frames, 0)

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avppc.clip import NO_LABEL
-from avppc.data.packed_index import SPLITS
+from avppc.clip import NO_LABEL, SPLITS
 from avppc.files import parse_json
 
 MANIFEST_NAME = "manifest.jsonl"

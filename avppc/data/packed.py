@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avppc.clip import NO_LABEL, ClipBatch
+from avppc.clip import NO_LABEL, SPLITS, ClipBatch
 from avppc.config.checks import check_bool, check_choice, check_path
 from avppc.data.buffers import BufferPool
-from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.read_ahead import ReadAhead, blocks_read
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.data.shard import Shard, ShardRecord
@@ -28,7 +28,6 @@ from avppc.tensors import check_tensor
 __all__ = [
     "INDEX_NAME",
     "SHARD_FOLDER",
-    "SPLITS",
     "PackedDataset",
     "PackedIndex",
     "local_folder",

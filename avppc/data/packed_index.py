@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from avppc.clip import SAMPLE_RATE_HZ, VIDEO_FPS
+from avppc.clip import SAMPLE_RATE_HZ, SPLITS, VIDEO_FPS
 from avppc.data.shard import ClipShape, ShardRecord
 from avppc.files import parse_json, write_json
 
@@ -15,7 +15,6 @@ FORMAT = "avppc-packed"
 VERSION = 1
 INDEX_NAME = "index.json"
 SHARD_FOLDER = "shards"
-SPLITS = ("train", "val", "test")
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.safetensors")
 
 

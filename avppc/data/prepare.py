@@ -21,14 +21,14 @@ from typing import Any
 
 from rich.console import Console
 
-from avppc.clip import CROP_SIZE
+from avppc.clip import CROP_SIZE, SPLITS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.contact_sheet import write_contact_sheet
 from avppc.data.decode import UNREADABLE
 from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.mouth import make_finder
 from avppc.data.packed import PackedDataset, verify_shards
-from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, SPLITS, PackedIndex, parse_record
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, parse_record
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
 from avppc.data.prepare_worker import CHANGED, UNIT_FOLDER, DecodeJob, UnitRecord
 from avppc.data.processes import Unit, run_units

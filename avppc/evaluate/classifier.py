@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from avppc.config.evaluate import RecipeConfig
 
-Split = Literal["val", "test"]
+HeldOutSplit = Literal["val", "test"]
+HELD_OUT_SPLITS: tuple[str, ...] = get_args(HeldOutSplit)
 
 
 class ClassifierData(Protocol):
@@ -23,7 +24,7 @@ class ClassifierData(Protocol):
     def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Inputs of these training clips, varied at random."""
 
-    def split_inputs(self, split: Split) -> Iterator[Tensor]:
+    def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
         """Inputs of all clips of a split, in order, in batches."""
 
 
@@ -104,7 +105,7 @@ def _loss(model: nn.Module, inputs: Tensor, labels: Tensor, recipe: RecipeConfig
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, data: ClassifierData, split: Split) -> Tensor:
+def predict(model: nn.Module, data: ClassifierData, split: HeldOutSplit) -> Tensor:
     """The word chosen for each clip of a split, int64 on the CPU; batch norms in eval mode."""
     model.eval()
     return torch.cat([model(inputs).argmax(1).cpu() for inputs in data.split_inputs(split)])

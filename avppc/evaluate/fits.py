@@ -10,9 +10,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from avppc.clip import SPLITS
 from avppc.config.evaluate import EvaluateConfig, HeadName, RowName
 from avppc.data.packed import PackedDataset
-from avppc.evaluate.classifier import ClassifierData, FitConfig, fit_classifier, predict
+from avppc.evaluate.classifier import HELD_OUT_SPLITS, ClassifierData, FitConfig, fit_classifier, predict
 from avppc.evaluate.labels import draw_labeled_clips
 from avppc.evaluate.sources import (
     TRAINING_AUGMENT,
@@ -106,7 +107,7 @@ class Bench:
         data = config.data or read_run_config(config.run).data
         self.encoder = load_encoder(config.run).to(self.device)
         verify = self.verify and config.verify_data
-        self.splits = {split: PackedDataset(data, split, verify) for split in ("train", "val", "test")}
+        self.splits = {split: PackedDataset(data, split, verify) for split in SPLITS}
         draws = max(draws_of(config, row) for row in ("frozen", "supervised"))
         self.label_rows = [
             draw_labeled_clips(self.labels("train"), config.labels_per_word, config.seed + draw)
@@ -140,7 +141,7 @@ class Bench:
         return encode_features(encoder, self.splits, rows, self.device, self.bf16)
 
     def _feature_bytes(self, labelled: int) -> int:
-        clips = labelled * len(VIEWS) + sum(len(self.splits[split]) for split in ("val", "test"))
+        clips = labelled * len(VIEWS) + sum(len(self.splits[split]) for split in HELD_OUT_SPLITS)
         return 4 * clips * self.splits["train"].shape.frames * self.encoder.out_features
 
     def run(self, fit: Fit, features: FeatureSource | None = None) -> FitResult:

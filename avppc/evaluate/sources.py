@@ -15,7 +15,7 @@ from avppc.clip import CLIP_FRAMES
 from avppc.config.augment import AugmentConfig
 from avppc.data.augment import augment_video, crop_video
 from avppc.data.packed import PackedDataset
-from avppc.evaluate.classifier import Split
+from avppc.evaluate.classifier import HELD_OUT_SPLITS, HeldOutSplit
 from avppc.models.video import VideoEncoder
 from avppc.train.hardware import autocast
 
@@ -66,7 +66,7 @@ class FeatureSource:
         views = torch.randint(0, len(self.train), (len(rows),), generator=generator)
         return shift_in_time(self.train[views, places], generator)
 
-    def split_inputs(self, split: Split) -> Iterator[Tensor]:
+    def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
         yield from self._splits[split].split(256)
 
 
@@ -90,7 +90,7 @@ class PictureSource:
         crops = augment_video(video, self.config.crop_pixels, self.config.input_pixels, self.augment, generator)
         return shift_in_time(crops, generator)
 
-    def split_inputs(self, split: Split) -> Iterator[Tensor]:
+    def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
         dataset = self.splits[split]
         for rows in torch.arange(len(dataset)).split(BATCH):
             video = dataset.batch(rows).video.to(self.device)
@@ -161,7 +161,7 @@ def encode_features(
     train = torch.stack([encode_split(encoder, splits["train"], train_rows, view, device, bf16) for view in VIEWS])
     val, test = (
         encode_split(encoder, splits[name], torch.arange(len(splits[name])), VIEWS[0], device, bf16)
-        for name in ("val", "test")
+        for name in HELD_OUT_SPLITS
     )
     return FeatureSource.standardised(train, val, test, train_rows)
 
@@ -173,7 +173,7 @@ def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: 
         FileNotFoundError: a clip has no trajectory there.
         ValueError: a file is not a trajectory; the text names it.
     """
-    rows = {"train": train_rows, **{name: torch.arange(len(splits[name])) for name in ("val", "test")}}
+    rows = {"train": train_rows, **{name: torch.arange(len(splits[name])) for name in HELD_OUT_SPLITS}}
     tensors = {}
     for name, chosen in rows.items():
         sources = splits[name].sources

@@ -18,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from avppc._version import __version__
-from avppc.clip import VIDEO_FPS, ClipBatch
+from avppc.clip import SPLITS, VIDEO_FPS, ClipBatch
 from avppc.config.export import EmbedConfig
 from avppc.config.plain import config_to_dict
 from avppc.data.augment import crop_video
-from avppc.data.packed import SPLITS, PackedIndex, open_shard
+from avppc.data.packed import PackedIndex, open_shard
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_embeddings
 from avppc.files import sha256_of, write_atomically

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avppc.clip import CLIP_FRAMES, VIDEO_FPS
+from avppc.clip import CLIP_FRAMES, SPLITS, VIDEO_FPS
 from avppc.synth import sound, visemes
 from avppc.synth.difficulty import Difficulty
 from avppc.synth.espeak import Espeak, Speech
 from avppc.synth.render import render
-from avppc.synth.speaker import SPLITS, Face, Speaker
+from avppc.synth.speaker import Face, Speaker
 from avppc.synth.words import AFTER, BEFORE
 
 _CLIP_SECONDS = CLIP_FRAMES / VIDEO_FPS

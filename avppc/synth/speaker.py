@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from avppc.clip import SPLITS
 from avppc.config.synth import SynthConfig
 
 ACCENTS = ("en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us", "en-us-nyc")
@@ -19,7 +20,6 @@ _VARIANTS = """
     robert sandro shelby steph steph2 steph3 travis victor zac
 """
 VARIANTS: tuple[str, ...] = tuple(_VARIANTS.split())
-SPLITS = ("train", "val", "test")
 _VARIANTS_OF_VAL, _VARIANTS_OF_TEST = 7, 14
 _FACE_STREAM, _VOICE_STREAM, _VARIANT_STREAM = 101, 102, 103
 

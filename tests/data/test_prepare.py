@@ -18,6 +18,7 @@ import troubled_worker
 from make_videos import click_seconds, flash_frame, write_lrw_tree, write_video
 
 import avppc.data
+from avppc.clip import SPLITS
 from avppc.config.data import PrepareConfig
 from avppc.data import prepare
 from avppc.data.decode import decode_clip
@@ -96,7 +97,7 @@ class TestMessyFolder:
     def test_everything_else_is_in(self, messy):
         data, out, _, _ = messy
         bad = refusals(out).keys()
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             with PackedDataset(out, split) as dataset:
                 paths = data.glob(f"*/{split}/*.mp4")
                 expected = {path.relative_to(data).as_posix() for path in paths} - bad

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from avppc.clip import SPLITS
 from avppc.synth.espeak import Espeak, Phoneme, Speech, voice_variants
-from avppc.synth.speaker import ACCENTS, SPLITS, VARIANTS, split_variants
+from avppc.synth.speaker import ACCENTS, VARIANTS, split_variants
 from avppc.synth.visemes import (
     BILABIALS,
     OPEN,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from avppc.clip import SPLITS
 from avppc.config.synth import SynthConfig
 from avppc.synth.contact_sheet import write_contact_sheet
 from avppc.synth.dataset import read_manifest
@@ -87,7 +88,7 @@ def test_labelled_words_are_in_the_middle_and_never_in_unlabelled_clips(small_se
 def test_splits_share_neither_face_nor_voice(small_set: Path) -> None:
     records = read_manifest(small_set)
     for of in (lambda r: r["face"], lambda r: r["voice"].split("+")[1], lambda r: r["speaker"]):
-        sets = [{of(record) for record in records if record["split"] == split} for split in ("train", "val", "test")]
+        sets = [{of(record) for record in records if record["split"] == split} for split in SPLITS]
         assert all(len(each) > 1 for each in sets)
         assert len(set.union(*sets)) == sum(map(len, sets))
     assert {record["voice"].split("+")[1] for record in records} <= voice_variants()
