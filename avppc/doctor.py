@@ -55,7 +55,7 @@ def examine() -> dict[str, Any]:
         "build": build,
         "devices": _devices(),
         "missing": {
-            **{name: _library.missing_reason(name) for name in _library.BACKENDS},
+            **{name: _library.missing_reason(name) for name in _library.COMPILED_PARTS},
             "pyav": _import_problem("av"),
             "torchcodec": _import_problem("torchcodec.decoders"),
             "dali": _import_problem("nvidia.dali"),

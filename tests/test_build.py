@@ -58,7 +58,7 @@ def test_missing_reasons() -> None:
     assert _library.cpp_ops() is torch.ops.avppc
     assert _library.has_cuda_ops() == (_library.missing_reason("cuda") is None)
     assert _library.triton_available() == (_library.missing_reason("triton") is None)
-    with pytest.raises(ValueError, match="backend must be one of 'cpp', 'cuda', 'triton'; got 'metal'"):
+    with pytest.raises(ValueError, match="part must be one of 'cpp', 'cuda', 'triton'; got 'metal'"):
         _library.missing_reason("metal")
 
 

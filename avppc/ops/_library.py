@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 BUILD_COMMAND = "pip install -e . --no-build-isolation"
-BACKENDS = ("cpp", "cuda", "triton")
+COMPILED_PARTS = ("cpp", "cuda", "triton")  # what an op's backend may need
 _LIBRARY_FOLDER = Path(__file__).parent.parent / "lib"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -45,26 +45,26 @@ def _load(name: str) -> str | None:
 
 
 @functools.cache
-def _find(backend: str) -> str | None:
-    if backend == "cpp":
+def _find(part: str) -> str | None:
+    if part == "cpp":
         return _load("avppc_cpu")
-    if backend == "cuda":
+    if part == "cuda":
         if not torch.cuda.is_available():
             return "no CUDA device is available to torch"
         return _load("avppc_cpu") or _load("avppc_cuda")  # the operators' schemas are in the first
-    if backend == "triton":
+    if part == "triton":
         try:
             importlib.import_module("triton")
         except ImportError as error:
             return f"Triton cannot be imported ({error}): run `pip install triton`"
         return None
-    raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {backend!r}")
+    raise ValueError(f"part must be one of {', '.join(map(repr, COMPILED_PARTS))}; got {part!r}")
 
 
 @constant_when_compiled
-def missing_reason(backend: str) -> str | None:
+def missing_reason(part: str) -> str | None:
     """Why "cpp", "cuda" or "triton" kernels cannot be used here, with what to do about it; None when they can."""
-    return _find(backend)
+    return _find(part)
 
 
 @constant_when_compiled
