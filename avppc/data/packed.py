@@ -55,10 +55,7 @@ class PackedDataset:
         self.directory = directory
         self.split = split
         self._index = index
-        records = index.splits.get(split, ())
-        if not records:
-            available = ", ".join(repr(name) for name, found in index.splits.items() if found)
-            raise ValueError(f"split {split!r} of {self.directory} has no clips; available: {available or 'none'}")
+        records = index.shards_of(split, directory)
         self.shape = index.shape
         self.words = index.words
         self.sources = tuple(source for record in records for source in record.sources)

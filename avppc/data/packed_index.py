@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +45,14 @@ class PackedIndex:
             "splits": {split: [asdict(record) for record in records] for split, records in self.splits.items()},
         }
         write_json(directory / INDEX_NAME, content)
+
+    def shards_of(self, split: str, data: str | os.PathLike[str]) -> tuple[ShardRecord, ...]:
+        """The split's shards, one at least; ValueError that names `data`, the data set, where there is none."""
+        records = self.splits.get(split, ())
+        if not records:
+            available = ", ".join(repr(name) for name, found in self.splits.items() if found)
+            raise ValueError(f"split {split!r} of {data} has no clips; available: {available or 'none'}")
+        return records
 
     @classmethod
     def read(cls, directory: Path) -> PackedIndex:

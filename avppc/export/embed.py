@@ -14,8 +14,6 @@ from typing import Any, TypeVar, cast
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.text import Text
 
 from avppc._version import __version__
 from avppc.clip import SPLITS, VIDEO_FPS, ClipBatch
@@ -28,6 +26,7 @@ from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_em
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
+from avppc.progress import clip_progress
 from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
 
 T = TypeVar("T")
@@ -76,7 +75,7 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     directory, index = _open_index(config, encoder)
     skipped: list[SkippedClip] = []
     total = sum(record.clips for split in _splits(config, index) for record in index.splits[split])
-    with _progress() as progress:
+    with clip_progress() as progress:
         bar = progress.add_task("embed", total=total)
         batches = _embed_all(config, _load(config, directory, index), encoder, skipped, partial(progress.advance, bar))
         clips = write_embeddings(config.out, batches, _about(config, encoder))
@@ -97,9 +96,7 @@ def _open_index(config: EmbedConfig, encoder: VideoEncoder) -> tuple[Path, Packe
     directory = config.data if url is None else fetch_packed(url, config.splits or None)
     index = PackedIndex.read(directory)
     for split in config.splits:
-        if not index.splits.get(split):
-            available = ", ".join(repr(name) for name, records in index.splits.items() if records)
-            raise ValueError(f"split {split!r} of {config.data} has no clips; available: {available or 'none'}")
+        index.shards_of(split, config.data)  # refuses one without clips
     crop, side = encoder.config.crop_pixels, min(index.shape.height, index.shape.width)
     if side < crop:
         raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
@@ -193,16 +190,3 @@ def _about(config: EmbedConfig, encoder: VideoEncoder) -> dict[str, Any]:
         "per": config.per,
         "fps": VIDEO_FPS,
     }
-
-
-class _ClipRate(ProgressColumn):
-    """Clips a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.0f} clips/s")
-
-
-def _progress() -> Progress:
-    return Progress(
-        "embed", BarColumn(), MofNCompleteColumn(), _ClipRate(), TimeRemainingColumn(), console=Console(stderr=True)
-    )

@@ -16,14 +16,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from avppc.config.checks import check_path
 from avppc.config.plain import config_to_dict
 from avppc.config.synth import SynthConfig
 from avppc.files import parse_json, read_json, write_atomically, write_json
+from avppc.progress import clip_progress
 from avppc.synth.words import WORDS
 
 if TYPE_CHECKING:
@@ -181,12 +178,9 @@ def _make_all(config: SynthConfig, jobs: list[Job], records: dict[str, Record], 
     """Makes the clips in worker processes, adding each to records and to the journal as it is finished."""
     if not jobs:
         return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn(),
-    )  # fmt: skip
     with (
         (config.out / _JOURNAL).open("a", encoding="utf-8", buffering=1) as journal,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        clip_progress() as progress,
     ):
         journal.write("\n")  # a line cut short by a kill stays alone
         task = progress.add_task("talking mouths", total=total, completed=total - len(jobs))
@@ -217,13 +211,6 @@ def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-class _Speed(ProgressColumn):
-    """Clips made a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.1f} clips/s")
 
 
 def _write_manifest(root: Path, records: list[Record]) -> None:
