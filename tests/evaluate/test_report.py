@@ -1,8 +1,8 @@
+"""The report of a finished run: what is on the page, and that it needs nothing else."""
+
 from __future__ import annotations
 
 import base64
-import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -21,13 +21,10 @@ from tiny_runs import tiny_config, write_tiny_set
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, ReportConfig
 from avppc.data.packed import PackedDataset
-from avppc.evaluate import plots
 from avppc.evaluate.clip_strips import make_clip_sheet
-from avppc.evaluate.confusion import confusion_rates, most_confused, order_by_confusion
 from avppc.evaluate.record import read_record
-from avppc.evaluate.report import compare, duration, percent, render, run, summarize
+from avppc.evaluate.report import duration, percent, render, run
 from avppc.evaluate.results import RowResult, write_row
-from avppc.files import write_json
 from avppc.tasks.permutative import SUBTASKS
 from avppc.train.loop import pretrain
 
@@ -113,54 +110,6 @@ def test_pictures_of_the_subtasks_hold_each_value(finished: Path, page: Page) ->
         assert f"{math.log(16) - loss:.2f}" in texts
 
 
-def test_intervals_end_at_all_and_nothing(tmp_path: Path) -> None:
-    rows = [
-        make_row(tmp_path, row, wcr=rate, interval95=0.3)
-        for row, rate in (("random", 0.0), ("supervised", 0.95), ("frozen", 1.0))
-    ]
-    svg = plots.plot_rates([rows])
-    for text in ("0.0 ± 30.0 %", "95.0 ± 30.0 %", "100.0 ± 30.0 %"):
-        assert f">{text}</text>" in svg
-    ticks = {int(text): float(x) for x, text in re.findall(r'<text [^>]* x="([\d.]+)"[^>]*>(\d+)</text>', svg)}
-    assert max(ticks) == 100
-    lines = re.findall(r'<path d="M (\S+) \S+\nL (\S+) \S+\n"[^>]*stroke: var\(--ink\); stroke-width: 1.4', svg)
-    expected = [(0, 0.3), (0.65, 1), (0.7, 1)]
-    for (start, end), (low, high) in zip(lines, expected, strict=True):
-        scale = ticks[100] - ticks[0]
-        assert float(start) == pytest.approx(ticks[0] + low * scale, abs=0.05)
-        assert float(end) == pytest.approx(ticks[0] + high * scale, abs=0.05)
-
-
-def test_contexts_are_lines_and_targets_columns() -> None:
-    subtasks = [subtask for subtask in SUBTASKS if subtask.name in ("Vp->Ap,Af", "Ap,Af->Vp")]
-    svg = plots.plot_subtasks(subtasks, np.array([0.111, 0.222]), np.array([1.0, 2.0]), 2.77)
-    places = {
-        text: (float(x), float(y))
-        for x, y, text in re.findall(r'<text [^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>([\d.]+)</text>', svg)
-    }
-    assert [subtask.name for subtask in subtasks] == ["Vp->Ap,Af", "Ap,Af->Vp"]
-    for first, second in (("11.1", "22.2"), ("1.00", "2.00")):
-        assert places[first][0] > places[second][0]  # target Ap,Af is the last column
-        assert places[first][1] < places[second][1]  # context Ap,Af the last line
-
-
-def test_long_logs_are_thinned_to_means(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", tmp_path / "nowhere")
-    record = read_record(tmp_path / "run")
-
-    def longest_path(rows: int) -> int:
-        """Points of the longest line where the gradient's norm jumps up and down from row to row."""
-        log = [
-            {"step": row + 1, "loss": 1.0, "learning_rate": 1.0, "grad_norm": 1.0 + 4 * (row % 2)}
-            for row in range(rows)
-        ]
-        thinned = dataclasses.replace(record, metrics=dataclasses.replace(record.metrics, rows=log))
-        return max(path.count("\nL ") for path in re.findall(r'<path d="([^"]*)"', plots.plot_training(thinned)))
-
-    assert longest_path(400) > 300
-    assert longest_path(800) < 10  # two rows a point: level
-
-
 def test_page_loads_nothing_and_runs_nothing(html: str, page: Page) -> None:
     tags = {tag for tag, _ in page.elements}
     assert not tags & {"script", "link", "iframe", "object", "embed", "base"}
@@ -240,142 +189,9 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mo
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_unfinished_run_without_evaluation_and_data(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", tmp_path / "nowhere", steps=60, logged=20)
-    text = Page(render(ReportConfig(tmp_path / "run"))).text
-    assert "This run is unfinished: 20 of 60 steps are logged." in text
-    assert "20 of 60 steps are logged, so all figures here are those of an unfinished run." in text
-    assert "Its lip reading has not been evaluated yet." in text
-    assert "So far, the 42 sub-tasks find" in text
-    assert "Not evaluated yet" in text
-    assert "There is no encoder file yet." in text
-    assert f"{tmp_path / 'nowhere'} is not a packed data set" in text
-    assert "Means over steps 1 to 20" in text
-
-
-def test_run_that_logged_nothing(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", tmp_path / "nowhere")
-    for name in ("metrics.jsonl", "task.json", "environment.json"):
-        (tmp_path / "run" / name).unlink()
-    page = Page(render(ReportConfig(tmp_path / "run")))
-    assert "none is logged yet" in page.text
-    assert "Nothing is logged yet" in page.text
-    assert "No sub-tasks are logged" in page.text
-    assert "there is no environment.json" in page.text
-    assert not any(tag == "svg" for tag, _ in page.elements)
-
-
-def test_log_of_a_task_without_subtasks(tmp_path: Path) -> None:
-    write_run(tmp_path / "run", tmp_path / "nowhere")
-    write_json(tmp_path / "run" / "task.json", {})
-    page = Page(render(ReportConfig(tmp_path / "run")))
-    assert "No sub-tasks are logged" in page.text
-    assert sum(tag == "svg" for tag, _ in page.elements) == 2  # training and speed
-
-
-def test_values_that_were_not_finite_are_left_out(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    write_run(directory, tmp_path / "nowhere")
-    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    for row in rows[-5:-1]:
-        row["task_accuracy"][0] = None
-    rows[-1] |= {"loss": None, "clips_per_second": None}
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    record = read_record(directory)
-    assert record.final(record.task_accuracy)[0] == rows[-1]["task_accuracy"][0]
-    assert record.training_seconds == pytest.approx(55 * 16 / 160)
-    assert "nan" not in Page(render(ReportConfig(directory))).text
-
-
-def test_no_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a directory: run must be"):
-        run(ReportConfig(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError, match=r"holds no run: there is no config\.json"):
-        run(ReportConfig(tmp_path))
-    assert main(["report", "--run", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_damaged_files_are_named(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    write_run(directory, tmp_path / "nowhere")
-    write_json(directory / "task.json", {"task_loss": ["Vp->Vf"], "task_accuracy": ["Vp->Vf"]})
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: task_accuracy of step 5 must hold 1 values"):
-        render(ReportConfig(directory))
-    (directory / "environment.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"environment\.json must hold a JSON object, got list"):
-        render(ReportConfig(directory))
-
-
 def test_data_that_is_asked_for_must_be_there(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a packed data set"):
         render(ReportConfig(finished, data=tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("supervised", "verdict", "sentence"),
-    [
-        (0.30, "above", "The frozen encoder lies 20.0 points above it, more than both 95% intervals together."),
-        (
-            0.48,
-            "not told apart",
-            "lies 2.0 points above it, no more than both 95% intervals together: these numbers do",
-        ),
-        (
-            0.52,
-            "not told apart",
-            "lies 2.0 points below it, no more than both 95% intervals together: these numbers do",
-        ),
-        (0.70, "below", "The frozen encoder lies 20.0 points below it, more than both 95% intervals together."),
-    ],
-)
-def test_summary_claims_what_the_intervals_allow(
-    tmp_path: Path, supervised: float, verdict: str, sentence: str
-) -> None:
-    directory = tmp_path / "run"
-    write_run(directory, tmp_path / "nowhere")
-    rows = [make_row(directory, "supervised", supervised), make_row(directory, "frozen", 0.5)]
-    for row in rows:
-        write_row(directory, row)
-    (pair,) = compare(rows)
-    assert pair.verdict == verdict
-    assert sentence in summarize(read_record(directory))
-
-
-def test_verdict_at_the_very_sum_of_the_intervals(tmp_path: Path) -> None:
-    low, high = (
-        make_row(tmp_path, row, rate, interval95=0.125, wcr=rate)
-        for row, rate in (("supervised", 0.25), ("frozen", 0.5))
-    )
-    assert compare([low, high])[0].verdict == "not told apart"
-
-
-def test_rows_of_different_settings_are_pointed_out(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    write_run(directory, tmp_path / "nowhere")
-    rows = [make_row(directory, row) for row in ("supervised", "frozen")]
-    rows[1].settings["epochs"] = 7
-    for row in rows:
-        write_row(directory, row)
-    text = Page(render(ReportConfig(directory))).text
-    assert "evaluated with different settings (epochs): they should not be compared" in text
-    assert "--rows supervised" in text
-    assert "--epochs 7" in text
-
-
-def test_rows_of_another_encoder_are_pointed_out(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    write_run(directory, tmp_path / "nowhere")
-    (directory / "encoder.safetensors").write_bytes(b"new")
-    rows = [make_row(directory, row) for row in ("supervised", "frozen")]
-    rows[0].settings["encoder_sha256"] = hashlib.sha256(b"old").hexdigest()
-    rows[1].settings["encoder_sha256"] = hashlib.sha256(b"new").hexdigest()
-    for row in rows:
-        write_row(directory, row)
-    text = Page(render(ReportConfig(directory))).text
-    assert "has changed since these rows were evaluated: supervised from scratch (10 labels a word)." in text
-    assert "evaluated with different settings (encoder_sha256)" in text
 
 
 def test_commands_give_the_settings_again(finished: Path, page: Page) -> None:
@@ -411,36 +227,6 @@ def test_many_words_give_a_picture_without_names(tmp_path: Path) -> None:
     assert "those below 5 left out" not in page.text
     assert "WORD75" not in page.text
     assert len(html.encode()) < 1_000_000
-
-
-def test_words_taken_for_each_other_stand_side_by_side() -> None:
-    generator = np.random.default_rng(0)
-    groups = generator.permutation(np.repeat(np.arange(4), 3))
-    counts = np.where(groups[:, None] == groups, generator.integers(20, 40, (12, 12)), 1)
-    order = order_by_confusion(confusion_rates(counts.tolist()))
-    assert sorted(order) == list(range(12))
-    assert np.count_nonzero(np.diff(groups[order])) == 3
-
-
-def test_closest_ends_of_groups_meet() -> None:
-    rates = np.eye(4)
-    for first, second, share in ((0, 1, 0.4), (2, 3, 0.3), (1, 3, 0.1)):
-        rates[first, second] = rates[second, first] = share
-    assert order_by_confusion(rates) == [0, 1, 3, 2]
-
-
-def test_words_never_confused_keep_their_order() -> None:
-    assert order_by_confusion(np.eye(6)) == list(range(6))
-
-
-def test_confusion_rates_and_pairs() -> None:
-    rates = confusion_rates([[6, 2, 0], [0, 0, 0], [5, 0, 5]])
-    np.testing.assert_array_equal(rates, [[0.75, 0.25, 0], [0, 0, 0], [0.5, 0, 0.5]])
-    pairs = most_confused(rates, ["a", "b", "c"], 5)
-    assert [(pair.first, pair.second) for pair in pairs] == [("a", "c"), ("a", "b")]
-    assert (pairs[0].first_as_second, pairs[0].second_as_first) == (0.0, 0.5)
-    with pytest.raises(ValueError, match=r"square table, got shape \(1, 2\)"):
-        confusion_rates([[1, 2]])
 
 
 def test_clips_show_the_frames_they_say(finished: Path) -> None:
