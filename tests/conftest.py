@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 # Helper modules of one part (such as train/tiny_runs.py) serve the tests of others.
-for folder in ("data", "evaluate", "train"):
+for folder in ("data", "evaluate", "tasks", "train"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 TESTED = os.environ.get("AVPPC_TESTED")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from avppc.clip import ClipBatch
 from avppc.config.pretrain import PretrainConfig
-from avppc.data.elements import cut_elements
 from avppc.tasks.binary import PairScore, binary_figures, binary_output
 from avppc.tasks.element_task import ElementTask
 from avppc.tasks.protocol import TaskOutput
@@ -28,12 +27,7 @@ class CorrespondenceTask(ElementTask):
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         count = len(batch)
-        elements = cut_elements(
-            batch,
-            self.config.cut,
-            jitter_frames=self.config.augment.time_jitter_frames,
-            generator=generator if self.training else None,
-        )
+        elements = self.cut(batch, generator)
         seen = self.see(elements.video, generator)
         heard = self.hear(elements.audio, generator)
         other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, ClipBatch
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
+from avppc.data.elements import Elements, cut_elements
 from avppc.models.audio import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder
 from avppc.models.temporal import ElementPool
 from avppc.models.video import VideoEncoder
@@ -46,6 +47,12 @@ class ElementTask(ProxyTask):
     def span_frames(self) -> int:
         """Length of an element, less what its jitter takes."""
         return self.config.cut.past_frames - self.config.augment.time_jitter_frames
+
+    def cut(self, batch: ClipBatch, generator: torch.Generator) -> Elements:
+        """Past and future of the clips, seen and heard; in training each starts at random within its jitter."""
+        augment = self.config.augment
+        draws = generator if self.training else None
+        return cut_elements(batch, self.config.cut, jitter_frames=augment.time_jitter_frames, generator=draws)
 
     def draw_phase(self, generator: torch.Generator) -> int:
         """The first frame that is encoded."""

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.config.pretrain import PretrainConfig
-from avppc.data.elements import cut_elements
 from avppc.tasks.element_task import ElementTask
 from avppc.tasks.permutative import ELEMENTS, SUBTASKS, PermutativeInfoNCE, SubTask
 from avppc.tasks.protocol import ProxyTask, Representations, TaskOutput
@@ -119,12 +118,7 @@ class PermutativeTask(SubtaskTask):
 
     def embed(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Embeddings [2 N, D] of what is seen and of what is heard: N rows of the past, then N of the future."""
-        elements = cut_elements(
-            batch,
-            self.config.cut,
-            jitter_frames=self.config.augment.time_jitter_frames,
-            generator=generator if self.training else None,
-        )
+        elements = self.cut(batch, generator)
         seen = self.see(elements.video, generator)
         return seen, self.hear(elements.audio, generator) if self.hears else None
 

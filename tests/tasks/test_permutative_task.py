@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
-from task_cases import make_batch
+from task_cases import CONFIG, make_batch
 
 from avppc import LogMelConfig
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
-from avppc.config import AugmentConfig, CutConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
+from avppc.config import AugmentConfig, CutConfig, ObjectiveConfig
 from avppc.data.elements import cut_elements
 from avppc.tasks.permutative_task import PermutativeTask
 
-CONFIG = PretrainConfig(
-    Path("data"),
-    Path("out"),
-    objective=ObjectiveConfig(dim=16),
-    encoder=EncoderConfig(width=4, features=16),
-    audio_width=4,
-)
 CUT = CONFIG.cut
 FUTURE = slice(CUT.future_start, CUT.future_start + CUT.future_frames)
 

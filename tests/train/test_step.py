@@ -6,13 +6,13 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from pathlib import Path
 
 import pytest
 import torch
+from task_cases import CONFIG, make_batch
 from torch import nn
 
-from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, ClipBatch
+from avppc.clip import ClipBatch
 from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig, ScaleConfig
 from avppc.data.draws import ClipGenerator
 from avppc.models.batch_norm import frozen_statistics
@@ -27,13 +27,6 @@ from avppc.train.processes import Processes
 from avppc.train.skipped import SkippedSteps
 from avppc.train.step import GradientComputer
 
-CONFIG = PretrainConfig(
-    Path("data"),
-    Path("out"),
-    objective=ObjectiveConfig(dim=16),
-    encoder=EncoderConfig(width=4, features=16),
-    audio_width=4,
-)
 PARTS, CLIPS = 3, 4  # clips a part
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -44,15 +37,7 @@ def make_task(kind: type[ProxyTask] = PermutativeTask, config: PretrainConfig = 
 
 
 def make_batches() -> list[ClipBatch]:
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.arange(PARTS * CLIPS)
-    whole = ClipBatch(
-        torch.randint(0, 256, (len(numbers), CLIP_FRAMES, 96, 96), generator=generator, dtype=torch.uint8),
-        torch.randint(-9000, 9000, (len(numbers), CLIP_SAMPLES), generator=generator, dtype=torch.int16),
-        numbers % 5,
-        numbers,
-        torch.zeros_like(numbers),
-    )
+    whole = make_batch(PARTS * CLIPS)
     return [whole[part * CLIPS : (part + 1) * CLIPS] for part in range(PARTS)]
 
 
