@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import PresetName
@@ -32,7 +33,7 @@ class BenchTrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("preset", self.preset, ("laptop", "gpu"))
+        check_choice("preset", self.preset, get_args(PresetName))
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
         check_integer("threads", self.threads, 0)

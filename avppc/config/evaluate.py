@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
@@ -13,8 +13,8 @@ from avppc.config.pretrain import Precision
 RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
 HeadName = Literal["gru", "tconv", "bins", "mstcn"]
 EvaluatePreset = Literal["few-labels", "lrw"]
-ROWS: tuple[RowName, ...] = ("random", "supervised", "frozen", "finetuned", "ceiling")
-HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins", "mstcn")
+ROWS: tuple[RowName, ...] = get_args(RowName)
+HEADS: tuple[HeadName, ...] = get_args(HeadName)
 QUICK_HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins")
 
 
@@ -121,7 +121,7 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must hold at least one rate")
             for rate in getattr(self, name):
                 check_number(name, rate, 0)
-        check_choice("preset", self.preset, ("few-labels", "lrw"))
+        check_choice("preset", self.preset, get_args(EvaluatePreset))
         check_number("feature_gigabytes", self.feature_gigabytes, 0)
         check_integer("labels_per_word", self.labels_per_word, 0)
         for name in ("draws", "training_draws", "epochs", "training_epochs", "selection_epochs", "validate_every"):
@@ -129,7 +129,7 @@ class EvaluateConfig:
         check_integer("head_hidden", self.head_hidden, 4)
         check_integer("gru_layers", self.gru_layers, 1)
         check_integer("batch_size", self.batch_size, 2)
-        check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
+        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0)
         check_integer("workers", self.workers, 0, 1024)
         check_integer("seed", self.seed, 0)
@@ -137,7 +137,7 @@ class EvaluateConfig:
     @classmethod
     def from_preset(cls, name: EvaluatePreset, run: Path) -> EvaluateConfig:
         """The settings for few labels on a CPU ("few-labels"), or for all labels of LRW on a GPU ("lrw")."""
-        check_choice("preset", name, ("few-labels", "lrw"))
+        check_choice("preset", name, get_args(EvaluatePreset))
         if name == "few-labels":
             return cls(run)
         return cls(

@@ -69,5 +69,5 @@ class EmbedConfig:
             check_choice("splits", split, SPLITS)
         check_choice("per", self.per, ("clip", "frame"))
         check_integer("batch_size", self.batch_size, 1)
-        check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
+        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0)

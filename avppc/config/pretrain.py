@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from avppc.config.augment import AugmentConfig
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
@@ -15,14 +15,8 @@ from avppc.config.scale import ScaleConfig
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
 TaskName = Literal["av-permutative", "visual-permutative", "synchronization", "time-arrow", "correspondence"]
-TASK_NAMES: tuple[TaskName, ...] = (
-    "av-permutative",
-    "visual-permutative",
-    "synchronization",
-    "time-arrow",
-    "correspondence",
-)
-WEIGHTINGS = ("modality", "equal", "group", "uncertainty", "gradient-norm")
+TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-norm"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,7 @@ class ObjectiveConfig:
     """Weight of the sub-tasks that predict sound from picture alone or picture from sound alone."""
     other_weight: float = 0.1
     """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
-    weighting: Literal["modality", "equal", "group", "uncertainty", "gradient-norm"] = "modality"
+    weighting: WeightingName = "modality"
     """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
     each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": such that each sub-task pulls alike."""
     group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
@@ -64,7 +58,7 @@ class ObjectiveConfig:
         check_choice("normalize", self.normalize, ("layer_norm", "none"))
         check_number("between_weight", self.between_weight, 0)
         check_number("other_weight", self.other_weight, 0)
-        check_choice("weighting", self.weighting, WEIGHTINGS)
+        check_choice("weighting", self.weighting, get_args(WeightingName))
         if not isinstance(self.group_weights, tuple) or len(self.group_weights) != 4:
             raise ValueError(f"group_weights must be four numbers, got {self.group_weights!r}")
         for weight in self.group_weights:
@@ -197,7 +191,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("preset", self.preset, ("laptop", "gpu"))
+        check_choice("preset", self.preset, get_args(PresetName))
         check_choice("task", self.task, TASK_NAMES)
         check_integer("steps", self.steps, 1)
         check_integer("batch_size", self.batch_size, 2)
@@ -205,7 +199,7 @@ class PretrainConfig:
         check_integer("accumulate", self.accumulate, 1)
         check_choice("gather", self.gather, ("none", "all", "ring"))
         check_integer("seed", self.seed, 0)
-        check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
+        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0)
         check_integer("log_every", self.log_every, 1)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
@@ -221,7 +215,7 @@ class PretrainConfig:
     @classmethod
     def from_preset(cls, name: PresetName, data: Path, out: Path) -> PretrainConfig:
         """The settings for a laptop's CPU ("laptop") or for one GPU ("gpu")."""
-        check_choice("preset", name, ("laptop", "gpu"))
+        check_choice("preset", name, get_args(PresetName))
         if name == "laptop":
             return cls(data, out)
         return cls(

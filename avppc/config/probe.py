@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from avppc.clip import SPLITS, SplitName
 from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
-MEASURES = ("retrieval", "offset", "knn", "shortcut", "conflict", "visemes")
 MeasureName = Literal["retrieval", "offset", "knn", "shortcut", "conflict", "visemes"]
+MEASURES: tuple[MeasureName, ...] = get_args(MeasureName)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ProbeConfig:
     """Packed shards; the run's own data by default."""
     split: SplitName = "test"
     """Split that is looked at; only "conflict" always takes training clips."""
-    measures: tuple[MeasureName, ...] = MEASURES  # type: ignore[assignment]  # the same names
+    measures: tuple[MeasureName, ...] = MEASURES
     """"retrieval" of sound by picture and back; "offset", the right one within a frame; "knn", words by the nearest
     training clips; "shortcut", sub-tasks with candidates of one speaker; "conflict", cosines of the gradients of groups
     of sub-tasks; "visemes", evaluated words that are confused, by how far apart they look."""
@@ -50,6 +50,6 @@ class ProbeConfig:
             check_choice("measures", measure, MEASURES)
         check_integer("neighbours", self.neighbours, 1)
         check_integer("conflict_batches", self.conflict_batches, 1)
-        check_choice("precision", self.precision, ("auto", "bf16", "fp32"))
+        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0)
         check_integer("seed", self.seed, 0)

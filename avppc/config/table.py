@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from avppc.config.checks import check_choice, check_integer, check_types
 from avppc.config.evaluate import HEADS, QUICK_HEADS, EvaluateConfig, HeadName
@@ -64,7 +65,7 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("preset", self.preset, ("laptop", "gpu"))
+        check_choice("preset", self.preset, get_args(PresetName))
         if not all(isinstance(entry, str) for entry in self.tasks):
             raise TypeError(f"tasks must hold texts, got {self.tasks!r}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
