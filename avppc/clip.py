@@ -137,6 +137,7 @@ class ClipBatch:
 
     @property
     def device(self) -> torch.device:
+        """Device of all its tensors."""
         return self.video.device
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> ClipBatch:

@@ -44,6 +44,7 @@ class ClipShape:
 
     @property
     def samples(self) -> int:
+        """S, audio samples at 16 kHz."""
         return self.frames * SAMPLES_PER_FRAME
 
     def tensors(self, clips: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -86,6 +87,7 @@ class ShardWriter:
 
     @property
     def full(self) -> bool:
+        """Whether there is no room for another clip."""
         return len(self) == self.capacity
 
     def add(self, source: str, **values: Any) -> None:

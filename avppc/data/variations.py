@@ -219,6 +219,7 @@ def span_mask(count: int, size: int, longest: int, generator: torch.Generator, d
 
 
 def crop_each(video: Tensor, size: int, rows: Tensor | None, columns: Tensor | None, flips: Tensor | None) -> Tensor:
+    """[N, T, size, size] uint8: of each clip the square from its row and column on (None: the centre), or mirrored."""
     count, _, height, width = video.shape
     device = video.device
     top = torch.full((count,), (height - size) // 2, device=device) if rows is None else rows

@@ -116,9 +116,11 @@ class Bench:
 
     @property
     def words(self) -> tuple[str, ...]:
+        """The words in the order of their labels."""
         return self.splits["train"].words
 
     def labels(self, split: str) -> Tensor:
+        """[n] int64 words of the clips of a split, -1 where not known."""
         return self.splits[split].labels
 
     def fresh_encoder(self) -> VideoEncoder:

@@ -81,10 +81,12 @@ class RowWork:
 
     @property
     def fits(self) -> int:
+        """How many fits the row takes."""
         return len(self._all_trials) + draws_of(self.config, self.row)
 
     @property
     def finished(self) -> bool:
+        """Whether every draw is tested."""
         return len(self.draws) == draws_of(self.config, self.row)
 
     @property

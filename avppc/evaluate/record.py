@@ -88,6 +88,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
+        """Whether the last step is logged."""
         return self.steps_done >= self.config.steps
 
     @property

@@ -59,6 +59,7 @@ class FeatureSource:
 
     @property
     def features(self) -> int:
+        """D, the width of a frame's features."""
         return self.train.shape[-1]
 
     def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -50,6 +50,7 @@ def published_text(task: str, head: str) -> str:
 
 
 def column_title(head: str) -> str:
+    """What the table calls a head; "best" stays."""
     return HEADS.get(head, head)
 
 

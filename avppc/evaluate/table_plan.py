@@ -28,10 +28,12 @@ class Entry:
 
     @property
     def task(self) -> str:
+        """Name of the task."""
         return self.text.partition(":")[0]
 
     @property
     def title(self) -> str:
+        """The task as tables call it, with its settings in brackets."""
         _, _, settings = self.text.partition(":")
         return TASKS[self.task].title + (f" ({settings.replace(';', ', ')})" if settings else "")
 

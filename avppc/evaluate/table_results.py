@@ -55,6 +55,7 @@ class Figure:
     """The head, or that of each seed where the best is taken."""
 
     def text(self) -> str:
+        """For example "46.2 ± 3.1", in percent."""
         return f"{100 * self.rate:.1f} ± {100 * self.interval95:.1f}"
 
 

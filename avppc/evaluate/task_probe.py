@@ -43,6 +43,7 @@ class TrainedTask:
         return torch.Generator().manual_seed(0)
 
     def batches(self, dataset: PackedDataset) -> Iterator[ClipBatch]:
+        """The clips of a split in order, on the task's device."""
         for batch in iterate_once(dataset):
             yield batch.to(self.device)
 

@@ -42,6 +42,8 @@ class _Upstream(NamedTuple):
 
 
 class _Needs(NamedTuple):
+    """Which gradients are wanted."""
+
     contexts: bool
     targets: bool
     weights: bool

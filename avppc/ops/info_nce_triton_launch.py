@@ -39,6 +39,7 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem) -> Setting:
+        """The setting of a checked problem; copies what is not contiguous."""
         values: Any = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
         problem = Problem(*values)
         device = problem.contexts.device
@@ -61,11 +62,13 @@ class Setting(NamedTuple):
 
     @property
     def offset(self) -> int:
+        """The positive of row i is column i + offset; far below 0 where it is elsewhere."""
         offset = self.problem.positive_offset
         return _NOWHERE if offset == NO_POSITIVE else offset
 
     @property
     def has_ids(self) -> bool:
+        """Whether rows and columns have ids."""
         return self.problem.context_ids is not None
 
     @property
@@ -75,6 +78,7 @@ class Setting(NamedTuple):
         return (p.scale if p.context_ids is None else p.context_ids, p.scale if p.target_ids is None else p.target_ids)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Fresh memory on the problem's device."""
         return torch.empty(shape, dtype=dtype, device=self.problem.contexts.device)
 
 

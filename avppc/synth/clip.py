@@ -39,6 +39,7 @@ class Job(NamedTuple):
         return [seed, SPLITS.index(self.split), zlib.crc32(self.folder.encode()), self.number]
 
     def rng(self, seed: int, stream: int) -> np.random.Generator:
+        """The clip's random numbers for one purpose, of those that have a stream."""
         return np.random.default_rng([*self.entropy(seed), stream])
 
     def draw_speaker(self, seed: int, speakers: int) -> int:

@@ -54,6 +54,7 @@ class Phoneme(NamedTuple):
 
     @property
     def is_pause(self) -> bool:
+        """Whether nothing is said."""
         return self.name.startswith(_PAUSE)
 
 

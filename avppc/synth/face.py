@@ -54,6 +54,7 @@ def smoothstep(low: float, high: float, x: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def draw_light(rng: np.random.Generator, difficulty: Difficulty) -> Light:
+    """A lamp above the camera, the further aside and the stronger the harder the clips are."""
     slant = 0.75 * rng.uniform(-1, 1) * difficulty.light
     direction = np.array([slant, -0.35 + 0.3 * rng.uniform(-1, 1), 1.0], np.float32)
     return Light(direction / np.linalg.norm(direction), 0.25 + 0.55 * rng.random() * difficulty.light)

@@ -81,6 +81,7 @@ class Voice:
 
     @property
     def variant(self) -> str:
+        """The part of the name after the accent: "f3"."""
         return self.name.partition("+")[2]
 
 

@@ -81,6 +81,7 @@ class MetricsLog:
             logger.warning("the metrics of step %d could not be written: %s", row["step"], error)
 
     def close(self) -> None:
+        """Writes what is still held back and closes the files."""
         with contextlib.suppress(OSError):  # said above
             self._file.close()
             self._events.close()
@@ -161,10 +162,12 @@ class TrainingProgress(Progress):
         yield Text(self._figures)
 
     def show(self, step: int, figures: str) -> None:
+        """Moves the bar and changes the text below it."""
         self._figures = figures
         self.update(self._bar, completed=step)
 
     def step_to(self, step: int) -> None:
+        """Moves the bar alone."""
         self.update(self._bar, completed=step)
 
 
@@ -175,6 +178,7 @@ class Stopwatch:
         self._start = time.perf_counter()
 
     def lap(self) -> float:
+        """The seconds; counts anew from here."""
         now = time.perf_counter()
         seconds, self._start = now - self._start, now
         return seconds
