@@ -17,6 +17,7 @@ SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // VIDEO_FPS  # 640: audio follows the video 
 CLIP_FRAMES = 29  # 1.16 s, as in LRW
 CLIP_SAMPLES = CLIP_FRAMES * SAMPLES_PER_FRAME  # 18,560
 CROP_SIZE = 96  # pixels, the square mouth crop that is stored
+LRW_ROWS, LRW_COLUMNS = (115, 211), (79, 175)  # pixels, the mouth in frames of LRW: first, and one after the last
 NO_LABEL = -1
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(SplitName)  # seeds count on the order

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.clip import CLIP_FRAMES
+from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
 
@@ -91,9 +91,9 @@ class PrepareConfig:
     """What is stored as 96 x 96 pixels. "window": crop_rows and crop_columns; "centre": the middle square; "auto": the
     window for 256 x 256 video (LRW's), the middle square for all other; "box": each video's own box, from the manifest;
     "mesh" and "cascade": the mouth, found and followed by mediapipe's face mesh or OpenCV's cascade (extras)."""
-    crop_rows: tuple[int, int] = (115, 211)
+    crop_rows: tuple[int, int] = LRW_ROWS
     """First row of the window and the one after its last, pixels."""
-    crop_columns: tuple[int, int] = (79, 175)
+    crop_columns: tuple[int, int] = LRW_COLUMNS
     """First column of the window and the one after its last, pixels."""
     centre_fraction: float = 1.0
     """Side of the middle square as a part of the frame's shorter side."""

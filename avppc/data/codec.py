@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
-from avppc.data.crop import Crop
+from avppc.data.crop import LUMA_WEIGHTS, Crop
 from avppc.data.decode import DecodeError, Source, check_container, damage_as_decode_error
 from avppc.data.reader import DecodedClip, missing_sound
 
-# ITU-R BT.601: red, green and blue of 0 to 255 to luma of 16 to 235.
-_LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _TIE_SECONDS = 1e-5  # of two frames equally near, the earlier one is taken
 
 
@@ -90,7 +88,7 @@ def _images(video: Any, name: str, start: Fraction, count: int, crop: Crop) -> t
         raise DecodeError(name, f"frames missing: {missing} of {count}")
     rows, columns = crop.box(*shown.data.shape[2:])
     colours = shown.data[:, :, rows, columns].to(torch.float32)  # [T, 3, h, w]
-    luma = torch.einsum("tchw,c->thw", colours, torch.tensor(_LUMA_WEIGHTS)) + 16
+    luma = torch.einsum("tchw,c->thw", colours, torch.tensor(LUMA_WEIGHTS)) + 16
     images = luma.round().clamp(0, 255).to(torch.uint8).numpy()
     rate = facts.average_fps
     converted = f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"

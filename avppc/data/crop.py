@@ -16,18 +16,17 @@ from av import VideoFrame
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from avppc.clip import CROP_SIZE
+from avppc.clip import CROP_SIZE, LRW_COLUMNS, LRW_ROWS
 from avppc.config.checks import check_choice, check_integer, check_number
 
 LRW_SIZE = 256  # pixels a side, frames of LRW
-LRW_ROWS = (115, 211)
-LRW_COLUMNS = (79, 175)
+LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+"""ITU-R BT.601: of red, green and blue from 0 to 255; 16 more makes the luma of video range."""
 
 # Formats whose first plane is the luma alone, one value after another, in the low bits.
 _LUMA_FIRST = re.compile(r"(?:yuva?j?4\d\dp|nv\d\d|gray)(?:(\d+)le)?")
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 _TO_VIDEO_RANGE = np.rint(16 + np.arange(256) * (219 / 255)).astype(np.uint8)
-
 
 NO_FACE: NDArray[np.uint8] = np.zeros((0, 0), np.uint8)
 """Stands for the crop of a frame in which no face was found."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from avppc.clip import CLIP_FRAMES, ClipBatch
 from avppc.config.checks import check_integer
-from avppc.data.crop import Crop
+from avppc.data.crop import LUMA_WEIGHTS, Crop
 from avppc.data.loader import ClipLoader
 from avppc.data.nvdec import nvdec_problem
 from avppc.data.probe import VideoFacts, probe
@@ -30,7 +30,6 @@ from avppc.data.sampler import EpochSampler
 from avppc.data.videos import VideoClip, VideoDataset, as_batch, read_sound_and_frames
 
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU
-_LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, red, green, blue
 _log = logging.getLogger(__name__)
 
 
@@ -248,5 +247,5 @@ class DaliLoader:
 def _luma(
     colours: Tensor,  # [N, T, H, W, 3] uint8 red, green, blue
 ) -> Tensor:  # [N, T, H, W] uint8, video range
-    weights = torch.tensor(_LUMA_WEIGHTS, device=colours.device)
+    weights = torch.tensor(LUMA_WEIGHTS, device=colours.device)
     return (colours.to(torch.float32) @ weights + 16).round_().clamp_(0, 255).to(torch.uint8)

@@ -33,7 +33,6 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv"}
 VIDEO_SUFFIXES |= {".ogg", ".flv", ".wmv", ".3gp"}
 
-
 Box = tuple[int, int, int, int]
 """Left, top, and the column and row after the last, in pixels of the picture as it is shown."""
 

@@ -25,8 +25,6 @@ _MIN_PEAK = {"envelope": 0.15, "model": 0.25}  # below, it is chance
 _BATCH = 64
 
 Array = NDArray[np.float64]
-
-
 Method = Literal["envelope", "model"]
 
 

@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from avppc.clip import CLIP_FRAMES, CROP_SIZE
+from avppc.clip import CLIP_FRAMES, CROP_SIZE, LRW_COLUMNS, LRW_ROWS
 
-_CROP_TOP, _CROP_LEFT = 115, 79  # LRW's usual window
 _HEADER_PIXELS = 14
 
 
@@ -45,7 +44,7 @@ def _row(video: Path, title: str, frames: int, faces: int) -> NDArray[np.uint8]:
         cv2.resize(images[index], (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_AREA)
         for index in np.linspace(0, len(images) - 1, faces + 2).astype(int)[1:-1]
     ]
-    rows, columns = slice(_CROP_TOP, _CROP_TOP + CROP_SIZE), slice(_CROP_LEFT, _CROP_LEFT + CROP_SIZE)
+    rows, columns = slice(*LRW_ROWS), slice(*LRW_COLUMNS)
     mouths = [images[index, rows, columns] for index in np.linspace(0, len(images) - 1, frames).astype(int)]
     strip = np.concatenate([*whole, *mouths], axis=1)
     header = np.zeros((_HEADER_PIXELS, strip.shape[1], 3), np.uint8)
