@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from avppc.data.manifest import Video
+from avppc.worker import follow_parent
 
 _MAX_FAILURES = 2  # of the process that works on a video, before the video is refused
 
@@ -202,8 +201,7 @@ def _process_context() -> SpawnContext | ForkServerContext:
 
 def _work(connection: Connection[Any, Any], job: Job) -> None:
     """Main function of a process: takes units until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes itself
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(1)
     report = Report(connection)
     while True:
@@ -215,11 +213,3 @@ def _work(connection: Connection[Any, Any], job: Job) -> None:
         except (OSError, ImportError) as error:
             connection.send(("error", error))
             return
-
-
-def _die_with_parent() -> None:
-    """Ends this process, even in the middle of a hanging video, when the parent was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -6,10 +6,7 @@ The classifiers are small: two processes with a core each train nearly twice as 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import tempfile
-import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +17,7 @@ from avppc.config.evaluate import EvaluateConfig, RowName
 from avppc.evaluate.fits import TRAINED_ROWS, Bench, Fit, FitResult
 from avppc.evaluate.sources import FeatureSource
 from avppc.train.hardware import keep_memory
+from avppc.worker import follow_parent
 
 
 class FitPool:
@@ -79,18 +77,10 @@ _features: tuple[Path, FeatureSource] | None = None
 
 def _start_worker(config: EvaluateConfig, threads: int) -> None:
     global _bench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its processes
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
     torch.set_num_threads(threads)
     keep_memory()
     _bench = Bench(config, verify=False)  # as the parent has done
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _run_fit(fit: Fit, path: Path | None) -> FitResult:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +14,7 @@ from avppc.synth.espeak import Espeak
 from avppc.synth.files import write_clip
 from avppc.synth.speaker import Cast
 from avppc.synth.words import WORDS
+from avppc.worker import follow_parent
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,10 @@ _workshop: _Workshop | None = None
 def start_worker(config: SynthConfig) -> None:
     """Prepares this process; call once before make_and_write."""
     global _workshop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and stops the workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    follow_parent()
     cv2.setNumThreads(1)
     cast = Cast(config, DIFFICULTIES[config.difficulty].identity)
     _workshop = _Workshop(config, cast, Espeak())
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def make_and_write(job: Job) -> dict[str, Any]:
