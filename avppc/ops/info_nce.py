@@ -72,8 +72,7 @@ def bilinear_info_nce(
         positive_offset: the positive of context row i is target row i + positive_offset; 0 to M - N.
         context_ids: [N] integers; with
         target_ids: [M] integers: targets of an equal id other than the positive are left out of the negatives.
-        symmetric: average the loss of rows (contexts look for targets) and of columns (targets look for contexts);
-            needs M == N.
+        symmetric: mean of the loss of rows (contexts look for targets) and of columns (the reverse); needs M == N.
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
         backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
             the fastest that can run.
