@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from avppc.ops import _library
+from avppc.ops.info_nce import bilinear_info_nce
 
 CPP_MISSING = _library.missing_reason("cpp")
+needs_cpp = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
+BACKENDS = [pytest.param("cpp", marks=needs_cpp), "reference"]
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
 
 
@@ -67,6 +73,10 @@ class Case:
             ids["target_ids"] = torch.randint(self.ids, (M,), generator=g)
             ids["context_ids"] = torch.randint(self.ids, (N,), generator=g)
         return {**tensors, **ids, "pairs": pairs, "positive_offset": self.offset, "symmetric": self.symmetric}
+
+
+def solve(arguments: dict[str, Any], backend: str, **options: Any) -> Any:
+    return bilinear_info_nce(**arguments, backend=backend, **options)
 
 
 GRADIENTS = ("contexts", "targets", "weights", "scale")
@@ -155,3 +165,44 @@ def assert_as_good_as(got: Tensor, plain: Tensor, truth: Tensor, name: str, dtyp
         error, measure = size((got.double() - total).abs()), size(deviations)
         allowed = 2 * measure + epsilon * size(terms)
         assert error <= allowed, f"{name}: error {error:.3g}, plain torch has {measure:.3g}, allowed {allowed:.3g}"
+
+
+def assert_one_graph_for_changing_sizes(backend: str, reduction: str) -> None:
+    """torch.compile makes one graph for the first size and one for all others, whose results are those without it."""
+    torch._dynamo.reset()
+
+    def step(contexts: Tensor, targets: Tensor, weights: Tensor, scale: Tensor, ids: Tensor) -> Any:
+        return bilinear_info_nce(
+            contexts,
+            targets,
+            weights,
+            [(k % 3, k % 2) for k in range(3)],
+            scale=scale,
+            context_ids=ids,
+            target_ids=ids,
+            symmetric=True,
+            reduction=reduction,
+            backend=backend,
+            return_stats=True,
+        )
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled_step = torch.compile(step, fullgraph=True, backend=counter)
+    for n in (10, 11, 17, 32):
+        arguments = Case(N=n).arguments(seed=n)
+        inputs = [*leaves(arguments).values(), torch.arange(n) // 2]
+        loss, stats = quietly(compiled_step, *inputs)
+        expected, expected_stats = step(*inputs)
+        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(n))
+        torch.testing.assert_close(
+            with_gradients(loss, upstream, arguments), with_gradients(expected, upstream, arguments)
+        )
+        torch.testing.assert_close(stats, expected_stats)
+    assert counter.frame_count == 2, "one graph for the first size, one for all others"
+
+
+def quietly(function: Any, *args: Any) -> Any:
+    """What a function returns that makes torch warn about itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args)

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,13 +19,13 @@ from info_nce_cases import (
     Case,
     as_double,
     assert_as_good_as,
+    assert_one_graph_for_changing_sizes,
     leaves,
     plain_rows,
     plain_terms,
     with_gradients,
 )
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 from avppc import PermutativeInfoNCE
@@ -330,37 +329,7 @@ def test_opcheck(case: Case) -> None:
 
 
 def test_compiles_to_one_graph_for_changing_sizes() -> None:
-    torch._dynamo.reset()
-
-    def run(contexts: Tensor, targets: Tensor, weights: Tensor, scale: Tensor, ids: Tensor) -> Any:
-        return bilinear_info_nce(
-            contexts,
-            targets,
-            weights,
-            [(k % 3, k % 2) for k in range(3)],
-            scale=scale,
-            context_ids=ids,
-            target_ids=ids,
-            symmetric=True,
-            backend="triton",
-            return_stats=True,
-        )
-
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(run, fullgraph=True, backend=counter)
-    for n in (10, 11, 17):
-        arguments = Case(N=n).arguments(seed=n)
-        inputs = [*leaves(arguments).values(), torch.arange(n) // 2]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loss, stats = compiled(*inputs)
-        expected, expected_stats = run(*inputs)
-        upstream = torch.tensor(0.7)
-        torch.testing.assert_close(
-            with_gradients(loss, upstream, arguments), with_gradients(expected, upstream, arguments)
-        )
-        torch.testing.assert_close(stats, expected_stats)
-    assert counter.frame_count == 2, "one graph for the first size, one for all others"
+    assert_one_graph_for_changing_sizes("triton", "mean")
 
 
 def test_the_operator_checks_the_pairs() -> None:

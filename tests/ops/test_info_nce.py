@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from info_nce_cases import (
-    CPP_MISSING,
-    SHORT,
+    BACKENDS,
     Case,
     as_double,
     assert_as_good_as,
-    leaves,
+    needs_cpp,
     plain_rows,
     plain_terms,
-    reduced,
+    solve,
     with_gradients,
 )
-from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.info_nce import bilinear_info_nce
-from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.ops.info_nce import REDUCTIONS, bilinear_info_nce
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-needs_cpp = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
-BACKENDS = [pytest.param("cpp", marks=needs_cpp), "reference"]
-REDUCTIONS = ("mean", "task", "none")
 
 SHAPES = [
     Case(N=1, Dc=1, Dz=1),
@@ -62,10 +54,6 @@ STDS = [Case(N=128, Dc=64, Dz=64, std=std, symmetric=s) for std in (4.0, 16.0, 6
 
 def in_dtypes(cases: list[Case], *dtypes: torch.dtype) -> list[Case]:
     return [dataclasses.replace(case, dtype=dtype) for case in cases for dtype in dtypes]
-
-
-def solve(arguments: dict[str, Any], backend: str, **options: Any) -> Any:
-    return bilinear_info_nce(**arguments, backend=backend, **options)
 
 
 def check_against_truth(case: Case, backend: str) -> None:
@@ -227,130 +215,6 @@ def test_ids_are_compared_in_full(backend: str) -> None:
     assert solve({**arguments, "context_ids": small, "target_ids": small}, backend) < got
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_layout_of_the_inputs_does_not_matter(backend: str) -> None:
-    case = Case(N=33, extra=4, offset=2, Dc=24, Dz=24, ids=7)
-    arguments = case.arguments()
-    expected = with_gradients(solve(arguments, backend), torch.tensor(1.5), arguments)
-    strided = dict(arguments)
-    for name in ("contexts", "targets", "weights"):
-        value = arguments[name].detach()
-        # transposed storage, and every second element of a wider one
-        wide = torch.full((*value.mT.shape[:-1], 2 * value.shape[1]), torch.nan)
-        wide[..., ::2] = value.mT
-        strided[name] = wide[..., ::2].mT.requires_grad_()
-        assert not strided[name].is_contiguous()
-    for name in ("context_ids", "target_ids"):
-        strided[name] = torch.stack([arguments[name], arguments[name] + 1], 1)[:, 0]
-    got = with_gradients(solve(strided, backend), torch.tensor(1.5), strided)
-    for name, value in expected.items():
-        torch.testing.assert_close(got[name], value, msg=name)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_expanded_inputs_get_the_sum_of_gradients(backend: str) -> None:
-    arguments = Case(N=9, K=2).arguments()
-    one = arguments["contexts"].detach()[:1].requires_grad_()
-    arguments["contexts"] = one.expand(3, 9, 8)
-    got = torch.autograd.grad(solve(arguments, backend), one)[0]
-    copies = one.detach().repeat(3, 1, 1).requires_grad_()
-    expected = torch.autograd.grad(solve({**arguments, "contexts": copies}, backend), copies)[0]
-    torch.testing.assert_close(got, expected.sum(0, keepdim=True))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_tensor_may_be_contexts_and_targets(backend: str) -> None:
-    x = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    a, b = x.detach().clone().requires_grad_(), x.detach().clone().requires_grad_()
-    got = torch.autograd.grad(bilinear_info_nce(x, x, backend=backend), x)[0]
-    da, db = torch.autograd.grad(bilinear_info_nce(a, b, backend=backend), (a, b))
-    torch.testing.assert_close(got, da + db)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("wanted", [("contexts",), ("targets", "scale"), ("weights",), ("scale",)], ids="+".join)
-def test_only_what_requires_a_gradient_gets_one(backend: str, reduction: str, wanted: tuple[str, ...]) -> None:
-    arguments = Case(N=20).arguments()
-    upstream = torch.randn(reduced(torch.zeros(3, 20), reduction).shape, generator=torch.Generator().manual_seed(0))
-    expected = with_gradients(solve(arguments, backend, reduction=reduction), upstream, arguments)
-    for name, value in leaves(arguments).items():
-        value.requires_grad_(name in wanted)
-    solve(arguments, backend, reduction=reduction).backward(upstream)
-    for name, value in leaves(arguments).items():
-        if name in wanted:
-            torch.testing.assert_close(value.grad, expected[name])
-        else:
-            assert value.grad is None
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_graph_may_be_walked_twice(backend: str) -> None:
-    arguments = Case(N=20).arguments()
-    loss = solve(arguments, backend)
-    wanted = list(leaves(arguments).values())
-    once = torch.autograd.grad(loss, wanted, torch.tensor(1.0), retain_graph=True)
-    twice = torch.autograd.grad(loss, wanted, torch.tensor(-2.0))
-    for a, b in zip(once, twice, strict=True):
-        torch.testing.assert_close(-2 * a, b)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_without_gradients_the_loss_is_the_same(backend: str) -> None:
-    arguments = Case(N=200).arguments()
-    loss = solve(arguments, backend)
-    with torch.no_grad():
-        torch.testing.assert_close(solve(arguments, backend), loss.detach())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_targets_and_contexts_that_no_subtask_uses_get_zeros(backend: str) -> None:
-    arguments = {**Case(N=20, K=1).arguments(), "pairs": [(1, 0)]}
-    got = with_gradients(solve(arguments, backend), torch.tensor(1.0), arguments)
-    assert got["contexts"][[0, 2]].abs().max() == 0
-    assert got["targets"][1].abs().max() == 0
-    assert got["contexts"][1].abs().max() > 0
-
-
-@pytest.fixture
-def nan_filled_memory() -> Iterator[None]:
-    """Every freshly allocated tensor is full of NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(64).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@needs_cpp
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=SHORT.get)
-@pytest.mark.parametrize("case", [SHAPES[6], OPTIONS[5], OPTIONS[8]], ids=str)
-def test_nothing_stale_is_read(case: Case, dtype: torch.dtype, nan_filled_memory: None) -> None:
-    arguments = dataclasses.replace(case, dtype=dtype).arguments()
-    for reduction in ("mean", "none"):
-        loss = solve(arguments, "cpp", reduction=reduction)
-        got = with_gradients(loss, torch.ones_like(loss), arguments)
-        assert all(torch.isfinite(value).all() for value in got.values())
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_subtasks_of_weight_zero_leave_no_trace(backend: str, symmetric: bool, nan_filled_memory: None) -> None:
-    """Target 1 has the sub-tasks 1 and 3 alone, both of weight 0; the others are as if these were not there."""
-    torch.manual_seed(0)
-    pairs, weights = [(0, 0), (1, 1), (2, 0), (0, 1)], (1.0, 0.0, 0.5, 0.0)
-    contexts, targets = torch.randn(3, 150, 8, requires_grad=True), torch.randn(2, 150, 8, requires_grad=True)
-    module = BilinearInfoNCE(8, 8, pairs=pairs, task_weights=weights, symmetric=symmetric, backend=backend)
-    module(contexts, targets).backward()
-    few = BilinearInfoNCE(8, 8, pairs=pairs[::2], task_weights=weights[::2], symmetric=symmetric, backend=backend)
-    expected = torch.autograd.grad(few(contexts, targets), (contexts, targets, few.weight))
-    torch.testing.assert_close(contexts.grad, expected[0])
-    torch.testing.assert_close(targets.grad, expected[1])
-    torch.testing.assert_close(module.weight.grad[::2], expected[2])
-    assert not module.weight.grad[1::2].any()
-    assert not targets.grad[1].any()
-
-
 @needs_cpp
 @pytest.mark.parametrize("case", in_dtypes([Case(K=12, N=600), Case(K=1, N=1000, symmetric=True)], F32, BF16), ids=str)
 def test_two_runs_are_bitwise_equal(case: Case) -> None:
@@ -388,22 +252,3 @@ def test_memory_holds_a_few_blocks_of_logits() -> None:
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     logits = case.K * case.N * case.N * 4
     assert 0 < allocated < logits / 4
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(K=2, N=3, extra=2, offset=1, Dc=3, Dz=2),
-        Case(K=2, N=4, Dc=3, Dz=2, symmetric=True, ids=2),
-    ],
-    ids=str,
-)
-def test_reference_gradients_are_those_of_finite_differences(case: Case, reduction: str) -> None:
-    arguments = as_double(case.arguments())
-    names = list(leaves(arguments))
-
-    def loss(*values: Tensor) -> Tensor:
-        return solve({**arguments, **dict(zip(names, values, strict=True))}, "reference", reduction=reduction)
-
-    assert torch.autograd.gradcheck(loss, tuple(leaves(arguments).values()))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from info_nce_cases import CPP_MISSING, Case, leaves, with_gradients
+from info_nce_cases import CPP_MISSING, Case, assert_one_graph_for_changing_sizes, leaves, quietly, with_gradients
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -20,13 +19,6 @@ from avppc.ops.info_nce_module import BilinearInfoNCE
 from avppc.ops.info_nce_problem import Problem, make_problem
 
 pytestmark = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
-
-
-def quietly(function: Any, *args: Any) -> Any:
-    """What a function returns that makes torch warn about itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return function(*args)
 
 
 def problem_of(case: Case) -> Problem:
@@ -57,36 +49,7 @@ def test_opcheck_of_the_backward(case: Case, needs: tuple[bool, ...]) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiles_to_one_graph_for_changing_sizes(reduction: str) -> None:
-    torch._dynamo.reset()
-
-    def step(contexts: Tensor, targets: Tensor, weights: Tensor, scale: Tensor, ids: Tensor) -> Any:
-        return bilinear_info_nce(
-            contexts,
-            targets,
-            weights,
-            [(k % 3, k % 2) for k in range(3)],
-            scale=scale,
-            context_ids=ids,
-            target_ids=ids,
-            symmetric=True,
-            reduction=reduction,
-            backend="cpp",
-            return_stats=True,
-        )
-
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled_step = torch.compile(step, fullgraph=True, backend=counter)
-    for n in (10, 11, 17, 32):
-        arguments = Case(N=n).arguments(seed=n)
-        inputs = [*leaves(arguments).values(), torch.arange(n) // 2]
-        loss, stats = quietly(compiled_step, *inputs)
-        expected, expected_stats = step(*inputs)
-        upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(n))
-        torch.testing.assert_close(
-            with_gradients(loss, upstream, arguments), with_gradients(expected, upstream, arguments)
-        )
-        torch.testing.assert_close(stats, expected_stats)
-    assert counter.frame_count == 2, "one graph for the first size, one for all others"
+    assert_one_graph_for_changing_sizes("cpp", reduction)
 
 
 def test_module_compiles_with_inductor() -> None:
