@@ -13,10 +13,17 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
+from avppc.ops.info_nce_autograd import (
+    FIELDS,
+    NEEDS,
+    backward_fake,
+    distinct,
+    gradients_fake,
+    gradients_of,
+    needs_of,
+    refuse_double_backward,
+)
 from avppc.ops.info_nce_problem import Problem
-
-_FIELDS = len(Problem._fields)
-_NEEDS = 4  # flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale
 
 
 def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -29,27 +36,10 @@ def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor,
     """sum(shares * task losses), differentiable, task losses [K] and accuracies [K]; shares [K] float32."""
     tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
     if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
-        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * _NEEDS)
+        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * NEEDS)
         return loss, task_loss, accuracy
     loss, task_loss, accuracy = _Mean.apply(*distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
     return loss, task_loss, accuracy
-
-
-def distinct(problem: Problem) -> Problem:
-    """The problem as torch.compile takes it: no tensor comes twice, as one that is both contexts and targets would."""
-    if not torch.compiler.is_compiling():
-        return problem
-    ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
-    return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
-
-
-def refuse_double_backward(backend: str) -> None:
-    """Raises RuntimeError in a backward that is to be differentiated."""
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-        raise RuntimeError(
-            f"bilinear_info_nce(backend={backend!r}) has no second derivative; "
-            "use backend='reference' with create_graph=True"
-        )
 
 
 def _is_last_backward(upstream: Tensor) -> bool:
@@ -60,18 +50,6 @@ def _is_last_backward(upstream: Tensor) -> bool:
     if functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream):
         return False  # several backwards in one
     return not torch._C._autograd._get_current_graph_task_keep_graph()
-
-
-def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:
-    """Whether the contexts, the targets, the weights and the scale of a Problem as inputs need a gradient."""
-    contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
-    return contexts, targets, weights, scale
-
-
-def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
-    """Gradients of (contexts, targets, weights, scale) as those of all inputs: a Problem's fields, then others."""
-    contexts, targets, weights, scale = found
-    return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
 
 
 class _Rows(torch.autograd.Function):
@@ -96,7 +74,7 @@ class _Rows(torch.autograd.Function):
         needs = needs_of(ctx)
         found = torch.ops.avppc.info_nce_cpu_backward(*problem, row_lse, column_lse, drows, *needs)
         wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-        return gradients_of(wanted, _FIELDS)
+        return gradients_of(wanted, FIELDS)
 
 
 class _Mean(torch.autograd.Function):
@@ -120,7 +98,7 @@ class _Mean(torch.autograd.Function):
             gradients = tuple(value if value is None else value * dloss for value in gradients)
         elif dloss.item() != 1.0:
             gradients = tuple(value if value is None else value.mul_(dloss) for value in gradients)
-        return gradients_of(gradients, _FIELDS + 1)
+        return gradients_of(gradients, FIELDS + 1)
 
 
 def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -132,28 +110,14 @@ def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
     return rows, torch.empty_like(rows), row_lse, column_lse
 
 
-def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
-    """Gradients of contexts, targets, weights and scale in shape and dtype; empty where not needed."""
-    values = (problem.contexts, problem.targets, problem.weights, problem.scale)
-    dtypes = (*[problem.contexts.dtype] * 3, torch.float32)
-    return [
-        problem.contexts.new_empty(value.shape if need and value is not None else (0,), dtype=dtype)
-        for value, need, dtype in zip(values, needs, dtypes, strict=True)
-    ]
-
-
-def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(gradients_fake(Problem(*inputs[:_FIELDS]), inputs[-_NEEDS:]))
-
-
 def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    problem = Problem(*inputs[:_FIELDS])
+    problem = Problem(*inputs[:FIELDS])
     task_loss = problem.contexts.new_empty(problem.tasks, dtype=torch.float32)
-    gradients = gradients_fake(problem, inputs[-_NEEDS:])
+    gradients = gradients_fake(problem, inputs[-NEEDS:])
     return task_loss.new_empty(()), task_loss, torch.empty_like(task_loss), *gradients
 
 
 if _library.has_cpp_ops():
     torch.library.register_fake("avppc::info_nce_cpu", _rows_fake)
-    torch.library.register_fake("avppc::info_nce_cpu_backward", _backward_fake)
+    torch.library.register_fake("avppc::info_nce_cpu_backward", backward_fake)
     torch.library.register_fake("avppc::info_nce_cpu_mean", _mean_fake)

@@ -21,8 +21,6 @@ from avppc.ops.info_nce_problem import NO_POSITIVE, Problem
 from avppc.ops.reference_info_nce import info_nce_logits_reference
 
 GATHERS = ("none", "all", "ring")
-
-
 _known_even = False
 
 

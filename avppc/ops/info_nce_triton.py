@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.info_nce_cpu import distinct, gradients_fake, gradients_of, needs_of, refuse_double_backward
+from avppc.ops.info_nce_autograd import FIELDS, backward_fake, distinct, gradients_of, needs_of, refuse_double_backward
 from avppc.ops.info_nce_problem import Problem
 
-_FIELDS = len(Problem._fields)
-_NEEDS = 4
 _PROBLEM = (
     "Tensor contexts, Tensor targets, Tensor? weights, Tensor pairs, Tensor scale, SymInt positive_offset, "
     "Tensor? context_ids, Tensor? target_ids, bool symmetric"
 )
-_LSE = "Tensor row_lse, Tensor column_lse, Tensor queries"
+_SAVED = "Tensor row_lse, Tensor column_lse, Tensor queries"
 
 
 def info_nce_triton_rows(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -53,7 +51,7 @@ class _Rows(torch.autograd.Function):
         needs = needs_of(ctx)
         found = torch.ops.avppc.info_nce_triton_backward(*problem, *saved, drows, *needs)
         wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-        return gradients_of(wanted, _FIELDS)
+        return gradients_of(wanted, FIELDS)
 
 
 def _launcher(name: str, module: str) -> Any:
@@ -77,20 +75,16 @@ def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
     return rows, torch.empty_like(rows), row_lse, column_lse, queries
 
 
-def _backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(gradients_fake(Problem(*inputs[:_FIELDS]), inputs[-_NEEDS:]))
-
-
 _operators = torch.library.Library("avppc", "FRAGMENT")
-_operators.define(f"info_nce_triton({_PROBLEM}) -> (Tensor rows, Tensor correct, {_LSE})")
+_operators.define(f"info_nce_triton({_PROBLEM}) -> (Tensor rows, Tensor correct, {_SAVED})")
 _operators.define(
-    f"info_nce_triton_backward({_PROBLEM}, {_LSE}, Tensor drows, "
+    f"info_nce_triton_backward({_PROBLEM}, {_SAVED}, Tensor drows, "
     "bool need_contexts, bool need_targets, bool need_weights, bool need_scale) -> "
     "(Tensor dcontexts, Tensor dtargets, Tensor dweights, Tensor dscale)"
 )
 for _name, _module, _fake in (
     ("info_nce_triton", "info_nce_triton_launch", _rows_fake),
-    ("info_nce_triton_backward", "info_nce_triton_backward", _backward_fake),
+    ("info_nce_triton_backward", "info_nce_triton_backward", backward_fake),
 ):
     for _device in ("CUDA", "CPU"):
         _operators.impl(_name, _launcher(_name, _module), _device)

@@ -76,13 +76,13 @@ def info_nce_bwd_dq_kernel(
     dscale,  # [K T]: a term of each tile, without the factor unit
     scale,  # []
     unit,  # []: what the upstream gradients are divided by
-    slot_tasks,
-    slot_targets,
+    slot_tasks,  # [K]
+    slot_targets,  # [K]
     row_lse,  # [2, K, N]
     column_lse,  # [2, K, M]
     drows,  # [K, N]
-    context_ids,
-    target_ids,
+    context_ids,  # [N]
+    target_ids,  # [M]
     K,
     N,
     M,
@@ -166,15 +166,15 @@ def info_nce_bwd_dz_kernel(
     z,  # [U, M, D]
     dz,  # [U, M, D]
     gain,  # []: scale * unit, a factor of dz
-    scale,
-    unit,
-    slot_tasks,
+    scale,  # []
+    unit,  # []
+    slot_tasks,  # [K]
     target_starts,  # [U + 1]: the slots of target u are target_starts[u] to target_starts[u + 1] - 1
-    row_lse,
-    column_lse,
-    drows,
-    context_ids,
-    target_ids,
+    row_lse,  # [2, K, N]
+    column_lse,  # [2, K, M]
+    drows,  # [K, N]
+    context_ids,  # [N]
+    target_ids,  # [M]
     K,
     N,
     M,
@@ -253,17 +253,17 @@ def info_nce_bwd_ds_kernel(
     z,  # [M, D], the target of this wave
     ds_wave,  # [rows of the wave, row_stride]
     dscale,  # [programs]
-    scale,
-    unit,
-    slot_tasks,
+    scale,  # []
+    unit,  # []
+    slot_tasks,  # [K]
     first_tile,  # the wave is the row tiles first_tile.., counted from slot 0
     tiles,  # of the wave
     row_stride,
-    row_lse,
-    column_lse,
-    drows,
-    context_ids,
-    target_ids,
+    row_lse,  # [2, K, N]
+    column_lse,  # [2, K, M]
+    drows,  # [K, N]
+    context_ids,  # [N]
+    target_ids,  # [M]
     K,
     N,
     M,

@@ -1,0 +1,58 @@
+"""What the autograd functions of the compiled backends share; their inputs are the fields of a Problem, then others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avppc.ops.info_nce_problem import Problem
+
+FIELDS = len(Problem._fields)
+NEEDS = 4
+"""Flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale."""
+
+
+def distinct(problem: Problem) -> Problem:
+    """The problem as torch.compile takes it: no tensor comes twice, as one that is both contexts and targets would."""
+    if not torch.compiler.is_compiling():
+        return problem
+    ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
+    return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
+
+
+def refuse_double_backward(backend: str) -> None:
+    """Raises RuntimeError in a backward that is to be differentiated."""
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"bilinear_info_nce(backend={backend!r}) has no second derivative; "
+            "use backend='reference' with create_graph=True"
+        )
+
+
+def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:
+    """Whether the contexts, the targets, the weights and the scale of a Problem as inputs need a gradient."""
+    contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
+    return contexts, targets, weights, scale
+
+
+def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
+    """Gradients of (contexts, targets, weights, scale) as those of all inputs: a Problem's fields, then others."""
+    contexts, targets, weights, scale = found
+    return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
+
+
+def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
+    """Gradients of contexts, targets, weights and scale in shape and dtype; empty where not needed."""
+    values = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    dtypes = (*[problem.contexts.dtype] * 3, torch.float32)
+    return [
+        problem.contexts.new_empty(value.shape if need and value is not None else (0,), dtype=dtype)
+        for value, need, dtype in zip(values, needs, dtypes, strict=True)
+    ]
+
+
+def backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    """What a backward operator gives, in shape and dtype."""
+    return tuple(gradients_fake(Problem(*inputs[:FIELDS]), inputs[-NEEDS:]))
