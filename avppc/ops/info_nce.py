@@ -159,19 +159,21 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_al
         reason = _library.triton_missing_reason("cuda", device.index)
     if reason is None:
         return backend
-    _log_once(f"bilinear_info_nce runs in plain torch on {device.type}, without the {backend!r} kernels: {reason}")
+    # on the CPU plain torch is what many ask for; on a GPU it costs ten times the time
+    level = logging.INFO if device.type == "cpu" else logging.WARNING
+    text = f"bilinear_info_nce runs in plain torch on {device.type}, without the {backend!r} kernels: {reason}"
+    _log_once(level, text)
     return "reference"
 
 
 @_library.constant_when_compiled
-def _log_once(text: str) -> None:
-    _log(text)
+def _log_once(level: int, text: str) -> None:
+    _log(level, text)
 
 
 @functools.cache
-def _log(text: str) -> None:
-    # on the CPU plain torch is what many ask for; on a GPU it costs ten times the time
-    _logger.log(logging.WARNING if "'triton'" in text else logging.INFO, text)
+def _log(level: int, text: str) -> None:
+    _logger.log(level, text)
 
 
 def _needs_plain_torch(problem: Problem) -> str | None:
