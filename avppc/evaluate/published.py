@@ -14,5 +14,3 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "av-permutative": {"tconv": (0.7647, 0.8044), "gru": (0.8030, 0.8316)},
 }
 """By proxy task and head: (frozen, fine-tuned), 0 to 1."""
-PUBLISHED_ONE_PERCENT = {"av-permutative": 0.38, "supervised": 0.11}
-"""With 1% of the labels, 10 clips a word."""

@@ -74,18 +74,6 @@ def has_cpp_ops() -> bool:
 
 
 @constant_when_compiled
-def has_cuda_ops() -> bool:
-    """Whether the compiled CUDA kernels are there and a CUDA device is."""
-    return _find("cuda") is None
-
-
-@constant_when_compiled
-def triton_available() -> bool:
-    """Whether Triton can be imported."""
-    return _find("triton") is None
-
-
-@constant_when_compiled
 def triton_interprets() -> bool:
     """Whether Triton's interpreter runs its kernels, on the CPU: TRITON_INTERPRET=1, as Triton has it."""
     return os.environ.get("TRITON_INTERPRET") == "1"
