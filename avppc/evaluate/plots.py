@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -295,7 +296,7 @@ def plot_subtasks(
     limit: float,
 ) -> str:
     """Two 10 x 10 pictures, context set by target set: accuracies in percent, and bounds in nats up to `limit`."""
-    sides = [*((element,) for element in ELEMENTS), *_pairs_of_elements()]
+    sides = [*((element,) for element in ELEMENTS), *itertools.combinations(ELEMENTS, 2)]
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
@@ -317,10 +318,6 @@ def plot_subtasks(
             axes.axvline(between_singles_and_pairs, color=_LIGHT["soft"], linewidth=0.8)
 
     return _draw("subtasks", 540, draw)
-
-
-def _pairs_of_elements() -> list[tuple[str, str]]:
-    return [(first, second) for place, first in enumerate(ELEMENTS) for second in ELEMENTS[place + 1 :]]
 
 
 def _start_grid(axes: Axes, labels: Sequence[str], rotation: float) -> None:

@@ -15,14 +15,16 @@ from avppc.config.pretrain import PretrainConfig
 from avppc.evaluate.results import RowResult, read_rows
 from avppc.files import read_json
 from avppc.tasks.permutative import SUBTASKS, SubTask
+from avppc.tasks.subtask_choice import modality_group
 from avppc.train.log import METRICS_FILE, read_metrics
-from avppc.train.run import TASK_FILE, read_run_config
+from avppc.train.run import ENVIRONMENT_FILE, TASK_FILE, read_run_config
 
 FINAL_ROWS = 5
 """Rows of the log whose mean stands for the end of training."""
 
 Array = NDArray[np.float64]
 _BY_NAME = {subtask.name: subtask for subtask in SUBTASKS}
+_MODALITY_TITLES = {"between": "between modalities", "within": "within one modality", "mixed": "mixed"}
 
 
 def mean_of_finite(values: Array, axis: int) -> Array:
@@ -148,7 +150,7 @@ def read_record(run: Path) -> RunRecord:
     return RunRecord(
         run=run,
         config=config,
-        environment=_read_object(run / "environment.json"),
+        environment=_read_object(run / ENVIRONMENT_FILE),
         metrics=Metrics(run / METRICS_FILE, read_metrics(run), _read_object(run / TASK_FILE) or {}),
         rows=read_rows(run),
     )
@@ -170,14 +172,7 @@ def group_by_size(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
 
 def group_by_modality(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
     """Numbers of the sub-tasks by what has to be crossed: from modality to modality, or not, or in part."""
-    return _group([_modality_group(subtask) for subtask in subtasks])
-
-
-def _modality_group(subtask: SubTask) -> str:
-    if subtask.between_modalities:
-        return "between modalities"
-    one_modality = len({element[0] for element in (*subtask.inputs, *subtask.targets)}) == 1
-    return "within one modality" if one_modality else "mixed"
+    return _group([_MODALITY_TITLES[modality_group(subtask)] for subtask in subtasks])
 
 
 def _group(labels: Sequence[str]) -> dict[str, list[int]]:

@@ -21,6 +21,7 @@ from avppc.evaluate.ranking import accuracy_among, recall_at
 from avppc.tasks.element_task import ElementTask
 from avppc.tasks.permutative_task import PermutativeTask, SubtaskTask
 from avppc.tasks.registry import make_task
+from avppc.tasks.weighting import task_gradients
 from avppc.train.hardware import autocast
 from avppc.train.run import read_run_config
 from avppc.train.state import CheckpointStore
@@ -186,18 +187,8 @@ def gradient_conflict(trained: TrainedTask, dataset: PackedDataset, batches: int
         logits = task.loss.logits(*elements)
         truth = torch.arange(len(batch), device=trained.device)
         losses = torch.stack([functional.cross_entropy(scores, truth) for scores in logits])
-        gradients = []
-        for members in kinds.values():
-            parts = torch.autograd.grad(losses[members].mean(), parameters, retain_graph=True, allow_unused=True)
-            gradients.append(
-                torch.cat(
-                    [
-                        torch.zeros_like(value).flatten() if part is None else part.flatten()
-                        for part, value in zip(parts, parameters, strict=True)
-                    ]
-                )
-            )
-        stacked = torch.stack(gradients).double()
+        of_kinds = torch.stack([losses[members].mean() for members in kinds.values()])
+        stacked = torch.stack(task_gradients(of_kinds, parameters)).double()
         norms.append(stacked.norm(dim=1))
         unit = functional.normalize(stacked, dim=1)
         cosines.append(unit @ unit.T)

@@ -24,6 +24,7 @@ from avppc.ops.reference_info_nce import info_nce_logits_reference
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
 FUSIONS = ("mlp", "sum", "concat-linear")
+SIZE_GROUPS = ("1to1", "1to2", "2to1", "2to2")  # how many elements predict how many
 OTHER_TIME = {"Vp": "Vf", "Vf": "Vp", "Ap": "Af", "Af": "Ap"}
 
 Elements = tuple[str, ...]

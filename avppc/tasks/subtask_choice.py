@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from avppc.tasks.permutative import SubTask
+from avppc.tasks.permutative import SIZE_GROUPS, SubTask
 
-GROUPS = ("1to1", "1to2", "2to1", "2to2", "between", "within", "mixed")
+GROUPS = (*SIZE_GROUPS, "between", "within", "mixed")
 
 
 def modality_group(subtask: SubTask) -> str:

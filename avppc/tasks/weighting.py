@@ -9,9 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from avppc.config.pretrain import ObjectiveConfig
-from avppc.tasks.permutative import SubTask
-
-SIZE_GROUPS = ("1to1", "1to2", "2to1", "2to2")
+from avppc.tasks.permutative import SIZE_GROUPS, SubTask
 
 
 def fixed_weights(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> list[float] | None:

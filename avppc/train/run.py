@@ -15,6 +15,7 @@ from avppc.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
 TASK_FILE = "task.json"
+ENVIRONMENT_FILE = "environment.json"
 
 
 def open_run(config: PretrainConfig) -> None:
@@ -38,7 +39,7 @@ def open_run(config: PretrainConfig) -> None:
         raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
     write_json(path, wanted)
     versions = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    write_json(config.out / "environment.json", {**versions, "machine": platform.machine()})
+    write_json(config.out / ENVIRONMENT_FILE, {**versions, "machine": platform.machine()})
 
 
 def read_run_config(run: Path) -> PretrainConfig:
