@@ -30,8 +30,24 @@ def _share(shard: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+class _SharedWork:
+    """Settings of what processes, and machines, do together."""
+
+    workers: int
+    shard: str
+
+    @property
+    def processes(self) -> int:
+        """Worker processes to use."""
+        return self.workers or count_cores()
+
+    def share(self) -> tuple[int, int]:
+        """Number of this share of the work, from 0, and of all shares."""
+        return _share(self.shard)
+
+
 @dataclass(frozen=True)
-class IndexConfig:
+class IndexConfig(_SharedWork):
     """Lists what a folder of videos holds, without decoding: length, rates, streams, and what is wrong."""
 
     data: Path
@@ -59,18 +75,9 @@ class IndexConfig:
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
         self.share()
 
-    @property
-    def processes(self) -> int:
-        """Worker processes to use."""
-        return self.workers or count_cores()
-
-    def share(self) -> tuple[int, int]:
-        """Number of this share of the work, from 0, and of all shares."""
-        return _share(self.shard)
-
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(_SharedWork):
     """Decodes videos once into packed shards; the same command again goes on where it was stopped."""
 
     data: Path
@@ -129,12 +136,3 @@ class PrepareConfig:
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
         self.share()
-
-    @property
-    def processes(self) -> int:
-        """Worker processes to use."""
-        return self.workers or count_cores()
-
-    def share(self) -> tuple[int, int]:
-        """Number of this share of the work, from 0, and of all shares."""
-        return _share(self.shard)
