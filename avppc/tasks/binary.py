@@ -1,4 +1,4 @@
-"""The loss and the metric of tasks with two answers."""
+"""The loss and the metric of tasks with two answers, and what the tasks share that ask whether two things match."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avppc.config.pretrain import PretrainConfig
+from avppc.tasks.element_task import ElementTask
 from avppc.tasks.protocol import TaskOutput
 
 
@@ -36,6 +38,30 @@ def binary_output(logits: Tensor, truth: Tensor) -> TaskOutput:  # [N], [N] 0 or
     with torch.no_grad():
         right = 0.5 + 0.5 * torch.sign(logits) * (2.0 * truth - 1.0)
     return TaskOutput(loss, {"right": right.mean()})
+
+
+class PairTask(ElementTask):
+    """Does this picture belong to this sound? As many true pairs as false ones in every batch."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        self.head = PairScore(config.objective.dim)
+
+    def judge(self, seen: Tensor, heard: Tensor, false: Tensor) -> TaskOutput:
+        """The loss of embeddings [N, D]: row by row `heard` belongs to `seen`, and `false` does not."""
+        logits = self.head(torch.cat([seen, seen]), torch.cat([heard, false]))
+        truth = torch.arange(len(logits), device=logits.device) < len(seen)
+        return binary_output(logits, truth)
+
+    @property
+    def matches(self) -> bool:
+        return True
+
+    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
+        return self.head.every_pair(seen, heard)
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        return binary_figures(row)
 
 
 def binary_figures(row: Mapping[str, Any]) -> dict[str, float]:

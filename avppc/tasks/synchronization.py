@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.config.pretrain import PretrainConfig
-from avppc.tasks.binary import PairScore, binary_figures, binary_output
+from avppc.tasks.binary import PairTask, binary_figures
 from avppc.tasks.correspondence import draw_other_clips
 from avppc.tasks.element_task import ElementTask
 from avppc.tasks.protocol import ProxyTask, TaskOutput
@@ -54,28 +54,12 @@ def _swap_spans(embeddings: Tensor) -> Tensor:
     return torch.cat(embeddings.chunk(2)[::-1])
 
 
-class ShiftTask(_PairedSpans):
+class ShiftTask(_PairedSpans, PairTask):
     """Sound of the same clip, aligned with the picture or shifted inside the clip; as many of each in every batch."""
-
-    def __init__(self, config: PretrainConfig) -> None:
-        super().__init__(config)
-        self.head = PairScore(config.objective.dim)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         seen, heard = self.embed(batch, self.config.rivals.min_shift_frames, batch.video.shape[1], generator)
-        logits = self.head(torch.cat([seen, seen]), torch.cat([heard, _swap_spans(heard)]))
-        truth = torch.arange(len(logits), device=logits.device) < len(seen)
-        return binary_output(logits, truth)
-
-    @property
-    def matches(self) -> bool:
-        return True
-
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
-        return self.head.every_pair(seen, heard)
-
-    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return binary_figures(row)
+        return self.judge(seen, heard, _swap_spans(heard))
 
 
 class CurriculumTask(_PairedSpans):
