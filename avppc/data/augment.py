@@ -36,7 +36,16 @@ def crop_video(
     columns: Tensor | None = None,  # [N] first column
     flips: Tensor | None = None,  # [N] bool: mirror this clip
 ) -> Tensor:
-    """Square crops as luma from 0 to 1, reduced by block means: [N, T, out, out] float32; the centre by default."""
+    """Square crops as luma from 0 to 1, reduced by block means: [N, T, out, out] float32; the centre by default.
+
+    Args:
+        video: [N, T, H, W] uint8 luma.
+        crop_pixels: side of the square that is cut.
+        out_pixels: side of the result; a divisor of crop_pixels.
+        rows: [N] integers, the first row of each clip's square; None: the middle.
+        columns: [N] integers, its first column; None: the middle.
+        flips: [N] bool, which clips are mirrored; None: none.
+    """
     check_pictures(video, crop_pixels, out_pixels)
     height, width = video.shape[2:]
     for name, starts, size in (("rows", rows, height), ("columns", columns, width)):

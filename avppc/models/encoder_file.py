@@ -48,14 +48,15 @@ def find_encoder(path: str | os.PathLike[str]) -> Path:
 def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run or of an export.
 
-    >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
-    >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP
-
-    with `crop_video` of avppc.data.augment, which takes the stored [N, T, 96, 96] uint8 crops.
+    `crop_video` of avppc.data.augment makes its input from the stored [N, T, 96, 96] uint8 crops.
 
     Raises:
         FileNotFoundError: there is no such file, or the run has not finished.
         ValueError: the file is not an encoder file, or is damaged; the text names it.
+
+    Examples:
+        >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
+        >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file

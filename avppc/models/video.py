@@ -36,11 +36,15 @@ def motion_channels(video: Tensor) -> Tensor:
 
 
 class VideoEncoder(nn.Module):
-    """Features of the frames of mouth crops.
+    """Features of the frames of mouth crops: [N, T, side, side] luma, 0 to 1 -> [N, T, D].
 
-    >>> encoder = VideoEncoder(EncoderConfig())
-    >>> encoder(torch.zeros(2, 29, 32, 32)).shape
-    torch.Size([2, 29, 64])
+    Args:
+        config: what the encoder is made of; side is its input_pixels, D its features.
+
+    Examples:
+        >>> encoder = VideoEncoder(EncoderConfig())
+        >>> encoder(torch.zeros(2, 29, 32, 32)).shape
+        torch.Size([2, 29, 64])
     """
 
     def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:  # noqa: B008 - a frozen dataclass
@@ -77,7 +81,13 @@ class VideoEncoder(nn.Module):
         frame_stride: int = 1,
         frame_phase: int = 0,
     ) -> Tensor:
-        """Features [N, T', D] of every frame_stride-th frame from frame_phase on; motion is taken at the full rate."""
+        """Features [N, T', D] of every frame_stride-th frame from frame_phase on; motion is taken at the full rate.
+
+        Args:
+            video: [N, T, side, side] luma from 0 to 1, side = config.input_pixels.
+            frame_stride: the distance of the frames that get features.
+            frame_phase: the first of them.
+        """
         self._check(video)
         check_integer("frame_stride", frame_stride, 1, 1 << 20)
         check_integer("frame_phase", frame_phase, 0, video.shape[1] - 1)

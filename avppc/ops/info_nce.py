@@ -57,7 +57,7 @@ def bilinear_info_nce(
 ) -> Any:
     """K InfoNCE losses with bilinear scores; each context must find its target among the targets of the whole batch.
 
-    In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]])::
+    In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]]):
 
         s = scale * c @ weights[k].T @ z.T                                 # [N, M]
         loss[k] = F.cross_entropy(s, torch.arange(N) + positive_offset, reduction="none")
@@ -70,7 +70,7 @@ def bilinear_info_nce(
             context k and target k.
         scale: multiplies the logits; a 0-d tensor receives a gradient.
         positive_offset: the positive of context row i is target row i + positive_offset; 0 to M - N.
-        context_ids: [N] integers; with
+        context_ids: [N] integers, given together with target_ids.
         target_ids: [M] integers: targets of an equal id other than the positive are left out of the negatives.
         symmetric: mean of the loss of rows (contexts look for targets) and of columns (the reverse); needs M == N.
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].

@@ -14,14 +14,13 @@ from avppc.ops.reference_log_mel import log_mel_reference
 from avppc.tensors import check_tensor
 
 BACKENDS = ("auto", "cpp", "cuda", "reference")
-_DEFAULT_CONFIG = LogMelConfig()
 _LENGTH_DTYPES = (torch.int32, torch.int64)
 _logger = logging.getLogger(__name__)
 
 
 def log_mel(
     waveform: Tensor,  # [..., S]
-    config: LogMelConfig = _DEFAULT_CONFIG,
+    config: LogMelConfig = LogMelConfig(),  # noqa: B008 - a frozen dataclass
     *,
     lengths: Tensor | None = None,  # [...]
     backend: str = "auto",
@@ -63,7 +62,7 @@ def log_mel(
 class LogMel(nn.Module):
     """`log_mel` as a module without parameters: [..., S] -> [..., F, features]."""
 
-    def __init__(self, config: LogMelConfig = _DEFAULT_CONFIG, *, backend: str = "auto") -> None:
+    def __init__(self, config: LogMelConfig = LogMelConfig(), *, backend: str = "auto") -> None:  # noqa: B008 - frozen
         super().__init__()
         _check_config(config)
         check_choice("backend", backend, BACKENDS)

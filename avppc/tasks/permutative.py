@@ -121,7 +121,8 @@ class PermutativeInfoNCE(nn.Module):
         subtasks: which of SUBTASKS to learn, as SubTask or by name.
         task_weights: weights of the sub-tasks in the mean, one each, at least 0, or a mapping from names (those not
             named weigh 1): loss = sum(w_k loss_k) / sum(w_k). None: equal weights.
-        fusion: "mlp", "sum" or "concat-linear", see PairFusion; contexts and targets have parameters of their own.
+        fusion: how two elements become one embedding: "mlp", two layers over both side by side; "concat-linear", one
+            layer; "sum". Each pair of elements has layers of its own, one set as context and one as target.
         gather: whose targets are the negatives, as in BilinearInfoNCE.
         swapped_negatives: whether each target set is also to be told from the same sets with past and future swapped,
             of all clips, its own clip's included: 2 N candidates, of which one shares speaker, light and pose.
