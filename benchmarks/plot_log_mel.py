@@ -56,7 +56,12 @@ def _draw_ratios(axes: Axes, grid: list[Record]) -> None:
         axes.plot([record["clips"] for record in chosen], ratios, marker="o", markersize=3, label=peer)
     axes.axhline(1, color="#98a2ad", linewidth=0.8)
     axes.set(xscale="log", yscale="log", title="clips of 1.16 s: times faster", xlabel="clips at once")
-    axes.legend(frameon=False, fontsize=7)
+    counts, factors = sorted({record["clips"] for record in grid}), (1, 2, 5, 10, 20, 50)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_yticks(factors, [str(factor) for factor in factors])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0.55)  # room for the names below the line of equal speed
+    axes.legend(frameon=False, fontsize=7, loc="lower center", ncols=3)
 
 
 def _peer(record: Record) -> str:
