@@ -182,6 +182,10 @@ def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: 
     return FeatureSource.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_rows)
 
 
+# All that numpy lets out; the last two are what Python's parser says of a header that is nested too deep.
+_BAD_HEADER = (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
+
+
 def read_trajectory(video: Path) -> Tensor:
     """The mouth movement beside a video, [29, parameters] float32; ValueError that names a file which is none."""
     path = video.with_suffix(".npy")
@@ -190,7 +194,7 @@ def read_trajectory(video: Path) -> Tensor:
     try:
         # a map takes no memory for a shape that the header claims
         values = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError) as error:  # all that numpy lets out
+    except _BAD_HEADER as error:
         raise ValueError(f"{path} is not a trajectory: {error}") from error
     if values.ndim != 2 or values.shape[0] != CLIP_FRAMES or values.dtype.kind != "f":
         raise ValueError(f"{path} must hold [{CLIP_FRAMES}, parameters], got {values.dtype} of shape {values.shape}")

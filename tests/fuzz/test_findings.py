@@ -120,6 +120,14 @@ def test_a_trajectorys_shape_takes_no_memory(shape: str, tmp_path: Path, little_
         read_trajectory(tmp_path / "a.mp4")
 
 
+@pytest.mark.parametrize("depth", [3000, 9000])  # RecursionError and MemoryError of Python's parser
+def test_a_trajectorys_header_may_be_nested_deep(depth: int, tmp_path: Path) -> None:
+    header = f"{{'descr': {'-' * depth}1, 'fortran_order': False, 'shape': (29, 8)}}\n".encode()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"a\.npy is not a trajectory"):
+        read_trajectory(tmp_path / "a.mp4")
+
+
 def test_a_checkpoints_tensors_are_refused_by_their_file(tmp_path: Path) -> None:
     directory = CheckpointStore(tmp_path, 1).save(1, {"model": {"weight": torch.ones(3)}}, {})
     file = directory / "model.safetensors"
