@@ -195,7 +195,7 @@ def read_trajectory(video: Path) -> Tensor:
         # a map takes no memory for a shape that the header claims
         values = np.lib.format.open_memmap(path, mode="r")
     except _BAD_HEADER as error:
-        raise ValueError(f"{path} is not a trajectory: {error}") from error
+        raise ValueError(f"{path} is not a trajectory: {str(error) or type(error).__name__}") from error
     if values.ndim != 2 or values.shape[0] != CLIP_FRAMES or values.dtype.kind != "f":
         raise ValueError(f"{path} must hold [{CLIP_FRAMES}, parameters], got {values.dtype} of shape {values.shape}")
     return torch.from_numpy(values.astype(np.float32))

@@ -101,10 +101,10 @@ class Table:
         """The rate of a row under a head; "best": each seed's head of the best validation rate. None: not measured."""
         found = []
         for seed in range(self.config.seeds if entry is not None else 1):
-            heads = self.config.heads if head == "best" else (head,)
-            cells = [Cell(row, entry, seed, name, labels_per_word) for name in heads]  # type: ignore[arg-type]
+            heads = [name for name in self.config.heads if head in (name, "best")]
+            cells = [Cell(row, entry, seed, name, labels_per_word) for name in heads]
             measured = [self._by_cell[cell] for cell in cells if cell in self._by_cell]
-            if len(measured) == len(cells):
+            if measured and len(measured) == len(cells):
                 found.append(max(measured, key=lambda item: item.val_rate))
         return combine(found) if found else None
 

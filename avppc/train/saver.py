@@ -48,7 +48,7 @@ class CheckpointSaver:
         self._error = None
         try:
             self._store.save(step, tensors, progress)
-        except Exception as error:
+        except Exception as error:  # whatever it is, training goes on: the next checkpoint may be written
             self._error = error
             newest = self._store.newest_name()
             kept = f"{newest} is kept" if newest else "there is none yet"
