@@ -97,7 +97,7 @@ def test_the_version_has_one_place(distribution: Distribution) -> None:
 def test_extras_name_each_other_rightly(distribution: Distribution) -> None:
     metadata = Parser().parsestr(distribution.metadata)
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert {"export", "parquet", "dali", "codec", "synth", "bench", "dev"} <= extras
+    assert {"crop", "export", "parquet", "dali", "codec", "synth", "bench", "dev"} <= extras
     requirements = metadata.get_all("Requires-Dist") or []
     for requirement in requirements:
         for named in re.findall(r"^avppc\[([^]]*)\]", requirement):
