@@ -21,7 +21,7 @@ from avppc.config.doctor import DoctorConfig
 from avppc.ops import _library
 from avppc.self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
 
-_PACKAGES = ("torch", "numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
+_PACKAGES = ("numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
 _NVDEC_LIBRARY = "libnvcuvid.so.1"
 
 
@@ -50,6 +50,7 @@ def examine() -> dict[str, Any]:
             "avppc": __version__,
             "python": platform.python_version(),
             "system": platform.platform(),
+            "torch": torch.__version__,  # its package's version does not say which build it is
             **{name: _version(name) for name in _PACKAGES},
         },
         "build": build,
