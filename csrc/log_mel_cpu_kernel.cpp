@@ -10,6 +10,7 @@
 
 #include "fft_lanes.h"
 #include "log_mel_index.h"
+#include "rounding.h"
 
 namespace avppc::AVPPC_CPU_NAMESPACE {
 namespace {
@@ -146,6 +147,28 @@ struct PowerOfReal {
   }
 };
 
+// Brings a LogMelAhead into the cache in so many steps.
+class Fetcher {
+ public:
+  Fetcher(const LogMelAhead& ahead, int64_t steps)
+      : left_(ahead),
+        read_step_(LINE * divide_up(ahead.read_end - ahead.read, LINE * steps)),
+        write_step_(LINE * divide_up(ahead.write_end - ahead.write, LINE * steps)) {}
+
+  void step() {
+    const char* const read_end = left_.read_end - left_.read < read_step_ ? left_.read_end : left_.read + read_step_;
+    for (; left_.read < read_end; left_.read += LINE) __builtin_prefetch(left_.read);
+    char* const write_end = left_.write_end - left_.write < write_step_ ? left_.write_end : left_.write + write_step_;
+    for (; left_.write < write_end; left_.write += LINE) __builtin_prefetch(left_.write, 1);
+  }
+
+ private:
+  static constexpr int64_t LINE = 64;  // bytes
+
+  LogMelAhead left_;
+  int64_t read_step_, write_step_;
+};
+
 template <typename Source>
 void run_first_pass(int radix, const Source& source, double* part, int points, const int* live) {
   switch (radix) {
@@ -169,16 +192,18 @@ void run_pass(int radix, double* part, int points, int done, const double* twidd
 
 // Transform and power of D frames.
 template <bool magnitude, typename Source>
-void transform(const LogMelPlan& plan, Source source, double* spectrum, float* power) {
+void transform(const LogMelPlan& plan, Source source, double* spectrum, float* power, Fetcher& fetcher) {
   const int points = plan.points, last = plan.passes - 1;
   // The transforms that the last pass combines, one after the other: each stays in the first-level cache.
   const int part_points = points / plan.radix[last];
   const int* live = plan.live;
   for (int part = 0; part < plan.radix[last]; ++part) {
     double* values = spectrum + int64_t{2} * D * part * part_points;
+    fetcher.step();
     run_first_pass(plan.radix[0], source, values, part_points, live);
     int done = plan.radix[0];
     for (int pass = 1; pass < last; ++pass) {
+      fetcher.step();
       run_pass(plan.radix[pass], values, part_points, done, plan.twiddles[pass]);
       done *= plan.radix[pass];
     }
@@ -259,18 +284,20 @@ void scatter_bands(const float* mel, int bands, int frames, float* out) {
 
 }  // namespace
 
-float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work, float* out) {
+float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work,
+                    const LogMelAhead& ahead, float* out) {
+  Fetcher fetcher(ahead, divide_up(frames, D) * plan.radix[plan.passes - 1] * (plan.passes - 1));
   fill_rows(plan, samples, work.rows);
   for (int frame = 0; frame < frames; frame += D) {
     if (plan.remove_dc || plan.preemphasis != 0.0) {
       condition(plan, work.rows + frame, work.conditioned);
       const ConditionedSource source{work.conditioned, plan.slot_sample};
       const auto run = plan.magnitude ? transform<true, ConditionedSource> : transform<false, ConditionedSource>;
-      run(plan, source, work.spectrum, work.power + frame);
+      run(plan, source, work.spectrum, work.power + frame, fetcher);
     } else {
       const RowSource source{work.rows + frame, plan.slot_row, plan.slot_window};
       const auto run = plan.magnitude ? transform<true, RowSource> : transform<false, RowSource>;
-      run(plan, source, work.spectrum, work.power + frame);
+      run(plan, source, work.spectrum, work.power + frame, fetcher);
     }
   }
   const auto logs = plan.take_log ? (plan.track_largest ? mel_logs<true, true> : mel_logs<true, false>)

@@ -52,12 +52,20 @@ struct LogMelWork {
 };
 constexpr int LOG_MEL_MAX_DOUBLES = 8;  // of a register
 
+// Memory that is wanted soon: what the next group reads and this one writes. It comes into the cache a few lines at a
+// time while the arithmetic goes on; many at once would hold up every load behind them.
+struct LogMelAhead {
+  const char *read, *read_end;
+  char *write, *write_end;
+};
+
 AVPPC_CPU_DECLARE(
     // Samples begin ... begin + count - 1 of a clip, as float, with what stands beyond its ends.
     void load_samples(const SampleSource& source, int64_t begin, int64_t count, float* out);
     // samples: those of frames <= LOG_MEL_GROUP frames, plan.stride apart; the memory behind them is readable for
     // row_width frames -> out [frames, bands]. Returns the largest value written, NaN if there is one.
-    float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work, float* out);
+    float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work,
+                        const LogMelAhead& ahead, float* out);
     // Each value, raised to lowest, less reference, times scale, plus shift. NaN stays.
     void scale_values(float* values, int64_t count, float lowest, float reference, float scale, float shift);)
 
