@@ -88,7 +88,7 @@ class Scan:
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Paths that are not even opened, and why."""
     others: Counter[str] = field(default_factory=Counter)
-    """How many files of which ending are no videos."""
+    """How many files of which ending are neither videos nor the manifest, nor share the name of a video beside them."""
 
 
 def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None) -> Scan:
@@ -266,26 +266,33 @@ def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
     pending = [""]
     while pending:
         folder = pending.pop()
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(path)
-                    continue
-                suffix = os.path.splitext(entry.name)[1].lower()
-                is_video = suffix in VIDEO_SUFFIXES and not entry.name.startswith(".")
-                problem = _link_problem(entry, inside, is_video)
-                if problem is not None:
-                    result.refused.append((printable(path), problem))
-                elif not is_video:
-                    result.others[suffix or entry.name] += 1
-                elif printable(path) != path:
-                    result.refused.append((printable(path), "its name is not valid UTF-8"))
-                elif not entry.is_file():
-                    result.refused.append((path, "not a regular file"))
-                else:
-                    status = entry.stat()
-                    yield path, (status.st_size, status.st_mtime_ns)
+        with os.scandir(root / folder) as scanned:
+            entries = list(scanned)
+        beside = {os.path.splitext(entry.name)[0] for entry in entries if _is_video_name(entry.name)}
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+                continue
+            is_video = _is_video_name(entry.name)
+            problem = _link_problem(entry, inside, is_video)
+            if problem is not None:
+                result.refused.append((printable(path), problem))
+            elif not is_video:
+                stem, suffix = os.path.splitext(entry.name)
+                if stem not in beside and path != MANIFEST_NAME:
+                    result.others[suffix.lower() or entry.name] += 1
+            elif printable(path) != path:
+                result.refused.append((printable(path), "its name is not valid UTF-8"))
+            elif not entry.is_file():
+                result.refused.append((path, "not a regular file"))
+            else:
+                status = entry.stat()
+                yield path, (status.st_size, status.st_mtime_ns)
+
+
+def _is_video_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
 
 
 def _link_problem(entry: os.DirEntry[str], inside: Path, is_video: bool) -> str | None:

@@ -63,6 +63,7 @@ def messy(tmp_path_factory):
     write_video(train / "bad-10-fps.mp4", fps=10, frames=20, **SMALL)
     write_video(train / "bad-short.mp4", frames=20, **SMALL)
     (train / "ABOUT_00001.txt").write_text("Duration: 0.4 seconds\n")
+    (train / "holiday.JPG").write_bytes(b"no video")
     (data / "_UNLABELED").mkdir()
     write_video(data / "_UNLABELED" / "long.mp4", frames=100, seed=50, **SMALL)
     os.symlink("/etc/hostname", train / "bad-link.mp4")
@@ -146,7 +147,7 @@ class TestMessyFolder:
         assert "refused: 9, listed in refused.jsonl" in printed.out
         assert "1  no audio stream" in printed.out
         assert "converted: 3, listed in notes.jsonl" in printed.out
-        assert "not videos, left alone: 1 .jsonl, 1 .txt" in printed.out
+        assert "not videos, left alone: 1 .jpg\n" in printed.out
         assert "units were finished before and are intact" in printed.err
 
     def test_other_settings_are_refused_before_anything_is_touched(self, messy):

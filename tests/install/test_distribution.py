@@ -17,8 +17,8 @@ import pytest
 import avppc
 
 ROOT = Path(__file__).parents[2]
-# What a user of the sources has no use for: settings of the place where they are kept, and results of measurements.
-LEFT_OUT = re.compile(r"\.[^/]+(/.*)?|results/.*|benchmarks/results/.*")
+# What a user of the sources has no use for: settings of the place where they are kept, and tables that were made.
+LEFT_OUT = re.compile(r"\.[^/]+(/.*)?|results/.*")
 
 
 @dataclass(frozen=True)
