@@ -74,7 +74,7 @@ docs: setup
 
 # dist/ gets an sdist and a wheel, made from the sdist alone in an environment of its own; build/wheels/ the wheel with its
 # manylinux tag, tried in a fresh environment. One wheel for each version of Python, with and without a GPU: built where
-# nvcc is (AVPPC_CUDA=1: only there) it holds the CUDA library, which is loaded where torch has CUDA. torch's stay torch's.
+# nvcc is (AVPPC_CUDA=1: only there) it holds the CUDA library, which is loaded where torch has CUDA. torch's own libraries are not copied.
 wheel: setup
 	@$(BIN)/python -m pip install -qq --no-deps -r requirements-wheel.txt
 	rm -rf dist $(WHEELS)

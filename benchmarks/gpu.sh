@@ -2,8 +2,7 @@
 # Everything that needs a GPU, in parts: build, tests, compute-sanitizer, benchmarks, plots. `make gpu` runs it.
 #
 # benchmarks/results/GPU/ gets one JSON a benchmark, build/gpu/GPU/ one log a part. A part that has passed for this
-# commit is not repeated, so that the same command goes on where a short spell on a machine ended. Each part has a time
-# limit; all together stay below eight minutes. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
+# commit is not repeated, so that an interrupted run goes on by the same command. Each part has a time limit. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -22,7 +21,8 @@ mkdir -p "$results" "$state"
 build() { AVPPC_CUDA=1 "$PYTHON" -m pip install -qq --no-build-isolation --no-deps --editable .; }
 
 tests() {
-  "$PYTHON" -m pytest -q tests/ops/test_info_nce_triton_gpu.py tests/ops/test_log_mel_cuda.py
+  "$PYTHON" -m pytest -q tests/ops/test_info_nce_triton_gpu.py tests/ops/test_log_mel_cuda.py tests/data/test_clip_loader.py \
+    tests/data/test_dali.py tests/data/test_nvdec.py tests/data/test_variations.py
 }
 
 sanitizer() {
