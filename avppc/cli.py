@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
 
 T = TypeVar("T")
+_CLOSED_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,16 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code, 2 for bad arguments and unusable files."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _run(given)
+        finally:
+            sys.stdout.flush()  # now: at the interpreter's end nothing could be done about a closed pipe
+    except BrokenPipeError as error:
+        return _CLOSED_PIPE if _stdout_is_closed() else _fail(str(error))
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0 if given else 2
@@ -79,10 +92,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = _parse(name, command, flags)
         run: Callable[[Any], int] = importlib.import_module(command.module).run
         return run(config)
+    except BrokenPipeError:
+        raise  # `main` looks whether it is standard output's
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from what is there", code=130)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads standard output any more, as behind `| head`; what is still to come is thrown away then."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # not a file: a notebook's
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # errors, such as a pipe without a reader, are always told
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _parse(name: str, command: Command, flags: list[str]) -> Any:

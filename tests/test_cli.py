@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,3 +72,27 @@ def test_preset_flag_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.Mo
     gpu, laptop = seen
     assert (gpu.preset, gpu.encoder.backbone, gpu.encoder.width) == ("gpu", "resnet34", 32)
     assert (laptop.preset, laptop.encoder.backbone, laptop.steps) == ("laptop", "conv4", 7)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", [["--version"], ["pretrain", "--help"]], ids=" ".join)
+def test_output_that_nobody_reads_ends_it_quietly(arguments: list[str], unbuffered: str) -> None:
+    """As behind `| head`: whether a write finds the pipe closed, or the last flush does."""
+    command, environment = [sys.executable, "-m", "avppc", *arguments], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + 13
+
+
+def test_a_broken_pipe_that_is_not_standard_output_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("avppc.doctor.run", run)
+    assert main(["doctor"]) == 2
+    assert "avppc: [Errno 32] Broken pipe" in capsys.readouterr().err
