@@ -15,10 +15,18 @@ import pytest
 from avppc import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "results").glob("**/README.md")),
+    *sorted((ROOT / "benchmarks").glob("**/README.md")),
+]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$|^<!-- setup\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
 _SHELL = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
 def python_of(page: Path) -> str:
@@ -33,33 +41,48 @@ def python_of(page: Path) -> str:
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
-    """The words of each `avppc ...` of the page."""
+    """The words of each `avppc ...` of the page, under torchrun too; not where `...` stands for some of them."""
     for block in _SHELL.findall(page.read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["avppc"] and len(words) > 2:
+            if "torchrun" in words:
+                words = words[words.index("-m") + 1 :]
+            if words[:1] == ["avppc"] and len(words) > 2 and "..." not in words:
                 yield words[1:]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors_of(page: Path) -> set[str]:
+    """What a link may name after #: the headings, as MkDocs makes anchors of them for docs/, and GitHub elsewhere."""
+    headings = _HEADING.findall(_FENCED.sub("", page.read_text(encoding="utf-8")))
+    kept = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+" if page.parent.name == "docs" else r"\s", "-", heading) for heading in kept}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = compile(python_of(page), str(page), "exec")
     monkeypatch.chdir(tmp_path)
     exec(code, {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_of_the_page_are_understood(page: Path) -> None:
     for name, *flags in commands_of(page):
         assert name in cli.COMMANDS, name
         cli._parse(name, cli.COMMANDS[name], flags)  # raises SystemExit for a flag that is not there
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_of_the_page_lead_somewhere(page: Path) -> None:
-    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+    for target, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://")):
-            assert (page.parent / target).exists(), target
+            linked = page.parent / target if target else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors_of(linked), f"{target}#{anchor}"
 
 
 def test_the_pages_hold_what_is_tested() -> None:
@@ -67,3 +90,5 @@ def test_the_pages_hold_what_is_tested() -> None:
     readme = ROOT / "README.md"
     assert "bilinear_info_nce(contexts, targets, weights, pairs)" in python_of(readme)
     assert {"prepare", "pretrain", "evaluate"} <= {name for name, *_ in commands_of(readme)}
+    assert [name for name, *_ in commands_of(ROOT / "docs" / "scaling.md")].count("pretrain") >= 2  # under torchrun
+    assert "where-is-the-mouth" in anchors_of(ROOT / "docs" / "your-data.md")
