@@ -110,12 +110,6 @@ def require(backend: str, op: str) -> None:
         raise RuntimeError(f"{op}(backend={backend!r}) needs {what}: {reason}")
 
 
-def cpp_ops() -> Any:
-    """`torch.ops.avppc` with the compiled operators loaded; RuntimeError when they are missing."""
-    require("cpp", "torch.ops.avppc")
-    return torch.ops.avppc
-
-
 def build_info() -> dict[str, Any] | None:
     """Facts of the compiled extension; None without it.
 

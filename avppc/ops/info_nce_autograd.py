@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,34 @@ def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor 
     """Gradients of (contexts, targets, weights, scale) as those of all inputs: a Problem's fields, then others."""
     contexts, targets, weights, scale = found
     return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
+
+
+def save_rows(ctx: Any, problem: Problem, correct: Tensor, statistics: Sequence[Tensor]) -> None:
+    """Keeps what `rows_backward` needs of a forward that gave losses of rows and `correct`."""
+    ctx.mark_non_differentiable(correct)
+    ctx.settings = problem.positive_offset, problem.symmetric
+    tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
+    ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, *statistics)
+
+
+def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of a Problem's fields by a backward operator, which computes the logits again."""
+    contexts, targets, weights, pairs, scale, context_ids, target_ids, *statistics = ctx.saved_tensors
+    offset, symmetric = ctx.settings
+    problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
+    needs = needs_of(ctx)
+    found = operator(*problem, *statistics, drows, *needs)
+    wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
+    return gradients_of(wanted, FIELDS)
+
+
+def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    """Losses, whether they are correct [K, N], and the log-sum-exps of rows and columns, in shape and dtype."""
+    problem = Problem(*inputs)
+    K, N, M = problem.tasks, problem.rows, problem.targets.shape[1]
+    rows = problem.contexts.new_empty((K, N), dtype=torch.float32)
+    row_lse, column_lse = (rows.new_empty(2, K, length) for length in (N, M if problem.symmetric else 0))
+    return rows, torch.empty_like(rows), row_lse, column_lse
 
 
 def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:

@@ -22,6 +22,9 @@ from avppc.ops.info_nce_autograd import (
     gradients_of,
     needs_of,
     refuse_double_backward,
+    rows_backward,
+    rows_fake,
+    save_rows,
 )
 from avppc.ops.info_nce_problem import Problem
 
@@ -57,24 +60,14 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        problem = Problem(*inputs)
-        rows, correct, row_lse, column_lse = torch.ops.avppc.info_nce_cpu(*problem)
-        ctx.mark_non_differentiable(correct)
-        ctx.settings = problem.positive_offset, problem.symmetric
-        tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
-        ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, row_lse, column_lse)
+        rows, correct, *statistics = torch.ops.avppc.info_nce_cpu(*inputs)
+        save_rows(ctx, Problem(*inputs), correct, statistics)
         return rows, correct
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("cpp")
-        contexts, targets, weights, pairs, scale, context_ids, target_ids, row_lse, column_lse = ctx.saved_tensors
-        offset, symmetric = ctx.settings
-        problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
-        needs = needs_of(ctx)
-        found = torch.ops.avppc.info_nce_cpu_backward(*problem, row_lse, column_lse, drows, *needs)
-        wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-        return gradients_of(wanted, FIELDS)
+        return rows_backward(ctx, torch.ops.avppc.info_nce_cpu_backward, drows)
 
 
 class _Mean(torch.autograd.Function):
@@ -101,15 +94,6 @@ class _Mean(torch.autograd.Function):
         return gradients_of(gradients, FIELDS + 1)
 
 
-def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    problem = Problem(*inputs)
-    empty = problem.contexts.new_empty
-    rows = empty((problem.tasks, problem.rows), dtype=torch.float32)
-    columns = problem.rows if problem.symmetric else 0
-    row_lse, column_lse = (rows.new_empty(2, problem.tasks, length) for length in (problem.rows, columns))
-    return rows, torch.empty_like(rows), row_lse, column_lse
-
-
 def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
     problem = Problem(*inputs[:FIELDS])
     task_loss = problem.contexts.new_empty(problem.tasks, dtype=torch.float32)
@@ -118,6 +102,6 @@ def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 if _library.has_cpp_ops():
-    torch.library.register_fake("avppc::info_nce_cpu", _rows_fake)
+    torch.library.register_fake("avppc::info_nce_cpu", rows_fake)
     torch.library.register_fake("avppc::info_nce_cpu_backward", backward_fake)
     torch.library.register_fake("avppc::info_nce_cpu_mean", _mean_fake)

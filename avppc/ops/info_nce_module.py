@@ -63,7 +63,7 @@ class InfoNCEOptions:
 
 
 def check_weight_list(weights: object) -> None:
-    """Raises TypeError unless it is a collection of numbers, such as a list; a tensor is none."""
+    """Raises TypeError unless it is a collection, such as a list (a tensor is none); the options check the numbers."""
     if not isinstance(weights, Collection) or isinstance(weights, Tensor):
         raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
 

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.info_nce_autograd import FIELDS, backward_fake, distinct, gradients_of, needs_of, refuse_double_backward
+from avppc.ops.info_nce_autograd import (
+    backward_fake,
+    distinct,
+    refuse_double_backward,
+    rows_backward,
+    rows_fake,
+    save_rows,
+)
 from avppc.ops.info_nce_problem import Problem
 
 _PROBLEM = (
@@ -34,24 +41,14 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        problem = Problem(*inputs)
-        rows, correct, row_lse, column_lse, queries = torch.ops.avppc.info_nce_triton(*problem)
-        ctx.mark_non_differentiable(correct)
-        ctx.settings = problem.positive_offset, problem.symmetric
-        tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
-        ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, row_lse, column_lse, queries)
+        rows, correct, *statistics = torch.ops.avppc.info_nce_triton(*inputs)
+        save_rows(ctx, Problem(*inputs), correct, statistics)
         return rows, correct
 
     @staticmethod
     def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("triton")
-        contexts, targets, weights, pairs, scale, context_ids, target_ids, *saved = ctx.saved_tensors
-        offset, symmetric = ctx.settings
-        problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
-        needs = needs_of(ctx)
-        found = torch.ops.avppc.info_nce_triton_backward(*problem, *saved, drows, *needs)
-        wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-        return gradients_of(wanted, FIELDS)
+        return rows_backward(ctx, torch.ops.avppc.info_nce_triton_backward, drows)
 
 
 def _launcher(name: str, module: str) -> Any:
@@ -68,11 +65,8 @@ def _launcher(name: str, module: str) -> Any:
 
 def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
     problem = Problem(*inputs)
-    K, N, M, D = problem.tasks, problem.rows, problem.targets.shape[1], problem.targets.shape[2]
-    rows = problem.contexts.new_empty((K, N), dtype=torch.float32)
-    row_lse, column_lse = (rows.new_empty(2, K, length) for length in (N, M if problem.symmetric else 0))
-    queries = problem.contexts.new_empty((0,) if problem.weights is None else (K, N, D))
-    return rows, torch.empty_like(rows), row_lse, column_lse, queries
+    shape = (0,) if problem.weights is None else (problem.tasks, problem.rows, problem.targets.shape[2])
+    return *rows_fake(*inputs), problem.contexts.new_empty(shape)
 
 
 _operators = torch.library.Library("avppc", "FRAGMENT")

@@ -22,7 +22,7 @@ from avppc.ops.info_nce_triton_plan import Plan
 from avppc.ops.info_nce_triton_tiles import Tile
 from avppc.ops.info_nce_triton_tune import with_best_tile, with_best_way
 
-_GROUP = 8
+GROUP = 8
 """Row tiles that walk the columns together; their queries and the columns' targets share the second-level cache."""
 
 
@@ -194,14 +194,14 @@ class _Wave(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_tiles: int) -> tuple[_Wave, ...]:
     """Waves of about equal size, none of more than most_tiles."""
-    a_slot = divide_up(N, block)
+    tiles_per_slot = divide_up(N, block)
 
     def row(tile: int) -> int:
-        return tile // a_slot * N + tile % a_slot * block
+        return tile // tiles_per_slot * N + tile % tiles_per_slot * block
 
     waves = []
     for target, (first_slot, last_slot) in enumerate(target_slots):
-        first, last = first_slot * a_slot, last_slot * a_slot
+        first, last = first_slot * tiles_per_slot, last_slot * tiles_per_slot
         size = divide_up(last - first, divide_up(last - first, most_tiles)) if last > first else 1
         for tile in range(first, last, size):
             count = min(size, last - tile)
@@ -241,7 +241,7 @@ def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _N
             wave.tiles,
             stride,
             *_common(setting, upstream),
-            GROUP=_GROUP,
+            GROUP=GROUP,
             EVEN=D % tile.d == 0,
             **_flags(setting),
             **options_of(tile),

@@ -22,7 +22,7 @@ from avppc.ops.info_nce_triton_tune import with_best_tile
 
 _NOWHERE = -(1 << 30)
 """The offset of positives that are no columns here."""
-_FINISH_BLOCK = 256
+FINISH_BLOCK = 256
 
 
 def divide_up(n: int, by: int) -> int:
@@ -236,7 +236,7 @@ def _combine(
 ) -> None:
     """Log-sum-exps and losses of rows, with `correct`; without, those of columns, averaged into the losses of rows."""
     count, slots, length = parts[0].shape
-    kernels.info_nce_lse_kernel[(slots * divide_up(length, _FINISH_BLOCK),)](
+    kernels.info_nce_lse_kernel[(slots * divide_up(length, FINISH_BLOCK),)](
         *parts,
         positives,
         lse,
@@ -250,5 +250,5 @@ def _combine(
         count,
         HAS_POSITIVE=setting.offset != _NOWHERE,
         IS_COLUMN=correct is None,
-        BLOCK=_FINISH_BLOCK,
+        BLOCK=FINISH_BLOCK,
     )

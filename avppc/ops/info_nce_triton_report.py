@@ -117,6 +117,8 @@ def _signature(one: Variant) -> tuple[Any, dict[str, str], dict[str, str], dict[
     """The kernel, the types of its pointers and of its integers, and its constants."""
     from avppc.ops import info_nce_triton_bwd_kernels as bwd
     from avppc.ops import info_nce_triton_kernels as fwd
+    from avppc.ops.info_nce_triton_backward import GROUP
+    from avppc.ops.info_nce_triton_launch import FINISH_BLOCK
 
     function = {
         "product": fwd.info_nce_product_kernel,
@@ -136,7 +138,7 @@ def _signature(one: Variant) -> tuple[Any, dict[str, str], dict[str, str], dict[
         "HAS_GAIN": True,
         "EVEN": one.width % tile.d == 0 and one.width % max(output, 1) == 0,
         "WHOLE": tile.d >= one.width,
-        "GROUP": 8,
+        "GROUP": GROUP,
         "BLOCK_N": tile.n,
         "BLOCK_M": tile.m,
         "BLOCK_D": tile.d,
@@ -144,7 +146,7 @@ def _signature(one: Variant) -> tuple[Any, dict[str, str], dict[str, str], dict[
         "PRECISION": "tf32" if "tf32" in one.flags else "ieee",
         "HAS_POSITIVE": "no_positive" not in one.flags,
         "IS_COLUMN": symmetric,
-        "BLOCK": 256,
+        "BLOCK": FINISH_BLOCK,
         "a_row" if "dweights" in one.flags else "a_depth": 1,
         "b_column" if {"dcontexts", "dweights"} & set(one.flags) else "b_depth": 1,
     }

@@ -7,8 +7,6 @@ import torch
 from info_nce_cases import CPP_MISSING
 from torch import Tensor
 
-from avppc.ops import _library
-
 pytestmark = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -36,12 +34,12 @@ def make_factor(rows: int, columns: int, dtype: torch.dtype, transposed: bool, s
 
 
 def skip_without_products(dtype: torch.dtype) -> None:
-    if dtype == BF16 and not _library.cpp_ops().has_bfloat16_products():
+    if dtype == BF16 and not torch.ops.avppc.has_bfloat16_products():
         pytest.skip("this machine has no fast bfloat16 products (AMX or AVX512-BF16)")
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, alpha: float = 1.0, beta: float = 0.0) -> Tensor:
-    _library.cpp_ops().product_cpu(a, b, out, alpha, beta)
+    torch.ops.avppc.product_cpu(a, b, out, alpha, beta)
     return out
 
 
@@ -80,7 +78,7 @@ def test_a_lower_level_has_no_bfloat16_products(level: str, monkeypatch: pytest.
     """So the losses multiply in float32 then, which the tests of each level rely on."""
     monkeypatch.setenv("AVPPC_CPU_LEVEL", level)
     try:
-        assert not _library.cpp_ops().has_bfloat16_products()
+        assert not torch.ops.avppc.has_bfloat16_products()
     except RuntimeError as error:
         pytest.skip(str(error))
     with pytest.raises(RuntimeError, match="a must be float32, or bfloat16 where this machine multiplies it"):
