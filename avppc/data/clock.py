@@ -28,6 +28,11 @@ _FLOAT32 = {"flt", "fltp"}
 _STAMP_TOLERANCE_SECONDS = 0.025  # some formats round time stamps to milliseconds, or to whole packets
 
 
+def converted_rate(fps: float) -> str:
+    """The note on a clip whose frames were not 25 a second."""
+    return f"frame rate {fps:.4g}: converted to {VIDEO_FPS} by nearest time stamp"
+
+
 class FrameGrid:
     """Picks for each instant k / 25 s after the origin the frame whose time stamp is nearest (the earlier of two).
 
@@ -64,7 +69,7 @@ class FrameGrid:
         rate = 1 / self.frame_seconds
         if not self._off_grid and abs(rate - VIDEO_FPS) < 0.01:
             return None
-        return f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"
+        return converted_rate(rate)
 
     def push(self, stamp: int, image: Image) -> list[Image | None]:
         """Takes the next frame; returns the images of the instants that it settles."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
+from avppc.data.clock import converted_rate
 from avppc.data.crop import LUMA_WEIGHTS, Crop
 from avppc.data.decode import DecodeError, Source, check_container, damage_as_decode_error
 from avppc.data.reader import DecodedClip, missing_sound
@@ -91,8 +92,7 @@ def _images(video: Any, name: str, start: Fraction, count: int, crop: Crop) -> t
     luma = torch.einsum("tchw,c->thw", colours, torch.tensor(LUMA_WEIGHTS)) + 16
     images = luma.round().clamp(0, 255).to(torch.uint8).numpy()
     rate = facts.average_fps
-    converted = f"frame rate {rate:.4g}: converted to {VIDEO_FPS} by nearest time stamp"
-    notes = [] if abs(rate - VIDEO_FPS) < 0.01 else [converted]
+    notes = [] if abs(rate - VIDEO_FPS) < 0.01 else [converted_rate(rate)]
     return torch.from_numpy(np.stack([crop.resize(image) for image in images])), notes
 
 

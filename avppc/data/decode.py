@@ -29,11 +29,7 @@ OnRefused = Callable[[int, str], None]
 
 UNREADABLE = "cannot be read"  # the one reason that another try may mend
 _SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
-# Only containers whose demuxers read nothing but the file itself: no play lists, no image sequences.
-_OPEN_OPTIONS = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf",
-    "protocol_whitelist": "file",
-}
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf"
 
 
 class DecodeError(ValueError):
@@ -63,6 +59,7 @@ def decode_clip(
         start_frame: in frames of 1/25 s from the first frame of the video.
         backend: "pyav" reads the luma where the decoder left it; "torchcodec" (an extra) computes it from the colours,
             which may differ by a few units, and the sound by its own resampler.
+
     Raises:
         ImportError: backend "torchcodec" where it cannot be loaded.
         DecodeError: not a video, damaged, too short, without sound, or of a size the crop does not fit into.
@@ -95,6 +92,7 @@ def decode_clips(
         stride: frames of 1/25 s between the starts of clips; None: only the clip at the start.
         on_refused: called with (start_frame, reason) for a clip with missing frames or sound, then the next one
             follows; without it such a clip raises.
+
     Raises:
         DecodeError: as for decode_clip. Clips before the damage have been yielded by then.
     """
@@ -120,7 +118,7 @@ def _clips(
 
 
 @contextlib.contextmanager
-def damage_as_decode_error(source: Source) -> Iterator[str]:
+def damage_as_decode_error(source: Source, damage: str = "damaged or not a video") -> Iterator[str]:
     """Whatever goes wrong with a file inside becomes a DecodeError; gives the name the file has in messages."""
     name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
     try:
@@ -128,7 +126,7 @@ def damage_as_decode_error(source: Source) -> Iterator[str]:
     except (DecodeError, GeneratorExit):
         raise
     except av.FFmpegError as error:
-        raise DecodeError(name, f"damaged or not a video: {error.strerror}") from error
+        raise DecodeError(name, f"{damage}: {error.strerror}") from error
     except OSError as error:
         raise DecodeError(name, f"{UNREADABLE}: {error.strerror}") from error
     # A damaged file makes PyAV raise anything, from UnicodeDecodeError to MemoryError: nothing of it may get past here.
@@ -136,12 +134,18 @@ def damage_as_decode_error(source: Source) -> Iterator[str]:
         raise DecodeError(name, str(error) or type(error).__name__) from error
 
 
+def open_options(formats: str) -> dict[str, str]:
+    """FFmpeg's options for files of these formats, whose demuxers must read nothing but the file itself: no play lists,
+    no image sequences."""
+    return {"format_whitelist": formats, "protocol_whitelist": "file"}
+
+
 def open_video(source: Source) -> InputContainer:
     """Opens a file for reading: itself only, no play list, no address."""
     if isinstance(source, bytes):
         if not source:
             raise ValueError("the file is empty")
-        return av.open(io.BytesIO(source), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+        return av.open(io.BytesIO(source), "r", options=open_options(_FORMATS), metadata_errors="replace")
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode):  # a pipe would block
         raise ValueError("not a regular file")
@@ -150,7 +154,7 @@ def open_video(source: Source) -> InputContainer:
     with open(source, "rb"):  # the system's own word on permissions; FFmpeg's may also be about what is in the file
         pass
     # An absolute path is never taken for a protocol such as "concat:".
-    return av.open(str(Path(source).absolute()), "r", options=_OPEN_OPTIONS, metadata_errors="replace")
+    return av.open(str(Path(source).absolute()), "r", options=open_options(_FORMATS), metadata_errors="replace")
 
 
 def check_container(source: Source) -> list[str]:

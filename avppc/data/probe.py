@@ -10,6 +10,7 @@ from typing import Any
 from av.stream import Stream
 
 from avppc.clip import CLIP_FRAMES, VIDEO_FPS
+from avppc.data.clock import converted_rate
 from avppc.data.decode import Source, check_container, damage_as_decode_error, open_video
 from avppc.data.reader import choose_streams
 
@@ -66,6 +67,7 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
 
     Args:
         num_frames: frames of 1/25 s a clip needs; shorter videos are a problem.
+
     Raises:
         DecodeError: not a video, damaged where a reader notices without decoding, without sound or picture.
     """
@@ -125,7 +127,7 @@ def _read_times(
 
 def _judge(facts: VideoFacts, num_frames: int) -> None:
     if abs(facts.fps / VIDEO_FPS - 1) > _RATE_TOLERANCE:
-        _add(facts.notes, f"frame rate {facts.fps:.4g}: converted to {VIDEO_FPS} by nearest time stamp")
+        _add(facts.notes, converted_rate(facts.fps))
     if facts.duration_seconds * VIDEO_FPS < num_frames - 0.5:
         _add(facts.problems, f"{_TOO_SHORT}: {facts.duration_seconds:.2f} s, {num_frames / VIDEO_FPS:.2f} s are needed")
     late = facts.audio_start_seconds - facts.video_start_seconds

@@ -10,13 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.data.clock import AudioTimeline
-from avppc.data.decode import UNREADABLE, DecodeError
+from avppc.data.decode import DecodeError, damage_as_decode_error, open_options
 
-# Only containers whose demuxers read nothing but the file itself.
-_OPEN_OPTIONS = {
-    "format_whitelist": "wav,w64,flac,mp3,aac,ogg,aiff,au,caf,mov,mp4,m4a,3gp,matroska,webm,avi,mpeg,mpegts,flv,asf",
-    "protocol_whitelist": "file",
-}
+_FORMATS = "wav,w64,flac,mp3,aac,ogg,aiff,au,caf,mov,mp4,m4a,3gp,matroska,webm,avi,mpeg,mpegts,flv,asf"
 
 
 def read_sound(path: str | os.PathLike[str]) -> NDArray[np.int16]:  # [S]
@@ -27,24 +23,17 @@ def read_sound(path: str | os.PathLike[str]) -> NDArray[np.int16]:  # [S]
     Raises:
         DecodeError: not a sound or video file, damaged, or without sound.
     """
-    name = os.fspath(path)
-    try:
+    with damage_as_decode_error(path, "damaged, or neither sound nor video") as name:
         with open(path, "rb"):  # the system's own word on what is missing or not allowed
             pass
         return _decode(name)
-    except av.FFmpegError as error:
-        raise DecodeError(name, f"damaged, or neither sound nor video: {error.strerror}") from error
-    except OSError as error:
-        raise DecodeError(name, f"{UNREADABLE}: {error.strerror}") from error
-    except DecodeError:
-        raise
-    except Exception as error:  # a damaged file makes PyAV raise anything
-        raise DecodeError(name, str(error) or type(error).__name__) from error
 
 
 def _decode(name: str) -> NDArray[np.int16]:
     timeline = None
-    with av.open(str(Path(name).absolute()), "r", options=_OPEN_OPTIONS, metadata_errors="replace") as container:
+    with av.open(
+        str(Path(name).absolute()), "r", options=open_options(_FORMATS), metadata_errors="replace"
+    ) as container:
         if not container.streams.audio:
             raise DecodeError(name, "has no sound")
         for frame in container.decode(audio=0):
