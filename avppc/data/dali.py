@@ -148,8 +148,6 @@ class DaliLoader:
         check_integer("threads", threads, 1, 256)
         if sampler.num_clips != len(clips):
             raise ValueError(f"the sampler orders {sampler.num_clips} clips, there are {len(clips)}")
-        if not sampler.drop_last:
-            raise ValueError("the sampler must leave out the last, smaller batch (drop_last=True)")
         if crop is not None and crop.track is not None:
             raise ValueError("crop must not follow a track: DALI decodes windows, boxes and middle squares")
         self.clips = tuple(clips)

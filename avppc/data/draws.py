@@ -82,15 +82,21 @@ def keys(count: int, generator: torch.Generator, device: torch.device) -> Tensor
     blocks, rest = divmod(count, generator.count)
     if rest or not blocks:
         raise ValueError(f"count must be a multiple of the generator's {generator.count} clips, got {count}")
-    start = _splitmix64_of(_splitmix64_of(generator.seed_number) ^ generator.draws)
+    start = splitmix64(splitmix64(generator.seed_number) ^ generator.draws)
     generator.draws += 1
     places = torch.arange(generator.first, generator.first + generator.count, device=device)
     if blocks > 1:
         places = (torch.arange(blocks, device=device).mul_(_PLACES)[:, None] + places).flatten()
-    return _splitmix64(places.mul_(_signed(_GOLDEN)).add_(_signed(start)))
+    return bits_of(start, places)
 
 
-def _splitmix64_of(state: int) -> int:
+def bits_of(start: int, numbers: Tensor) -> Tensor:
+    """64 random bits for each of the numbers (int64, which they replace): splitmix64 that many steps after `start`."""
+    return _splitmix64(numbers.mul_(_signed(_GOLDEN)).add_(_signed(start)))
+
+
+def splitmix64(state: int) -> int:
+    """64 random bits made of 64 others."""
     mixed = (state + _GOLDEN) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * _MIX1) & _MASK
     mixed = ((mixed ^ (mixed >> 27)) * _MIX2) & _MASK

@@ -15,7 +15,7 @@ from avppc.clip import ClipBatch
 from avppc.config.checks import check_integer
 from avppc.data.packed import PackedDataset
 from avppc.data.sampler import EpochSampler
-from avppc.tensors import check_device, check_tensor
+from avppc.tensors import check_device
 
 _POLL_SECONDS = 0.1  # how soon the thread notices that it is to end
 
@@ -94,31 +94,18 @@ class ClipLoader:
         self.close()
 
 
-def iterate_once(dataset: PackedDataset, indices: Tensor | None = None, batch_size: int = 64) -> Iterator[ClipBatch]:
-    """Each of the clips once and in order, for evaluation; the last batch may be smaller.
-
-    Args:
-        indices: [n] int64; None: all clips.
-    """
+def iterate_once(dataset: PackedDataset, batch_size: int = 64) -> Iterator[ClipBatch]:
+    """All clips once and in order, for evaluation; the last batch may be smaller."""
     check_integer("batch_size", batch_size, 1)
     _check_dataset(dataset)
-    if indices is not None:
-        check_tensor("indices", indices)
-        if indices.ndim != 1:
-            raise ValueError(f"indices must be int64 [n], got {list(indices.shape)}")
-    return _iterate(dataset, indices, batch_size)
+    clips = torch.arange(len(dataset))
+    return (dataset.batch(clips[start : start + batch_size]) for start in range(0, len(clips), batch_size))
 
 
 def _check_dataset(dataset: PackedDataset) -> None:
     # what wraps one, to slow it down or to leave clips out, will do as well
     if not callable(getattr(dataset, "batch", None)) or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset must be a PackedDataset, got {type(dataset).__name__}")
-
-
-def _iterate(dataset: PackedDataset, indices: Tensor | None, batch_size: int) -> Iterator[ClipBatch]:
-    chosen = torch.arange(len(dataset)) if indices is None else indices
-    for start in range(0, len(chosen), batch_size):
-        yield dataset.batch(chosen[start : start + batch_size])
 
 
 class _Worker:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avppc.config.checks import check_bool, check_integer
+from avppc.config.checks import check_integer
+from avppc.data.draws import bits_of, splitmix64
 from avppc.tensors import INTEGER_DTYPES, check_tensor
 
 
@@ -18,14 +19,12 @@ class EpochSampler:
     """An endless stream of index tensors, epoch after epoch, each epoch in an order of its own.
 
     The clips of an epoch are put into one order for all ranks and cut into global batches of batch_size * world_size;
-    rank r takes the r-th part of each. So a run that goes on with other ranks but the same global batch sees the same
-    clips in the same steps.
+    rank r takes the r-th part of each; what fills no global batch is left out in this epoch. So a run that goes on with
+    other ranks but the same global batch sees the same clips in the same steps.
 
     Args:
         num_clips: clips in the data set.
         batch_size: clips a batch on each rank.
-        drop_last: leave out the last, smaller global batch of an epoch; otherwise it is dealt out as evenly as possible
-            (less than one clip a rank is always left out).
         speakers: [num_clips] integers, and
         speakers_per_batch: each global batch holds this many groups of clips, each group of one speaker; what of a
             speaker's clips fills no group is left out in this epoch, and so is a remainder of groups.
@@ -39,7 +38,6 @@ class EpochSampler:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        drop_last: bool = True,
         speakers: Tensor | None = None,
         speakers_per_batch: int | None = None,
     ) -> None:
@@ -48,13 +46,11 @@ class EpochSampler:
         check_integer("seed", seed, 0)
         check_integer("world_size", world_size, 1, 1 << 20)
         check_integer("rank", rank, 0, world_size - 1)
-        check_bool("drop_last", drop_last)
         self.num_clips = num_clips
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.drop_last = drop_last
         self._speakers = _check_speakers(speakers, speakers_per_batch, num_clips, self.global_batch)
         self._speakers_per_batch = speakers_per_batch
         self._epoch = 0
@@ -125,8 +121,7 @@ class EpochSampler:
             group = self._group_size
             _, counts = np.unique(self._speakers, return_counts=True)
             clips = int((counts // group).sum()) * group
-        whole, rest = divmod(clips, self.global_batch)
-        batches = whole + (not self.drop_last and rest >= self.world_size)
+        batches = clips // self.global_batch
         if batches == 0:
             raise ValueError(
                 f"batch_size must be one that {clips} clips fill on each of {self.world_size} ranks, "
@@ -159,19 +154,11 @@ class EpochSampler:
 
 def _permutation(count: int, seed: int, epoch: int, stream: int = 0) -> NDArray[np.int64]:
     """Numbers 0 to count - 1, sorted by 64-bit keys that splitmix64 makes of (seed, epoch, stream, number)."""
-    with np.errstate(over="ignore"):
-        start = np.zeros(1, np.uint64)
-        for value in (seed, epoch, stream):
-            start = _splitmix64(start ^ np.uint64(value % (1 << 64)))
-        keys = _splitmix64(start + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    return np.argsort(keys, kind="stable")
-
-
-def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    mixed = state + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    start = 0
+    for value in (seed, epoch, stream):
+        start = splitmix64(start ^ value % (1 << 64))
+    keys = bits_of(start, torch.arange(count)).numpy()
+    return np.argsort(keys.view(np.uint64), kind="stable")
 
 
 def _check_speakers(

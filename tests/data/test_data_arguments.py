@@ -41,7 +41,7 @@ def valid() -> dict[Callable[..., Any], dict[str, Any]]:
     pictures = {"video": VIDEO, "crop_pixels": 12, "out_pixels": 4}
     places = {"rows": torch.tensor([0, 4]), "columns": torch.tensor([8, 0]), "flips": torch.tensor([True, False])}
     numbers = {"labels": NUMBERS, "clip_ids": NUMBERS, "speakers": NUMBERS}
-    order = {"seed": 0, "rank": 0, "world_size": 1, "drop_last": True, "speakers": NUMBERS, "speakers_per_batch": 1}
+    order = {"seed": 0, "rank": 0, "world_size": 1, "speakers": NUMBERS, "speakers_per_batch": 1}
     return {
         Clip: {"video": VIDEO[0], "audio": AUDIO[0], "label": 1, "clip_id": 2, "speaker": 3},
         ClipBatch: {"video": VIDEO, "audio": AUDIO, **numbers},
@@ -135,7 +135,7 @@ def test_loaders_refuse_strange_arguments_by_name(packed: PackedDataset, data: s
     loader = call(ClipLoader, {**arguments, name: value})
     if loader is not REFUSED:
         loader.close()
-    arguments = {"dataset": packed, "indices": NUMBERS, "batch_size": 2}
+    arguments = {"dataset": packed, "batch_size": 2}
     name = data.draw(st.sampled_from(sorted(arguments)))
     call(lambda **given: list(iterate_once(**given)), {**arguments, name: value})
 
