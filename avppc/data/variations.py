@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -133,6 +133,11 @@ def vary(
     luma = crops.to(torch.float32).div_(255.0)
     if out_pixels != crop_pixels:
         luma = functional.avg_pool2d(luma, crop_pixels // out_pixels)
+    return _vary_luma(luma, draws)
+
+
+def _vary_luma(luma: Tensor, draws: Variations) -> Tensor:
+    """Gamma, contrast, brightness, noise and time mask of pictures [N, T, out, out] float32."""
     if draws.gamma is not None:
         luma = luma.clamp_min(_DARKEST) ** _a_clip(draws.gamma, luma)
     if draws.contrast is not None:
@@ -153,8 +158,7 @@ def vary_fused(video: Tensor, draws: Variations, crop_pixels: int, out_pixels: i
     Raises:
         RuntimeError: there is nothing to compile with: Triton on CUDA, a C++ compiler on the CPU.
     """
-    values = [getattr(draws, field.name) for field in fields(draws)]
-    return _compiled()(video, *values, crop_pixels, out_pixels)
+    return _compiled()(video, draws, crop_pixels, out_pixels)
 
 
 @functools.cache
@@ -170,15 +174,7 @@ def _compiled() -> Callable[..., Tensor]:
 
 def _one_pass(
     video: Tensor,  # [N, T, H, W] uint8
-    rows: Tensor,
-    columns: Tensor,
-    flips: Tensor,
-    gamma: Tensor | None,
-    contrast: Tensor | None,
-    brightness: Tensor | None,
-    noise: Tensor | None,
-    noise_keys: Tensor | None,
-    masked: Tensor | None,
+    draws: Variations,
     crop: int,
     out: int,
 ) -> Tensor:
@@ -186,23 +182,13 @@ def _one_pass(
     count, frames = video.shape[:2]
     block = crop // out
     steps = torch.arange(crop, device=video.device)
-    down = rows[:, None] + steps  # [N, crop]
-    across = columns[:, None] + torch.where(flips[:, None], crop - 1 - steps, steps)
+    down = draws.rows[:, None] + steps  # [N, crop]
+    across = draws.columns[:, None] + torch.where(draws.flips[:, None], crop - 1 - steps, steps)
     clips = torch.arange(count, device=video.device)[:, None, None, None]
     times = torch.arange(frames, device=video.device)[None, :, None, None]
     pixels = video[clips, times, down[:, None, :, None], across[:, None, None, :]].to(torch.float32)
     luma = pixels.view(count, frames, out, block, out, block).sum((3, 5)) * (1.0 / (255.0 * block * block))
-    if gamma is not None:
-        luma = luma.clamp_min(_DARKEST) ** gamma[:, None, None, None]
-    if contrast is not None:
-        luma = (luma - 0.5) * contrast[:, None, None, None] + 0.5
-    if brightness is not None:
-        luma = luma + brightness[:, None, None, None]
-    if noise is not None and noise_keys is not None:
-        luma = luma + noise[:, None, None, None] * noise_of(noise_keys, luma.shape)
-    if masked is not None:
-        luma = torch.where(masked[:, :, None, None], luma.mean(1, keepdim=True), luma)
-    return luma
+    return _vary_luma(luma, draws)
 
 
 def _a_clip(values: Tensor, like: Tensor) -> Tensor:
