@@ -19,6 +19,7 @@ CLIP_SAMPLES = CLIP_FRAMES * SAMPLES_PER_FRAME  # 18,560
 CROP_SIZE = 96  # pixels, the square mouth crop that is stored
 LRW_ROWS, LRW_COLUMNS = (115, 211), (79, 175)  # pixels, the mouth in frames of LRW: first, and one after the last
 NO_LABEL = -1
+UNLABELED_FOLDER = "_UNLABELED"  # beside the folders of the words
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(SplitName)  # seeds count on the order
 

@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avppc.clip import NO_LABEL, SPLITS
+from avppc.clip import NO_LABEL, SPLITS, UNLABELED_FOLDER
 from avppc.files import parse_json
 
 MANIFEST_NAME = "manifest.jsonl"
-UNLABELED_FOLDER = "_UNLABELED"
 INDEX_COMMAND = "`avppc index`"
 NO_SPEAKER = -1
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -97,6 +96,7 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None)
     Args:
         listed: a manifest or a text file of paths below root; only these are taken.
         clip_frames: refuse what the manifest says to give no clip of so many frames; None: take it all the same.
+
     Raises:
         ValueError: root is not a folder, or holds LRW's layout one level further down (a test split would be trained
             on), or a manifest or list is damaged or names paths outside root.

@@ -24,7 +24,7 @@ def viseme_strings(words: Sequence[str]) -> list[tuple[str, ...]]:
         from avppc.synth.espeak import Espeak
         from avppc.synth.visemes import viseme_class
     except ImportError as error:
-        raise ImportError(f"viseme_strings needs espeak-ng: pip install avppc[synth] ({error})") from error
+        raise ImportError(f"viseme_strings needs espeak-ng: pip install 'avppc[synth]' ({error})") from error
     espeak = Espeak()
     strings = []
     for word in words:

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avppc.clip import UNLABELED_FOLDER
 from avppc.config.checks import check_path
 from avppc.config.plain import config_to_dict
 from avppc.config.synth import SynthConfig
@@ -26,7 +27,6 @@ from avppc.synth.words import WORDS
 if TYPE_CHECKING:
     from avppc.synth.clip import Job
 
-UNLABELED = "_UNLABELED"
 _FORMAT, _VERSION = "avppc talking mouths", 1
 _SETTINGS, _MANIFEST, _JOURNAL, _SHEET = "synth.json", "manifest.jsonl", "manifest.partial.jsonl", "contact_sheet.png"
 _HOW_NOT_WHAT = ("out", "workers", "overwrite")  # settings that leave the clips as they are
@@ -76,18 +76,12 @@ def plan(config: SynthConfig) -> Iterator[Job]:
             for word in WORDS[: config.words]:
                 yield Job(word, split, number, word)
     for number in range(1, config.extra_clips + 1):
-        yield Job(UNLABELED, "train", number, None)
-
-
-def read_manifest(root: Path) -> list[Record]:
-    """The finished manifest of a data set, one record a clip."""
-    path = root / _MANIFEST
-    return list(read_records(path).values())
+        yield Job(UNLABELED_FOLDER, "train", number, None)
 
 
 def _require_extras() -> None:
     if any(importlib.util.find_spec(name) is None for name in ("cv2", "espeakng_loader")):
-        raise ImportError("avppc synth needs the extra packages: pip install avppc[synth]")
+        raise ImportError("avppc synth needs the extra packages: pip install 'avppc[synth]'")
 
 
 def _identity(config: SynthConfig) -> Record:
@@ -122,7 +116,7 @@ def _claim_folder(config: SynthConfig) -> None:
     from avppc.synth.visemes import PARAMETERS
 
     words = list(WORDS[: config.words])
-    folders = words + [UNLABELED] * bool(config.extra_clips)
+    folders = words + [UNLABELED_FOLDER] * bool(config.extra_clips)
     write_json(path, wanted | {"words": words, "folders": folders, "mouth_columns": list(PARAMETERS)})
 
 
@@ -141,7 +135,7 @@ def _delete(root: Path) -> None:
 
     Which folders go is not read from a file, where ".." might stand.
     """
-    for folder in (*WORDS, UNLABELED):
+    for folder in (*WORDS, UNLABELED_FOLDER):
         shutil.rmtree(root / folder, ignore_errors=True)
     for name in (_MANIFEST, _JOURNAL, _SHEET, _SETTINGS):
         (root / name).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import pytest
 from avppc.clip import SPLITS
 from avppc.config.synth import SynthConfig
 from avppc.synth.contact_sheet import write_contact_sheet
-from avppc.synth.dataset import read_manifest
+from avppc.synth.dataset import read_records
 from avppc.synth.espeak import voice_variants
 from avppc.synth.words import WORDS
 
@@ -43,7 +43,7 @@ def test_clips_keep_lrws_clock(small_set: Path, decode_clip: Callable[[Path], An
 
 
 def test_text_holds_the_duration_in_its_fifth_line(small_set: Path) -> None:
-    for record in read_manifest(small_set):
+    for record in read_records(small_set / "manifest.jsonl").values():
         lines = (small_set / record["path"]).with_suffix(".txt").read_text().splitlines()
         match = re.fullmatch(r"Duration: (\d+\.\d\d) seconds", lines[4])
         assert match, lines
@@ -61,7 +61,7 @@ def test_mouths_are_plain_arrays(small_set: Path) -> None:
 
 
 def test_manifest_has_every_clip_with_its_checksum(small_set: Path, small_config: SynthConfig) -> None:
-    records = read_manifest(small_set)
+    records = list(read_records(small_set / "manifest.jsonl").values())
     assert len(records) == small_config.clips == 42
     assert {record["path"] for record in records} == {str(p.relative_to(small_set)) for p in small_set.rglob("*.mp4")}
     for record in records:
@@ -74,7 +74,7 @@ def test_manifest_has_every_clip_with_its_checksum(small_set: Path, small_config
 
 
 def test_labelled_words_are_in_the_middle_and_never_in_unlabelled_clips(small_set: Path) -> None:
-    for record in read_manifest(small_set):
+    for record in read_records(small_set / "manifest.jsonl").values():
         said = record["text"].split()
         if record["word"] is None:
             assert not {word.lower() for word in WORDS[:10]} & set(said)
@@ -86,7 +86,7 @@ def test_labelled_words_are_in_the_middle_and_never_in_unlabelled_clips(small_se
 
 
 def test_splits_share_neither_face_nor_voice(small_set: Path) -> None:
-    records = read_manifest(small_set)
+    records = list(read_records(small_set / "manifest.jsonl").values())
     for of in (lambda r: r["face"], lambda r: r["voice"].split("+")[1], lambda r: r["speaker"]):
         sets = [{of(record) for record in records if record["split"] == split} for split in SPLITS]
         assert all(len(each) > 1 for each in sets)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from avppc.config.synth import SynthConfig
-from avppc.synth.dataset import read_manifest, run
+from avppc.synth.dataset import read_records, run
 
 _PROGRAM = """
 import sys
@@ -51,13 +51,13 @@ def test_a_finished_set_is_left_alone(copy: SynthConfig, capsys: pytest.CaptureF
 
 def test_only_what_is_missing_or_damaged_is_made_again(copy: SynthConfig) -> None:
     before = _checksums(copy.out)
-    order = [record["path"] for record in read_manifest(copy.out)]
+    order = [record["path"] for record in read_records(copy.out / "manifest.jsonl").values()]
     missing, damaged, without_mouth = (copy.out / order[index] for index in (3, 17, 41))
     missing.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-100])
     without_mouth.with_suffix(".npy").unlink()
     assert run(copy) == 0
-    records = read_manifest(copy.out)
+    records = list(read_records(copy.out / "manifest.jsonl").values())
     assert [record["path"] for record in records] == order
     after = _checksums(copy.out)
     assert {str(copy.out / record["path"]): record["sha256"] for record in records} == after
@@ -116,7 +116,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         kept = {path: found[path] for path in (str(out / record["path"]) for record in _journal(out))}
         assert clips <= len(kept) < 48
     assert subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, timeout=120).returncode == 0
-    records = read_manifest(out)
+    records = list(read_records(out / "manifest.jsonl").values())
     assert len(records) == 48
     found = _checksums(out)
     assert {str(out / record["path"]): record["sha256"] for record in records} == found
