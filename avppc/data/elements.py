@@ -37,6 +37,7 @@ def cut_elements(
     Args:
         jitter_frames: elements are this many frames shorter than the cut allows; each element of each clip starts at a
             random one of the frames this frees, or at the middle one without a generator.
+
     Raises:
         ValueError: the clips are shorter than the cut, or the jitter leaves fewer than two frames.
     """

@@ -42,6 +42,7 @@ def check_mp4(file: BinaryIO) -> list[str]:
 
     Returns:
         Notes on boxes that are ignored, since nobody knows them.
+
     Raises:
         ValueError: the boxes contradict each other.
     """

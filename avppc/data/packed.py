@@ -71,7 +71,7 @@ class PackedDataset:
         """[n] int64; a video's clips keep their ids when others are added."""
         self.speakers = self._numbers("speakers")
         """[n] int64, -1 where not known."""
-        if not NO_LABEL <= int(self.labels.min()) <= int(self.labels.max()) < max(len(self.words), 0):
+        if not NO_LABEL <= int(self.labels.min()) <= int(self.labels.max()) < len(self.words):
             raise ValueError(
                 f"{self.directory}: labels must be from -1 to {len(self.words) - 1}, the number of words - 1"
             )
@@ -94,6 +94,7 @@ class PackedDataset:
         Args:
             indices: [N] int64, each from 0 to len(self) - 1; may repeat.
             pin_memory: page-locked memory, from which copies to a GPU are asynchronous.
+
         Raises:
             ValueError, TypeError: indices of another type or shape, or out of range.
         """

@@ -52,6 +52,7 @@ def fetch_packed(url: str, splits: Iterable[str] | None = None) -> Path:
 
     Args:
         splits: whose shards are wanted; None: all.
+
     Raises:
         ImportError: fsspec needs another package for such addresses, and says which.
         ValueError: there is no packed set, its index is damaged, or a shard is not what the index says.

@@ -70,6 +70,7 @@ def estimate_offset(dataset: PackedDataset, clips: int, max_offset_frames: int) 
     Args:
         clips: most clips looked at.
         max_offset_frames: largest shift to either side.
+
     Raises:
         ValueError: the clips are too short for such shifts, or all come from one video.
     """

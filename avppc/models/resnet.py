@@ -95,6 +95,7 @@ def load_torchvision_weights(model: ResNet, weights: Mapping[str, Tensor]) -> No
     Args:
         weights: the state_dict of a torchvision ResNet of the same depth and width, read with safetensors or
             `torch.load(..., weights_only=True)`.
+
     Raises:
         ValueError: a parameter is missing, unexpected or of another shape.
     """
