@@ -14,8 +14,9 @@ from avppc.config.scale import ScaleConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
-TaskName = Literal["av-permutative", "visual-permutative", "synchronization", "time-arrow", "correspondence"]
+TaskName = Literal["synchronization", "time-arrow", "correspondence", "visual-permutative", "av-permutative"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
+"""In the order of the published table."""
 WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-norm"]
 
 
@@ -37,11 +38,12 @@ class ObjectiveConfig:
     """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
     weighting: WeightingName = "modality"
     """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
-    each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": such that each sub-task pulls alike."""
+    each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": sub-tasks pull in proportion to their
+    loss to gradient_norm_power."""
     group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """Total weights of the groups 1to1, 1to2, 2to1 and 2to2 under weighting="group"."""
     gradient_norm_power: float = 1.0
-    """Under "gradient-norm": sub-tasks pull in proportion to their loss to this power; 0: all alike."""
+    """The power of the loss under "gradient-norm"; 0: all sub-tasks pull alike."""
     chunks: Literal[2, 4] = 2
     """Parts a clip is cut into by the task "visual-permutative": past and future, or four, of which every one or two
     predict every other one or two."""

@@ -12,13 +12,6 @@ from avppc.config.evaluate import HEADS, QUICK_HEADS, EvaluateConfig, HeadName
 from avppc.config.pretrain import TASK_NAMES, PresetName
 
 _LABELS = re.compile(r"all|[1-9]\d{0,8}")
-TABLE_TASKS: tuple[str, ...] = (
-    "synchronization",
-    "time-arrow",
-    "correspondence",
-    "visual-permutative",
-    "av-permutative",
-)
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class TableConfig:
     """Directory of the table: runs/ has the pretrained encoders, cells/ the measurements, table.* the pages."""
     preset: PresetName = "laptop"
     """Size of everything: "laptop" for two cores and about two hours, "gpu" for ResNet-34 at 88 pixels."""
-    tasks: tuple[str, ...] = TABLE_TASKS
+    tasks: tuple[str, ...] = TASK_NAMES
     """The proxy tasks, one row each; settings of pretraining may follow, such as
     "av-permutative:objective.weighting=equal;batch_size=64"."""
     labels: str = "10"

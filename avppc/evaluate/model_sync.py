@@ -10,7 +10,6 @@ from avppc.clip import ClipBatch
 from avppc.data.packed import PackedDataset
 from avppc.data.sync import SyncEstimate, chosen_rows, make_estimate, video_numbers
 from avppc.evaluate.task_probe import TrainedTask
-from avppc.tasks.spans import cut_audio, cut_video
 from avppc.train.hardware import autocast
 
 _BATCH = 64
@@ -27,6 +26,7 @@ def estimate_offset_by_model(
     Args:
         clips: most clips looked at.
         max_offset_frames: largest shift to either side; as far as the clips have room beside the model's spans.
+
     Raises:
         ValueError: the run's task does not compare sound and picture, or the clips are too short for its spans.
     """
@@ -55,14 +55,6 @@ def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
             raise ValueError(f"run: its task, {trained.config.task}, does not compare sound and picture")
         return scores
     frames = task.span_frames
-    most = (batch.video.shape[1] - frames) // 2
-    if most < 1:
+    if batch.video.shape[1] < frames + 2:
         raise ValueError(f"run: it looks at {frames} frames, clips of {batch.video.shape[1]} leave no room for shifts")
-    starts = torch.full((len(batch),), most)
-    seen = task.see(cut_video(batch.video, starts, frames), generator)
-    columns = []
-    for offset in range(-most, most + 1):
-        heard = task.hear(cut_audio(batch.audio, starts + offset, frames), generator)
-        pairs = task.match(seen, heard)  # [N pictures, N sounds]
-        columns.append(pairs.diagonal() - pairs.mean(0))
-    return torch.stack(columns, 1)
+    return torch.stack([pairs.diagonal() - pairs.mean(0) for pairs in task.offset_pairs(batch, generator)], 1)

@@ -19,7 +19,7 @@ from avppc.data.packed import PackedDataset
 from avppc.data.sampler import EpochSampler
 from avppc.evaluate.ranking import accuracy_among, recall_at
 from avppc.tasks.element_task import ElementTask
-from avppc.tasks.permutative_task import PermutativeTask, SubtaskTask
+from avppc.tasks.permutative_task import PermutativeBase, PermutativeTask
 from avppc.tasks.registry import make_task
 from avppc.tasks.weighting import task_gradients
 from avppc.train.hardware import autocast
@@ -154,7 +154,7 @@ def shortcut_report(trained: TrainedTask, dataset: PackedDataset) -> dict[str, A
     }
 
 
-def subtask_kinds(task: SubtaskTask) -> dict[str, list[int]]:
+def subtask_kinds(task: PermutativeBase) -> dict[str, list[int]]:
     """Numbers of the sub-tasks of each of KINDS that there are."""
 
     def side(elements: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -99,17 +101,19 @@ class ElementTask(ProxyTask):
         A picture in the middle of the clip is matched with the sounds before, beside and after it; None where the task
         has no score.
         """
+        if not self.matches:
+            return None
+        return torch.stack([pairs.diagonal() for pairs in self.offset_pairs(batch, generator)], 1)
+
+    def offset_pairs(self, batch: ClipBatch, generator: torch.Generator) -> Iterator[Tensor]:
+        """How well each sound fits each picture, [N pictures, N sounds], at one offset after the other; only where the
+        task `matches`."""
         frames = self.span_frames
         most = (batch.video.shape[1] - frames) // 2
         starts = torch.full((len(batch),), most)
-        if not self.matches:
-            return None
         seen = self.see(cut_video(batch.video, starts, frames), generator)
-        scores = []
         for offset in range(-most, most + 1):
-            heard = self.hear(cut_audio(batch.audio, starts + offset, frames), generator)
-            scores.append(self.match(seen, heard).diagonal())
-        return torch.stack(scores, 1)
+            yield self.match(seen, self.hear(cut_audio(batch.audio, starts + offset, frames), generator))
 
 
 def check_mel_clock(config: PretrainConfig) -> None:

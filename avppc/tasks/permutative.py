@@ -27,7 +27,7 @@ FUSIONS = ("mlp", "sum", "concat-linear")
 SIZE_GROUPS = ("1to1", "1to2", "2to1", "2to2")  # how many elements predict how many
 OTHER_TIME = {"Vp": "Vf", "Vf": "Vp", "Ap": "Af", "Af": "Ap"}
 
-Elements = tuple[str, ...]
+ElementNames = tuple[str, ...]
 
 
 class SubTask(NamedTuple):
@@ -35,9 +35,9 @@ class SubTask(NamedTuple):
 
     name: str
     """For example "Vp,Ap->Vf"."""
-    inputs: Elements
+    inputs: ElementNames
     """The elements of the context."""
-    targets: Elements
+    targets: ElementNames
     """The elements that are predicted."""
     group: str
     """"1to1", "1to2", "2to1" or "2to2": how many elements predict how many."""
@@ -77,7 +77,7 @@ class PairFusion(nn.Module):
             "sum": their plain sum, without parameters.
     """
 
-    def __init__(self, pairs: Sequence[Elements], dim: int, kind: str) -> None:
+    def __init__(self, pairs: Sequence[ElementNames], dim: int, kind: str) -> None:
         super().__init__()
         check_choice("fusion", kind, FUSIONS)
         self.pairs = tuple(pairs)
@@ -275,7 +275,7 @@ class PermutativeInfoNCE(nn.Module):
             )
 
 
-def _used(sides: Sequence[Elements]) -> list[Elements]:
+def _used(sides: Sequence[ElementNames]) -> list[ElementNames]:
     """The distinct sets of elements: singles before pairs, in the order of ELEMENTS."""
     return sorted(set(sides), key=lambda side: (len(side), [ELEMENTS.index(element) for element in side]))
 

@@ -36,7 +36,7 @@ def make_visual_permutative(config: PretrainConfig) -> ProxyTask:
     return PermutativeTask(config, choose_subtasks(VISUAL_SUBTASKS, config.subtasks, config.exclude))
 
 
-class SubtaskTask(ElementTask):
+class PermutativeBase(ElementTask):
     """What the permutative tasks share: the losses of the sub-tasks over four elements, weighed into one."""
 
     def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask], *, hears: bool) -> None:
@@ -90,7 +90,7 @@ class SubtaskTask(ElementTask):
         return {group: sum(values) / len(values) for group, values in groups.items()}
 
 
-class PermutativeTask(SubtaskTask):
+class PermutativeTask(PermutativeBase):
     """Sub-tasks over the past and future of each clip, seen and (where one needs it) heard.
 
     Past and future go through each encoder as one batch of 2 N elements. They are cut first: no feature, motion channel
@@ -149,7 +149,7 @@ def _uses(subtasks: Sequence[SubTask], modality: str) -> bool:
     return any(element[0] == modality for task in subtasks for element in (*task.inputs, *task.targets))
 
 
-class ChunkTask(SubtaskTask):
+class ChunkTask(PermutativeBase):
     """Four chunks of what is seen: every set of one or two predicts every disjoint one, 42 sub-tasks in all.
 
     They are the sub-tasks of SUBTASKS with V1, V2, V3, V4 in the places of Vp, Vf, Ap, Af. A chunk is jittered by at

@@ -30,7 +30,7 @@ TASKS: dict[str, TaskEntry] = {
     "visual-permutative": TaskEntry("Visual permutative predictive coding", make_visual_permutative),
     "av-permutative": TaskEntry("AV permutative predictive coding", make_av_permutative),
 }
-"""In the order of the published table."""
+"""In the order of TASK_NAMES."""
 
 
 def make_task(name: str, config: PretrainConfig) -> ProxyTask:

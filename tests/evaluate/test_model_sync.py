@@ -14,6 +14,7 @@ from tiny_runs import tiny_config, write_tiny_set
 from avppc.cli import main
 from avppc.data.packed import PackedDataset
 from avppc.evaluate.model_sync import estimate_offset_by_model
+from avppc.tasks.element_task import ElementTask
 from avppc.train.loop import pretrain
 
 
@@ -24,6 +25,7 @@ class LoudMouths:
     matches = True
     span_frames = 13
     biased = 0.0
+    offset_pairs = ElementTask.offset_pairs
 
     def see(self, video, generator):
         dark = -video.double().mean((2, 3))
