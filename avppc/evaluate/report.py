@@ -92,7 +92,7 @@ def render(config: ReportConfig) -> str:
         evaluations=_by_settings(record.rows),
         commands=_commands(config, record),
         encoder_file=ENCODER_FILE if encoder else None,
-        outdated=[row for row in record.rows if encoder and row.settings.get("encoder_sha256", encoder) != encoder],
+        outdated=[row for row in record.rows if encoder and row.settings["encoder_sha256"] != encoder],
     )
 
 

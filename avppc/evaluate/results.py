@@ -53,7 +53,7 @@ class RowResult:
     seconds: float
     """Wall time of the row."""
     settings: dict[str, Any]
-    """The settings of the evaluation."""
+    """The settings of the evaluation, the run's task and the checksum of its encoder."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,11 +64,14 @@ class RowResult:
         for name, kind in (("chosen", dict), ("settings", dict), ("trials", list), ("draws", list), ("words", list)):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        for name in ("task", "encoder_sha256"):
+            if not isinstance(self.settings.get(name), str):
+                raise ValueError(f"settings must name the {name} of the encoder, got {self.settings.get(name)!r}")
 
 
 def task_of(result: RowResult) -> str:
     """What titles call the task that the encoder was pretrained by."""
-    task = str(result.settings.get("task", "av-permutative"))
+    task = result.settings["task"]
     return SHORT_TASKS.get(task, task)
 
 
@@ -111,9 +114,7 @@ def print_table(results: Sequence[RowResult]) -> None:
     """Prints the rows to standard output."""
     first = results[0]
     labels = f"{first.labels_per_word} labels a word" if first.labels_per_word else "all labels"
-    table = Table(
-        title=f"Lip reading: {len(first.words)} words, {labels}, {first.tested} test clips of unseen speakers"
-    )
+    table = Table(title=f"Lip reading: {len(first.words)} words, {labels}, {first.tested} test clips")
     for column in ("encoder", "head", "words right", "draws"):
         table.add_column(column, justify="left" if column in ("encoder", "head") else "right")
     for result in results:

@@ -75,9 +75,14 @@ def to_markdown(table: Table) -> str:
             cells += [f"{cost.clips:,}", duration(cost.seconds).replace("\u00a0", " ")] if cost else [NOTHING, NOTHING]
             lines.append(_line(cells))
         parts.append("\n".join(lines))
-    seeds = "1 pretraining seed" if config.seeds == 1 else f"{config.seeds} pretraining seeds"
-    parts.append(f"{NOTES} {seeds}.\n\nSlides: {SOURCE}\n\n`{_command(config)}`\n")
+    parts.append(f"{NOTES} {seeds_text(table)}.\n\nSlides: {SOURCE}\n\n`{_command(config)}`\n")
     return "\n\n".join(parts)
+
+
+def seeds_text(table: Table) -> str:
+    """For example "3 pretraining seeds", "1 to 3 pretraining seeds"."""
+    fewest, most = table.seed_counts
+    return f"{most if fewest == most else f'{fewest} to {most}'} pretraining seed{'s' if most > 1 else ''}"
 
 
 def _line(cells: list[str]) -> str:
@@ -129,6 +134,7 @@ def to_html(table: Table) -> str:
         slides=published_heads(table),
         notes=NOTES,
         source=SOURCE,
+        seeds=seeds_text(table),
         command=_command(table.config),
         curve=Markup(curve) if curve else None,
     )

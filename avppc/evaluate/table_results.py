@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +14,11 @@ from avppc.config.evaluate import RowName
 from avppc.config.table import TableConfig
 from avppc.evaluate.published import PUBLISHED
 from avppc.evaluate.record import read_record
-from avppc.evaluate.results import RowResult
+from avppc.evaluate.results import TITLES, RowResult
 from avppc.evaluate.statistics import student_interval
 from avppc.evaluate.table_plan import BASELINES, Cell, Entry
 
-BASELINE_TITLES = {"random": "random encoder", "supervised": "supervised from scratch"}
+BASELINE_TITLES = {"random": "random encoder", "supervised": TITLES["supervised"]}
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,14 @@ class Table:
             pairs = {head: self._pair(entry, head, labels_per_word) for head in self.columns}
             lines.append((entry.title, entry, pairs))
         return lines
+
+    @property
+    def seed_counts(self) -> tuple[int, int]:
+        """Fewest and most pretraining seeds of a cell; those of the settings where nothing is measured."""
+        cells = [item.cell for item in self.results if item.cell.entry is not None]
+        seeds = Counter((cell.row, cell.entry, cell.head, cell.labels_per_word) for cell in cells)
+        counts = seeds.values() or (self.config.seeds,)
+        return min(counts), max(counts)
 
     def _baseline_pair(self, row: RowName, head: str, labels_per_word: int) -> Pair:
         figure = self.figure(row, None, head, labels_per_word)

@@ -71,7 +71,7 @@ def format_size(size_bytes: int) -> str:
 
 def rows_of_encoder(rows: list[RowResult], encoder_sha256: str) -> list[RowResult]:
     """The rows of the lip-reading table that were measured with this encoder, not with one of an earlier training."""
-    return [row for row in rows if row.settings.get("encoder_sha256", encoder_sha256) == encoder_sha256]
+    return [row for row in rows if row.settings["encoder_sha256"] == encoder_sha256]
 
 
 def _describe_data(data: Path) -> str:

@@ -177,9 +177,10 @@ def _restore(
         task.load_state_dict(checkpoint.tensors("model"))
         load_optimizer_tensors(optimizer, task, checkpoint.tensors("optimizer"))
         sampler.load_state(checkpoint.progress["sampler"])
+        skipped = int(checkpoint.progress["skipped"])
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{checkpoint.directory} is not a checkpoint of these settings: {error}") from error
-    return checkpoint.step, int(checkpoint.progress.get("skipped", 0))
+    return checkpoint.step, skipped
 
 
 def _check_alike(task: ProxyTask, step: int, processes: Processes) -> None:

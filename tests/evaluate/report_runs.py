@@ -18,7 +18,7 @@ from avppc.data.packed import SHARD_FOLDER, PackedIndex
 from avppc.data.shard import ClipShape, ShardWriter
 from avppc.evaluate.results import RowResult, write_row
 from avppc.evaluate.statistics import mean_and_interval
-from avppc.files import write_json
+from avppc.files import sha256_of, write_json
 from avppc.tasks.permutative import SUBTASKS
 
 WORDS = ("ABOUT", "<B>", "C&语", "$x$ -->", "BILLION")
@@ -84,6 +84,9 @@ def make_row(
     settings = config_to_dict(EvaluateConfig(run, labels_per_word=labels, draws=3, heads=("gru", "bins")))
     for name in ("rows", "run", "threads", "trajectories"):
         del settings[name]
+    encoder = run / "encoder.safetensors"
+    settings["task"] = "av-permutative"
+    settings["encoder_sha256"] = sha256_of(encoder) if encoder.exists() else "0" * 64
     trains = row in ("supervised", "finetuned")
     trials: list[dict[str, Any]] = [
         {"head": head, "head_learning_rate": 0.003, "encoder_learning_rate": 0.001 if trains else None, "val_wcr": val}

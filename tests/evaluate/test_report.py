@@ -25,6 +25,7 @@ from avppc.evaluate.clip_strips import make_clip_sheet
 from avppc.evaluate.record import read_record
 from avppc.evaluate.report import duration, percent, render, run
 from avppc.evaluate.results import RowResult, write_row
+from avppc.files import sha256_of
 from avppc.tasks.permutative import SUBTASKS
 from avppc.train.loop import pretrain
 
@@ -37,9 +38,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished")
     directory = root / "runs" / "one <run>"
     write_run(directory, write_clips(root / "packed"))
+    (directory / "encoder.safetensors").touch()
     write_evaluation(directory, labels=1)
     write_evaluation(directory, labels=10)
-    (directory / "encoder.safetensors").touch()
     return directory
 
 
@@ -266,7 +267,7 @@ def test_report_of_a_rival_task_names_it(tmp_path: Path) -> None:
     pretrain(tiny_config(write_tiny_set(tmp_path / "packed"), run, task="time-arrow", steps=4))
     draws = [{"seed": 0, "val_wcr": 0.5, "test_wcr": 0.5}]
     chosen, words = {"head": "bins", "head_learning_rate": 1e-2}, ["OPEN", "SHUT"]
-    settings = {"task": "time-arrow"}
+    settings = {"task": "time-arrow", "encoder_sha256": sha256_of(run / "encoder.safetensors")}
     result = RowResult("frozen", 4, 0.5, 0.2, 0.5, chosen, [], draws, words, 9, [[5, 0], [4, 0]], 1.0, settings)
     write_row(run, result)
     page = render(ReportConfig(run))

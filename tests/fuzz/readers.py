@@ -125,9 +125,8 @@ def _run_readers(run: Path) -> dict[str, Reader]:
         b"\n".join(mutate.dump({"step": n, "loss": 1.5, "task_loss": [1.0]}) for n in (1, 2))
     )
     trial = {"head": "gru", "rate": 0.1}
-    row = RowResult(
-        "frozen", 10, 0.5, 0.1, 0.05, trial, [trial], [{"seed": 0}], ["A", "B"], 2, [[1, 0], [0, 1]], 1.0, {}
-    )
+    settings, counts = {"task": "av-permutative", "encoder_sha256": "0" * 64}, [[1, 0], [0, 1]]
+    row = RowResult("frozen", 10, 0.5, 0.1, 0.05, trial, [trial], [{"seed": 0}], ["A", "B"], 2, counts, 1.0, settings)
     write_row(run, row)
     return {
         "config": _file_reader(run / "config.json", mutate.mutate_json, lambda: read_run_config(run)),
