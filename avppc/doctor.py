@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import importlib.metadata
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from avppc._version import __version__
+from avppc.config.cores import count_cores
 from avppc.config.doctor import DoctorConfig
+from avppc.data import nvdec
 from avppc.ops import _library
 from avppc.self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
 
 _PACKAGES = ("numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
-_NVDEC_LIBRARY = "libnvcuvid.so.1"
 
 
 def run(config: DoctorConfig) -> int:
@@ -77,7 +77,7 @@ def _devices() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     gpus = [
         {
             "name": torch.cuda.get_device_name(number),
@@ -110,9 +110,9 @@ def _nvdec_problem() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device is available to torch"
     try:
-        ctypes.CDLL(_NVDEC_LIBRARY)
+        ctypes.CDLL(nvdec.LIBRARY)
     except OSError as error:
-        return f"the driver's {_NVDEC_LIBRARY} does not load ({error}): in a container, ask for the capability 'video'"
+        return f"the driver's {nvdec.LIBRARY} does not load ({error}): in a container, ask for the capability 'video'"
     return None
 
 

@@ -37,7 +37,7 @@ class BenchResult:
     clips_per_second: float
     step_seconds: float
     parts_seconds: dict[str, float]
-    """Seconds a step of waiting for data, forward, backward, optimiser; they add up to step_seconds."""
+    """Seconds a step of fetching the batch, forward, backward, optimiser; they add up to step_seconds."""
     data_wait: float
     """Share of the step that waits for data."""
     step_tflop: float

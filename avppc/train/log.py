@@ -24,7 +24,7 @@ from avppc.files import parse_json
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-_COUNT = ""  # the sum of ones
+_COUNT = "count"
 
 
 class Meter:
