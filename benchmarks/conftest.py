@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from avppc.config.cores import count_cores
 from avppc.ops import _library
 
 
@@ -19,7 +19,7 @@ def machine_facts() -> dict[str, Any]:
     """What a figure needs beside it; None where this machine does not tell."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": count_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "build": _library.build_info(),
         "versions": {

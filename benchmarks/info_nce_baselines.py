@@ -117,7 +117,8 @@ def baselines(compiled: bool = True) -> dict[str, Callable[[Step], Tensor]]:
 
 
 def products(step: Step, backward: bool) -> Callable[[], None]:
-    """The torch.mm calls of one step, into memory that is there already: what no loss can beat with these products."""
+    """The torch.mm calls of one step, into memory that is there already: what a loss that writes its products to memory
+    cannot beat."""
     N, D = step.contexts.shape[1:]
     c, z, w = step.contexts[0].detach(), step.targets[0].detach(), step.weights[0].detach()
     logits, wide, square = c.new_empty(N, N), c.new_empty(N, D), c.new_empty(D, D)

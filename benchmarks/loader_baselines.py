@@ -11,6 +11,7 @@ import av
 import numpy as np
 import torch
 
+from avppc.clip import CLIP_SAMPLES, LRW_COLUMNS, LRW_ROWS
 from avppc.data.codec import load_torchcodec
 from avppc.data.crop import Crop
 from avppc.data.dali import DaliLoader, load_dali
@@ -19,8 +20,7 @@ from avppc.data.manifest import scan
 from avppc.data.sampler import EpochSampler
 from avppc.data.videos import first_clips
 
-SAMPLES = 18_560
-WINDOW = (slice(115, 211), slice(79, 175))  # LRW's
+WINDOW = (slice(*LRW_ROWS), slice(*LRW_COLUMNS))
 
 
 def bare_decode(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,7 @@ def bare_decode(path: str) -> tuple[np.ndarray, np.ndarray]:
                 else:
                     sound += [part.to_ndarray()[0] for part in resampler.resample(frame)]
         sound += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    return np.stack(images), np.concatenate(sound)[:SAMPLES]
+    return np.stack(images), np.concatenate(sound)[:CLIP_SAMPLES]
 
 
 def bare_torchcodec(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +49,7 @@ def bare_torchcodec(path: str) -> tuple[np.ndarray, np.ndarray]:
     decoders = load_torchcodec()
     frames = decoders.VideoDecoder(path, num_ffmpeg_threads=1, seek_mode="approximate").get_all_frames()
     sound = decoders.AudioDecoder(path, sample_rate=16_000, num_channels=1).get_all_samples()
-    return frames.data[:, 0, WINDOW[0], WINDOW[1]].numpy(), sound.data[0, :SAMPLES].numpy()
+    return frames.data[:, 0, WINDOW[0], WINDOW[1]].numpy(), sound.data[0, :CLIP_SAMPLES].numpy()
 
 
 def bare_decord(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def bare_decord(path: str) -> tuple[np.ndarray, np.ndarray]:
 
     frames = decord.VideoReader(path, num_threads=1)[:].asnumpy()
     sound = decord.AudioReader(path, sample_rate=16_000, mono=True)[:].asnumpy()
-    return frames[:, WINDOW[0], WINDOW[1], 0], sound[0, :SAMPLES]
+    return frames[:, WINDOW[0], WINDOW[1], 0], sound[0, :CLIP_SAMPLES]
 
 
 def decoders() -> dict[str, Callable[[str], object]]:

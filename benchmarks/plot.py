@@ -16,11 +16,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plot_log_mel import report_log_mel
-from plot_tables import markdown
+from plot_tables import TABLE_D, markdown
 
 Record = dict[str, Any]  # a benchmark's extra_info, with its test's name as "test"
 
-TABLE_D = 256
 COLOURS = {
     "ours": "#2560a8",
     "eager bmm": "#bf6516",

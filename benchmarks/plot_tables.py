@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+TABLE_D = 256  # the width with every baseline and with memory
+
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose columns but the first are aligned right."""

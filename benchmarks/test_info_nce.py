@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from info_nce_baselines import Step, baselines, clip_loss, products
+from plot_tables import TABLE_D
 from timing import Contestant, Times, peak_extra_mib, take_turns
 from torch import Tensor
 
@@ -25,7 +26,6 @@ pytestmark = pytest.mark.timeout(3600)  # a full step of N = 2048 by every conte
 
 K_VALUES, N_VALUES, D_VALUES = (1, 42), (128, 256, 512, 1024, 2048), (128, 256, 512)
 MEMORY_FROM_N = 512
-TABLE_D = 256  # the width with every baseline and with memory
 
 
 def quietly(function: Callable[[], Any]) -> Any:

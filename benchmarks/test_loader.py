@@ -32,6 +32,7 @@ from avppc.data.shard import ClipShape, ShardWriter
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))  # the tests' videos serve here too
 from loader_baselines import bare_decode, dali_loader, decoders
 from make_videos import write_video
+from timing import take_turns
 
 SHAPE = ClipShape(CLIP_FRAMES, CROP_SIZE, CROP_SIZE)
 CLIP_BYTES = CLIP_FRAMES * CROP_SIZE * CROP_SIZE + 2 * SHAPE.samples
@@ -43,17 +44,9 @@ VIDEOS = 96
 DECODE_ROUNDS = 5
 
 
-def take_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contestant."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for contestant in contestants.values():
-        contestant()
-    for _ in range(rounds):
-        for name, contestant in contestants.items():
-            start = time.perf_counter()
-            contestant()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def median_seconds(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each contestant over so many rounds."""
+    return {name: times.median for name, times in take_turns(contestants, rounds=(rounds, rounds)).items()}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +99,7 @@ def test_packed_batches(benchmark, packed):
 
     for _ in range(2 * CLIPS // BATCH):  # until no page is new to this process, nor asked for ahead
         ours()
-    seconds = take_turns({"ours": ours, "raw": raw_read, "raw_new": raw_read_into_new_memory}, ROUNDS)
+    seconds = median_seconds({"ours": ours, "raw": raw_read, "raw_new": raw_read_into_new_memory}, ROUNDS)
     benchmark.extra_info.update(
         clips_per_second=BATCH / seconds["ours"],
         gb_per_second=BATCH * CLIP_BYTES / seconds["ours"] / 1e9,
@@ -188,9 +181,9 @@ def test_decoding(benchmark, videos, packed, workers):
             "bare": lambda: decode("bare", bare_frames),
             "plain": lambda: [batch.shape for batch, _ in plain],
         }
-        seconds = take_turns(contestants, DECODE_ROUNDS)
+        seconds = median_seconds(contestants, DECODE_ROUNDS)
         benchmark.pedantic(contestants["ours"], rounds=DECODE_ROUNDS, warmup_rounds=1)
-    packed_seconds = take_turns(
+    packed_seconds = median_seconds(
         {"packed": lambda: dataset.batch(torch.from_numpy(rng.permutation(CLIPS)[:BATCH]))}, ROUNDS
     )["packed"]
     benchmark.extra_info.update(
@@ -216,7 +209,7 @@ def test_backends(benchmark, videos):
         assert images.shape == (CLIP_FRAMES, CROP_SIZE, CROP_SIZE)
         assert np.abs(np.asarray(images)[0].astype(int) - clip.video[0].numpy()).mean() < 25  # red is not luma
     rounds = {name: (lambda decode=decode: [decode(path) for path in paths]) for name, decode in contestants.items()}
-    seconds = take_turns(rounds, DECODE_ROUNDS)
+    seconds = median_seconds(rounds, DECODE_ROUNDS)
     benchmark.extra_info.update({f"{name}_clips_per_second": len(paths) / value for name, value in seconds.items()})
     benchmark.pedantic(rounds["ours_pyav"], rounds=1)
 
@@ -231,7 +224,7 @@ def test_dali(benchmark, tmp_path):
         pytest.skip("nvidia-dali-cuda130 is not installed")
     with loader:
         contestants = {"dali": loader.__next__, "pyav": lambda: [decode_clip(path) for path in paths[:8]]}
-        seconds = take_turns(contestants, DECODE_ROUNDS)
+        seconds = median_seconds(contestants, DECODE_ROUNDS)
         benchmark.pedantic(contestants["dali"], rounds=1)
     del loader, contestants
     gc.collect()  # the socket is complained about here, where that is ignored

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from loader_baselines import WINDOW
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,8 +26,6 @@ from avppc.tasks.permutative import SUBTASKS
 from avppc.tasks.permutative_task import PermutativeTask
 from avppc.train.hardware import autocast, keep_memory, use_bf16
 from avppc.train.optimizer import make_optimizer
-
-WINDOW = (slice(115, 211), slice(79, 175))
 
 
 @dataclass(frozen=True)
