@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(given)
         finally:
-            sys.stdout.flush()  # now: at the interpreter's end nothing could be done about a closed pipe
-    except BrokenPipeError as error:
+            print(end="", flush=True)  # now: at the interpreter's end nothing could be done about a closed pipe
+    except OSError as error:
         return _CLOSED_PIPE if _stdout_is_closed() else _fail(str(error))
 
 
@@ -104,7 +104,7 @@ def _stdout_is_closed() -> bool:
     """Whether nobody reads standard output any more, as behind `| head`; what is still to come is thrown away then."""
     try:
         descriptor = sys.stdout.fileno()
-    except OSError:  # not a file: a notebook's
+    except (OSError, AttributeError):  # not a file, as in a notebook, or none at all
         return False
     poll = select.poll()
     poll.register(descriptor, 0)  # errors, such as a pipe without a reader, are always told
