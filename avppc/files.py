@@ -19,6 +19,17 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def check_writable(path: Path) -> None:
+    """OSError, with the folder's name, unless a file can be written at `path`: before hours of work, not after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = temporary_name(path)
+    try:
+        trial.touch()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    trial.unlink()
+
+
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` when the block ends; a failed block leaves none."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,3 +30,15 @@ def check_device(name: str, value: object) -> torch.device:
         return torch.device(value)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:1', got {value!r}") from error
+
+
+def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products run in the dtypes they come in, on the device of value."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_on(kind) else nullcontext()
+
+
+def is_autocast_on(device_type: str) -> bool:
+    """Whether autocast is on for such devices."""
+    # devices without autocast, such as meta, must not be asked
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

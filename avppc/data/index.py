@@ -21,11 +21,11 @@ from rich.console import Console
 
 from avppc.config.data import IndexConfig
 from avppc.data.decode import UNREADABLE, DecodeError, damage_as_decode_error
-from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, read_manifest_lines, scan
+from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
 from avppc.data.prepare_progress import PrepareProgress, print_kinds
 from avppc.data.probe import VideoFacts, probe
 from avppc.data.processes import Report, Unit, run_units
-from avppc.files import sha256_of, write_atomically
+from avppc.files import check_writable, sha256_of, write_atomically
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0
@@ -50,6 +50,7 @@ def run(config: IndexConfig) -> int:
     number, shares = config.share()
     mine = found.videos[number::shares]
     target = out if shares == 1 else out.with_name(f"{_part_prefix(out)}{number}-of-{shares}")
+    check_writable(target)
     entries = _known_entries(out, found, mine)
     todo = [video for video in mine if not _is_current(entries[video.path], video, config.frames)]
     _probe_all(config, todo, entries, target, console)
@@ -188,7 +189,8 @@ def _others(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(out: Path, entries: Entries) -> None:
-    lines = (json.dumps(entries[path]) + "\n" for path in sorted(entries))
+    # A path that no manifest may name belongs to a file that is refused whatever the manifest says.
+    lines = (json.dumps(entries[path]) + "\n" for path in sorted(entries) if is_portable(path))
     write_atomically(out, "".join(lines).encode())
 
 

@@ -184,10 +184,11 @@ def read_manifest_lines(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
 def read_list(path: Path) -> dict[str, Entry]:
     """The paths in a text file, one a line; ValueError that tells the line where one is not below the data's folder."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a list of videos: {error}") from error
-    return {_safe_path(path, number, line.strip()): Entry() for number, line in enumerate(lines, 1) if line.strip()}
+    named = ((number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip())
+    return {_safe_path(path, number, line): Entry() for number, line in named}
 
 
 def _line_error(path: Path, number: int, problem: object) -> ValueError:
@@ -198,7 +199,7 @@ def _safe_path(manifest: Path, number: int, text: str) -> str:
     path = PurePosixPath(text)
     if printable(text) != text:
         raise _line_error(manifest, number, f"path must be valid UTF-8, got {text!r}")
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in text or "\\" in text:
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in text or not is_portable(text):
         raise _line_error(manifest, number, f"path must lie below the data's folder, without '..'; got {text!r}")
     return path.as_posix()
 
@@ -282,6 +283,8 @@ def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
                 stem, suffix = os.path.splitext(entry.name)
                 if stem not in beside and path != MANIFEST_NAME:
                     result.others[suffix.lower() or entry.name] += 1
+            elif not is_portable(path):
+                result.refused.append((path, "its name has a backslash"))
             elif printable(path) != path:
                 result.refused.append((printable(path), "its name is not valid UTF-8"))
             elif not entry.is_file():
@@ -318,6 +321,11 @@ def _place(path: PurePosixPath, root: Path) -> tuple[str | None, str]:
     if len(parts) > 3 and parts[-2] in SPLITS:
         raise ValueError(f"{root} has LRW's layout further down ({path}): pass {root.joinpath(*parts[:-3])}")
     return None, "train"
+
+
+def is_portable(path: str) -> bool:
+    """Whether a path means the same on every system: a manifest names no other."""
+    return "\\" not in path
 
 
 def printable(path: str) -> str:

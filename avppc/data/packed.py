@@ -21,7 +21,7 @@ from avppc.data.buffers import BufferPool
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.read_ahead import ReadAhead, blocks_read
 from avppc.data.remote import fetch_packed, remote_url
-from avppc.data.shard import Shard, ShardRecord
+from avppc.data.shard import Shard, ShardRecord, missing_shard
 from avppc.files import sha256_of
 from avppc.tensors import check_tensor
 
@@ -129,9 +129,7 @@ class PackedDataset:
 
     def close(self) -> None:
         """Lets go of the shards; batches already made stay valid."""
-        for shard in self._shards:
-            shard.close()
-        self._shards = []
+        self._shards = []  # their maps go with them
 
     def __enter__(self) -> PackedDataset:
         return self
@@ -184,7 +182,10 @@ def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:
 
 
 def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:
-    """ValueError that names the first shard whose content is not what its record says."""
+    """ValueError that names the first shard that is missing or whose content is not what its record says."""
+    for record in records:
+        if not (folder / record.file).is_file():
+            raise missing_shard(folder / record.file)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         digests = pool.map(lambda record: sha256_of(folder / record.file), records)
         for record, digest in zip(records, digests, strict=True):

@@ -150,7 +150,7 @@ class Shard:
 
     def __init__(self, path: Path, shape: ClipShape, record: ShardRecord) -> None:
         if not path.is_file():
-            raise ValueError(f"{path} is missing; `avppc prepare` with the same settings makes it anew")
+            raise missing_shard(path)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != record.bytes:
@@ -184,9 +184,10 @@ class Shard:
             past_page = start % _PAGE_BYTES
             self._map.madvise(mmap.MADV_WILLNEED, start - past_page, row_bytes + past_page)
 
-    def close(self) -> None:
-        """Lets go of the map; arrays taken from it keep it alive."""
-        self._arrays = {}
+
+def missing_shard(path: Path) -> ValueError:
+    """What is raised where an index names a shard that is not there."""
+    return ValueError(f"{path} is missing; `avppc prepare` with the same settings makes it anew")
 
 
 def _header(shape: ClipShape, clips: int) -> bytes:

@@ -14,7 +14,7 @@ from avppc.clip import SPLITS
 from avppc.config.evaluate import EvaluateConfig, HeadName, RowName
 from avppc.data.packed import PackedDataset
 from avppc.evaluate.classifier import HELD_OUT_SPLITS, ClassifierData, FitConfig, fit_classifier, predict
-from avppc.evaluate.labels import draw_labeled_clips
+from avppc.evaluate.labels import draw_labelled_clips
 from avppc.evaluate.sources import (
     TRAINING_AUGMENT,
     VIEWS,
@@ -110,7 +110,7 @@ class Bench:
         self.splits = {split: PackedDataset(data, split, verify) for split in SPLITS}
         draws = max(draws_of(config, row) for row in ("frozen", "supervised"))
         self.label_rows = [
-            draw_labeled_clips(self.labels("train"), config.labels_per_word, config.seed + draw)
+            draw_labelled_clips(self.labels("train"), config.labels_per_word, config.seed + draw, self.words)
             for draw in range(draws)
         ]
 

@@ -23,7 +23,7 @@ from avppc.data.augment import crop_video
 from avppc.data.packed import PackedIndex, open_shard
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_embeddings
-from avppc.files import sha256_of, write_atomically
+from avppc.files import check_writable, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
 from avppc.progress import clip_progress
@@ -71,6 +71,7 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
+    check_writable(config.out)
     encoder = load_encoder(config.encoder).to(resolve_device(config.device))
     directory, index = _open_index(config, encoder)
     skipped: list[SkippedClip] = []

@@ -37,7 +37,7 @@ def find_encoder(path: str | os.PathLike[str]) -> Path:
     file = Path(path)
     if file.is_dir():
         file = file / ENCODER_FILE
-    if not file.exists():
+    if not file.is_file():
         raise FileNotFoundError(
             f"there is no encoder at {file}: give an encoder file, or the directory of a finished run or of an export "
             "with safetensors"

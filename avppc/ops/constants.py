@@ -20,7 +20,7 @@ def constant(kind: str, key: Hashable, make: Callable[[], Tensor], like: Tensor)
     `like` is an embedding of the call: where it is no plain tensor, or a transform, a mode or a CUDA graph that is
     recorded would take part in the making, the tensor is made for this call alone.
     """
-    if not _is_plain(like):
+    if not is_plain(like):
         return make()
     kept = _kept.setdefault(kind, {})
     found = kept.get(key)
@@ -36,7 +36,8 @@ def constant(kind: str, key: Hashable, make: Callable[[], Tensor], like: Tensor)
     return found
 
 
-def _is_plain(like: Tensor) -> bool:
+def is_plain(like: Tensor) -> bool:
+    """Whether a value's numbers are there: no tracing, no transform, no mode and no subclass takes part."""
     return (
         not torch.compiler.is_compiling()
         and type(like) in (Tensor, torch.nn.Parameter)

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from avppc.ops.reference_info_nce import (
     info_nce_logits_reference,
     info_nce_rows_reference,
 )
+from avppc.tensors import is_autocast_on, without_autocast
 
 REDUCTIONS = ("mean", "task", "none")
 BACKENDS = ("auto", "triton", "cpp", "reference")
@@ -249,21 +249,10 @@ def _normalized(task_weights: Sequence[float]) -> list[float]:
     return [weight / total for weight in task_weights]
 
 
-def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
-    """A context in which products run in the dtypes they come in, on the device of value."""
-    kind = value.device.type
-    return torch.autocast(kind, enabled=False) if _is_autocast_on(kind) else nullcontext()
-
-
-def _is_autocast_on(device_type: str) -> bool:
-    # devices without autocast, such as meta, must not be asked
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
 def to_autocast_dtype(*embeddings: Any) -> tuple[Any, ...]:
     """The embeddings in autocast's dtype where autocast is on, as for torch.matmul; float64 stays."""
     kinds = [value.device.type for value in embeddings if isinstance(value, Tensor)]
-    if not kinds or not _is_autocast_on(kinds[0]):
+    if not kinds or not is_autocast_on(kinds[0]):
         return embeddings
     dtype = torch.get_autocast_dtype(kinds[0])
     return tuple(

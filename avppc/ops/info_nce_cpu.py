@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
+from avppc.ops.constants import is_plain
 from avppc.ops.info_nce_autograd import (
     FIELDS,
     NEEDS,
@@ -89,7 +90,7 @@ class _Mean(torch.autograd.Function):
         gradients = ctx.saved_tensors
         if not _is_last_backward(dloss):  # copies even for dloss = 1: the next one needs the saved gradients
             gradients = tuple(value if value is None else value * dloss for value in gradients)
-        elif dloss.item() != 1.0:
+        elif not is_plain(dloss) or dloss.item() != 1.0:
             gradients = tuple(value if value is None else value.mul_(dloss) for value in gradients)
         return gradients_of(gradients, FIELDS + 1)
 

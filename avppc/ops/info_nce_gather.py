@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from avppc.ops.info_nce import InfoNCEStats, pick_backend, reduce_rows, solve, without_autocast
+from avppc.ops.info_nce import InfoNCEStats, pick_backend, reduce_rows, solve
 from avppc.ops.info_nce_problem import NO_POSITIVE, Problem
 from avppc.ops.reference_info_nce import info_nce_logits_reference
+from avppc.tensors import without_autocast
 
 GATHERS = ("none", "all", "ring")
 _known_even = False

@@ -229,7 +229,7 @@ def check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
     """The ids as int64; one for each of the N rows of embeddings [sets, N, width]."""
     check_tensor(name, ids)
     if ids.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"{name} must hold integers, got dtype {_names([ids.dtype])}")
+        raise TypeError(f"{name} must have one of the dtypes {_names(INTEGER_DTYPES)}; got {_names([ids.dtype])}")
     if ids.ndim != 1 or ids.shape[0] != embeddings.shape[1]:
         raise ValueError(f"{name} must have shape [{embeddings.shape[1]}], one id a row; got {list(ids.shape)}")
     if ids.device != embeddings.device:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from avppc.config.checks import check_choice
 from avppc.config.features import LogMelConfig
 from avppc.ops import _library
+from avppc.ops.constants import is_plain
 from avppc.ops.reference_log_mel import log_mel_reference
-from avppc.tensors import check_tensor
+from avppc.tensors import check_tensor, without_autocast
 
 BACKENDS = ("auto", "cpp", "cuda", "reference")
 _LENGTH_DTYPES = (torch.int32, torch.int64)
@@ -49,7 +50,7 @@ def log_mel(
         _check_lengths(lengths, waveform)
     backend = _pick_backend(waveform, backend)
     if backend == "reference":
-        with torch.autocast(waveform.device.type, enabled=False):  # bfloat16 products would cost two digits
+        with without_autocast(waveform):  # bfloat16 products would cost two digits
             return log_mel_reference(waveform.detach(), config, lengths)
     samples = waveform.shape[-1]
     flat_lengths = None if lengths is None else lengths.reshape(-1).to(torch.int64).contiguous()
@@ -110,7 +111,7 @@ def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
     if lengths.device != waveform.device:
         raise ValueError(f"lengths must be on the waveform's device {waveform.device}, got {lengths.device}")
     # On a GPU a look at the values would wait for it; the kernel limits them to 0..S instead.
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+    if lengths.device.type == "cpu" and is_plain(lengths):
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > waveform.shape[-1]:
             raise ValueError(f"lengths must be from 0 to {waveform.shape[-1]}, got values from {low} to {high}")

@@ -20,6 +20,7 @@ from avppc.ops.info_nce import to_autocast_dtype
 from avppc.ops.info_nce_module import MAX_WIDTH, BilinearInfoNCE, check_option_names, check_weight_list
 from avppc.ops.info_nce_problem import check_ids
 from avppc.ops.reference_info_nce import info_nce_logits_reference
+from avppc.tensors import check_tensor
 
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
@@ -126,8 +127,11 @@ class PermutativeInfoNCE(nn.Module):
         gather: whose targets are the negatives, as in BilinearInfoNCE.
         swapped_negatives: whether each target set is also to be told from the same sets with past and future swapped,
             of all clips, its own clip's included: 2 N candidates, of which one shares speaker, light and pose.
-        **options: the other options of BilinearInfoNCE: scale, learn_scale, normalize, symmetric, reduction, backend,
-            return_stats. The defaults are the method's: no temperature, no normalisation.
+        **options: the other options of BilinearInfoNCE: scale, learn_scale, normalize, symmetric (not beside
+            swapped_negatives), reduction, backend, return_stats. The defaults are the method's: no temperature, no
+            normalisation.
+
+    A state_dict holds the W in the order of `subtasks`: load it into a module with the same ones in the same order.
 
     Reference: Tellamekala, Valstar, Pound, Giesbrecht, "Audio-Visual Predictive Coding for Self-Supervised Visual
     Representation Learning", ICPR 2020.
@@ -148,6 +152,11 @@ class PermutativeInfoNCE(nn.Module):
         check_integer("dim", dim, 1, MAX_WIDTH)
         check_bool("swapped_negatives", swapped_negatives)
         check_option_names("PermutativeInfoNCE", options)
+        if swapped_negatives and options.get("symmetric"):
+            raise ValueError(
+                "swapped_negatives and symmetric must not both be True: with 2 N candidates for N contexts, a target's "
+                "own contexts are no second set of losses"
+            )
         self.swapped_negatives = swapped_negatives
         self.dim = dim
         self.subtasks = _check_subtasks(subtasks)
@@ -251,9 +260,9 @@ class PermutativeInfoNCE(nn.Module):
             if element not in needed:
                 continue
             value = given[element]
-            if not isinstance(value, Tensor):
-                kind = type(value).__name__
-                raise TypeError(f"{argument} must be a torch.Tensor [N, {self.dim}] for these sub-tasks, got {kind}")
+            if value is None:
+                raise TypeError(f"{argument} must be a torch.Tensor [N, {self.dim}] for these sub-tasks, got NoneType")
+            check_tensor(argument, value)
             rows = value.shape[0] if rows is None and value.ndim == 2 else rows
             if value.ndim != 2 or value.shape[1] != self.dim or value.shape[0] != rows or rows == 0:
                 allowed = f"[{rows or 'N > 0'}, {self.dim}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from avppc._version import __version__
 from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.config.pretrain import PretrainConfig
+from avppc.data.remote import remote_url
 from avppc.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
@@ -27,7 +29,7 @@ def open_run(config: PretrainConfig) -> None:
     path = config.out / CONFIG_FILE
     wanted = config_to_dict(config)
     if path.exists():
-        differing = sorted(_differences(wanted, read_json(path)))
+        differing = sorted(_differences(_places(wanted), _places(read_json(path))))
         if differing:
             raise ValueError(
                 f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): "
@@ -48,6 +50,16 @@ def read_run_config(run: Path) -> PretrainConfig:
     if not path.exists():
         raise FileNotFoundError(f"{run} holds no run: there is no {CONFIG_FILE}")
     return config_from_dict(PretrainConfig, read_json(path), str(path))
+
+
+def _places(config: Any) -> Any:
+    """The settings without the run's own directory, which may move, and with the data's in one spelling."""
+    if not isinstance(config, dict):
+        return config
+    kept = {name: value for name, value in config.items() if name != "out"}
+    if isinstance(data := kept.get("data"), str):
+        kept["data"] = remote_url(data) or os.path.realpath(data)
+    return kept
 
 
 def _differences(wanted: Any, found: Any, name: str = "") -> list[str]:

@@ -114,6 +114,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     step, files, progress = header.get("step"), header.get("files"), header.get("progress")
     if not isinstance(step, int) or not isinstance(files, dict) or not isinstance(progress, dict):
         raise ValueError(f"{path} lacks step, files or progress")
+    if not files or not progress:
+        raise ValueError(f"{path} names no files, or says nothing of the progress")
     for name, checksum in files.items():
         if Path(name).name != name:
             raise ValueError(f"{path} names a file outside its directory: {name!r}")

@@ -144,6 +144,12 @@ def test_iterate_once_covers_everything_in_order(dataset):
     assert [number for batch in batches for number in ids(batch)] == list(range(23))
 
 
+def test_a_device_that_is_not_there_is_refused_at_once(dataset, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda', but torch finds no CUDA GPU here"):
+        ClipLoader(dataset, make_sampler(), device="cuda")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="copies to a CUDA device need one")
 def test_cuda_batches_are_the_same(dataset):
     expected = make_sampler()

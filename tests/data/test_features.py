@@ -85,6 +85,16 @@ def test_files_that_are_no_sound_are_refused(content: bytes | None, text: str, t
         read_sound(path)
 
 
+def test_a_wave_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", np.arange(1600, dtype=np.int16))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1000])
+    with pytest.raises(DecodeError, match=r"a\.wav: truncated: 1000 bytes are missing"):
+        read_sound(path)
+    path.write_bytes(content[:4] + b"\xff\xff\xff\xff" + content[8:])  # as a program that writes into a pipe has it
+    assert len(read_sound(path)) == 1600
+
+
 def test_a_video_without_sound_is_refused(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)

@@ -293,6 +293,27 @@ class TestPrepareBelievesTheManifest:
             prepare.run(PrepareConfig(folder, folder / "out"))
 
 
+def test_names_that_no_manifest_may_hold_are_refused_and_left_out_of_it(tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write_video(folder / "a.mp4", **SMALL)
+    for name in (b"b\\c.mp4", b"d\xff.mp4"):
+        (folder / os.fsdecode(name)).write_bytes((folder / "a.mp4").read_bytes())
+    for _ in range(2):
+        assert index.run(IndexConfig(folder, workers=1)) == 3
+        assert "its name has a backslash" in capsys.readouterr().out
+        assert entries(folder / "manifest.jsonl").keys() == {"a.mp4"}
+    out = tmp_path / "out"
+    assert prepare.run(PrepareConfig(folder, out, workers=1)) == 3
+    assert entries(out / "refused.jsonl").keys() == {"b\\c.mp4", "d\\udcff.mp4"}
+
+
+def test_a_manifest_that_cannot_be_written_is_told_before_anything_is_read(folder, monkeypatch):
+    monkeypatch.setattr(index, "_probe_all", lambda *_: pytest.fail("a video was read"))
+    with pytest.raises(OSError, match="none"):
+        index.run(IndexConfig(folder, out=folder / "a.mp4" / "none" / "manifest.jsonl"))
+
+
 class TestLists:
     def test_only_the_listed_videos_are_taken(self, folder, tmp_path):
         listed = tmp_path / "list.txt"
@@ -305,6 +326,16 @@ class TestLists:
         refused = entries(out / "refused.jsonl")
         assert refused["none.mp4"]["reason"] == "listed in list.txt, but there is no such video"
         assert refused["link.mp4"]["reason"] == "a link that leaves the data's folder is not followed"
+
+    def test_names_end_at_the_line_and_nowhere_else(self, folder, tmp_path):
+        names = ["a\u2028b.mp4", "c .mp4", "d\x85.mp4"]
+        for name in names:
+            (folder / name).write_bytes((folder / "a.mp4").read_bytes())
+        listed = tmp_path / "list.txt"
+        listed.write_bytes("\r\n".join(names).encode())
+        prepare.run(PrepareConfig(folder, tmp_path / "out", paths=listed, workers=1))
+        with PackedDataset(tmp_path / "out") as dataset:
+            assert sorted(dataset.sources) == sorted(names)
 
     @pytest.mark.parametrize("path", ["../a.mp4", "/etc/passwd", "x/../../a.mp4", "..\\a.mp4"])
     @pytest.mark.parametrize("kind", ["list.txt", "list.jsonl"])

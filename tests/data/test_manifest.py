@@ -45,7 +45,7 @@ def test_lrw_layout(tmp_path):
         ("_UNLABELED/train/x.mp4", "train", -1, -1),
     ]
     assert found.refused == []
-    assert found.others == {".txt": 1, ".mp4": 1, "README": 1}
+    assert found.others == {".mp4": 1, "README": 1}
 
 
 def test_any_tree_is_unlabelled_training_data(tmp_path):

@@ -310,5 +310,6 @@ class TestDamage:
 
     def test_missing_shard(self, packed):
         (packed / SHARD_FOLDER / "train-00003.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"train-00003\.safetensors"):
-            PackedDataset(packed)
+        for verify in (True, False):
+            with pytest.raises(ValueError, match=r"train-00003\.safetensors is missing; `avppc prepare` with the same"):
+                PackedDataset(packed, verify=verify)

@@ -19,7 +19,7 @@ from avppc import load_encoder
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
 from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
-from avppc.evaluate.labels import draw_labeled_clips
+from avppc.evaluate.labels import draw_labelled_clips
 from avppc.evaluate.results import print_table, read_rows
 from avppc.evaluate.sources import EncoderWithHead, FeatureSource
 from avppc.evaluate.statistics import mean_and_interval
@@ -141,16 +141,18 @@ def test_a_run_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_label_draws_are_fixed_balanced_and_different() -> None:
     labels = torch.tensor([word for word in range(4) for _ in range(9)] + [-1] * 5)
-    first, again, other = (draw_labeled_clips(labels, 3, seed) for seed in (0, 0, 1))
+    first, again, other = (draw_labelled_clips(labels, 3, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert labels[first].bincount().tolist() == [3, 3, 3, 3]
     assert len(first.unique()) == 12
-    assert draw_labeled_clips(labels, 0, 0).tolist() == list(range(36))
+    assert draw_labelled_clips(labels, 0, 0).tolist() == list(range(36))
     with pytest.raises(ValueError, match="labels_per_word is 10, but word number 0 has 9"):
-        draw_labeled_clips(labels, 10, 0)
+        draw_labelled_clips(labels, 10, 0)
+    with pytest.raises(ValueError, match="labels_per_word is 10, but ABOUT has 9 training clips"):
+        draw_labelled_clips(labels, 10, 0, ["ABOUT"])
     with pytest.raises(ValueError, match="no labelled clips"):
-        draw_labeled_clips(torch.full((3,), -1), 1, 0)
+        draw_labelled_clips(torch.full((3,), -1), 1, 0)
 
 
 def test_interval_covers_draws_and_test_clips() -> None:

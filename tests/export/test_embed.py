@@ -216,6 +216,9 @@ def test_missing_splits_encoders_and_packages_are_named(
     with pytest.raises(ImportError, match=r"needs pyarrow .*: pip install 'avppc\[parquet\]', or write a \.npz"):
         embed(EmbedConfig(data, encoder, tmp_path / "a.parquet"))
     assert not list(tmp_path.glob("a.*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        embed(EmbedConfig(data, encoder, tmp_path / "file" / "a.npz"))
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,10 @@ def test_damaged_encoder_files_are_refused_by_name(tmp_path) -> None:
     path = tmp_path / "encoder.safetensors"
     with pytest.raises(FileNotFoundError, match=r"no encoder at .*encoder\.safetensors"):
         load_encoder(tmp_path)
+    path.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no encoder at .*encoder\.safetensors"):
+        load_encoder(tmp_path)
+    path.rmdir()
     save_encoder(VideoEncoder(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

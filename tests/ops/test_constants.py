@@ -34,7 +34,11 @@ def test_tensors_without_values_neither_keep_constants_nor_get_kept_ones() -> No
     with FakeTensorMode():
         fake = own_pairs(0.7124)
         own_pairs(0.7125)
+        leaf = torch.randn(2, 5, 4, requires_grad=True)
+        bilinear_info_nce(leaf, torch.randn(2, 5, 4), torch.randn(2, 4, 4)).backward()
     assert fake.shape == ()
+    assert leaf.grad is not None
+    assert leaf.grad.shape == leaf.shape
     assert torch.isfinite(own_pairs(0.7125))
 
 

@@ -86,7 +86,7 @@ def test_the_unchanged_arguments_are_valid() -> None:
         (
             {"context_ids": torch.ones(N), "target_ids": torch.arange(M)},
             TypeError,
-            "context_ids must hold integers, got dtype float32",
+            "context_ids must have one of the dtypes int64, int32, int16, int8, uint8; got float32",
         ),
         ({"reduction": "sum"}, ValueError, "reduction must be one of 'mean', 'task', 'none'; got 'sum'"),
         ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', .*; got 'cuda'"),

@@ -11,6 +11,7 @@ import torch
 from log_mel_configs import PRESETS
 from make_audio import speech_like
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from avppc import LogMel, LogMelConfig, log_mel
 from avppc.ops import _library
@@ -45,6 +46,18 @@ def test_compiles_with_lengths() -> None:
     compiled = torch.compile(lambda x, n: log_mel(x, lengths=n), fullgraph=True, backend="aot_eager")
     waveform, lengths = torch.stack([speech_like(1600), speech_like(1600, 1)]), torch.tensor([1600, 700])
     assert torch.equal(compiled(waveform, lengths), log_mel(waveform, lengths=lengths))
+
+
+def test_tensors_without_values_give_the_shape_of_the_features() -> None:
+    assert log_mel(torch.zeros(2, 1600, device="meta")).shape == (2, 10, 80)
+    with FakeTensorMode():
+        assert log_mel(torch.zeros(2, 1600), lengths=torch.tensor([3, 1600])).shape == (2, 10, 80)
+
+
+def test_vmap_with_lengths() -> None:
+    waveforms, lengths = torch.stack([speech_like(1600), speech_like(1600, 1)]), torch.tensor([1600, 700])
+    mapped = torch.vmap(lambda x, n: log_mel(x, lengths=n))(waveforms, lengths)
+    torch.testing.assert_close(mapped, log_mel(waveforms, lengths=lengths))
 
 
 def test_module_gives_what_the_function_gives() -> None:

@@ -220,6 +220,11 @@ def test_autocast_gives_a_float32_loss_near_the_full_one(elements: list[Tensor],
         ({"bogus": 1}, TypeError, "PermutativeInfoNCE has no option 'bogus'; there are scale, "),
         ({"pairs": [(0, 0)]}, TypeError, "PermutativeInfoNCE has no option 'pairs'"),
         ({"symmetric": 1}, TypeError, "symmetric must be True or False, got 1"),
+        (
+            {"swapped_negatives": True, "symmetric": True},
+            ValueError,
+            "swapped_negatives and symmetric must not both be True",
+        ),
         ({"dim": 0}, ValueError, "dim must be from 1 to 1048576, got 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -243,6 +248,8 @@ def test_wrong_elements_are_named(elements: list[Tensor]) -> None:
         loss_fn(elements[0], elements[1].bfloat16(), *elements[2:])
     with pytest.raises(TypeError, match=r"v_past must have dtype float32 like the module .*got int64"):
         loss_fn(elements[0].long(), *elements[1:])
+    with pytest.raises(TypeError, match=r"v_past must be a dense torch.Tensor, got layout torch.sparse_coo"):
+        loss_fn(elements[0].to_sparse(), *elements[1:])
     with pytest.raises(ValueError, match="a_past must be on cpu like the module, got meta"):
         loss_fn(*elements[:2], elements[2].to("meta"), elements[3])
     with pytest.raises(ValueError, match=r"clip_ids must have shape \[6\], one id a row; got \[5\]"):

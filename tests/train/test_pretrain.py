@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, write_tiny_set
 
 from avppc import load_encoder
 from avppc.cli import main
@@ -118,6 +118,18 @@ def test_other_settings_are_refused_by_name(whole_run: Path, tiny_set: Path) -> 
         pretrain(tiny_config(tiny_set, whole_run, seed=1))
 
 
+def test_a_run_may_move_and_its_data_be_spelled_otherwise(
+    whole_run: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrain(tiny_config(tiny_set, tmp_path / "before", steps=2))
+    (tmp_path / "before").rename(tmp_path / "after")
+    monkeypatch.chdir(tiny_set.parent)
+    pretrain(tiny_config(Path(tiny_set.name), tmp_path / "after", steps=2))  # finished: nothing to do
+    assert not (tmp_path / "before").exists()
+    with pytest.raises(ValueError, match=r"other settings \(data is "):
+        pretrain(tiny_config(write_tiny_set(tmp_path / "other"), tmp_path / "after", steps=2))
+
+
 def test_directory_of_something_else_is_refused(tiny_set: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
@@ -140,6 +152,19 @@ def test_damaged_checkpoint_is_passed_over(whole_run: Path, tiny_set: Path, tmp_
     path.write_bytes(content)
     pretrain(tiny_config(tiny_set, out))
     assert "passing over a damaged checkpoint" in caplog.text
+    assert_same_bits(final_tensors(out), final_tensors(whole_run))
+
+
+@pytest.mark.parametrize("lost", ["files", "progress"])
+def test_a_checkpoint_that_names_nothing_is_passed_over(
+    lost: str, whole_run: Path, tiny_set: Path, tmp_path: Path, caplog
+) -> None:
+    out = tmp_path / "run"
+    pretrain(tiny_config(tiny_set, out, steps=12))
+    path = out / "checkpoints" / "step_00000012" / "progress.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {lost: {}}))
+    pretrain(tiny_config(tiny_set, out))
+    assert "names no files, or says nothing of the progress" in caplog.text
     assert_same_bits(final_tensors(out), final_tensors(whole_run))
 
 
