@@ -195,7 +195,7 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
 
 LogMelAhead LogMelWorker::ahead_of(int64_t group, bool has_next, float* target, int64_t count) const {
   LogMelAhead ahead{nullptr, nullptr, reinterpret_cast<char*>(target), reinterpret_cast<char*>(target + count)};
-  if (has_next) {
+  if (has_next && job_.tables.plan.stride == config_.hop_samples) {  // else most of the samples are in no frame
     const Range next = samples_of(group + 1);
     ahead.read = std::max(next.begin, samples_of(group).end);  // groups of a clip share samples
     ahead.read_end = std::max(next.end, ahead.read);
