@@ -129,7 +129,7 @@ def test_a_trajectorys_header_may_be_nested_deep(depth: int, tmp_path: Path) -> 
 
 
 def test_a_checkpoints_tensors_are_refused_by_their_file(tmp_path: Path) -> None:
-    directory = CheckpointStore(tmp_path, 1).save(1, {"model": {"weight": torch.ones(3)}}, {})
+    directory = CheckpointStore(tmp_path, 1).save(1, {"model": {"weight": torch.ones(3)}}, {"loader": {}})
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     progress = read_json(directory / "progress.json")

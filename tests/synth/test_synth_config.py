@@ -59,6 +59,6 @@ def test_plan_counts() -> None:
 def test_missing_packages_give_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cv2" else find_spec(name))
-    with pytest.raises(ImportError, match=r"avppc synth needs the extra packages: pip install avppc\[synth\]"):
+    with pytest.raises(ImportError, match=r"avppc synth needs the extra packages: pip install 'avppc\[synth\]'"):
         dataset.run(SynthConfig(tmp_path / "set"))
     assert not (tmp_path / "set").exists()
