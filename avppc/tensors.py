@@ -23,13 +23,16 @@ def check_tensor(name: str, value: object) -> Tensor:
 
 
 def check_device(name: str, value: object) -> torch.device:
-    """The device; raises TypeError or ValueError unless it is one that torch knows."""
+    """The device; raises TypeError or ValueError unless it is one that torch knows, and for CUDA has."""
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"{name} must be a torch.device or its name, got {type(value).__name__}")
     try:
-        return torch.device(value)
+        device = torch.device(value)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:1', got {value!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name} is {str(value)!r}, but torch finds no CUDA GPU here")
+    return device
 
 
 def without_autocast(value: Tensor) -> AbstractContextManager[Any]:

@@ -58,7 +58,7 @@ def test_presets_set_the_defaults() -> None:
     assert laptop == PretrainConfig(Path("data"), Path("out"))
     assert (gpu.encoder.backbone, gpu.encoder.width, gpu.encoder.stem) == ("resnet34", 64, "2d")
     with pytest.raises(ValueError, match="preset must be one of 'laptop', 'gpu'; got 'phone'"):
-        PretrainConfig.from_preset("phone", Path("data"), Path("out"))  # type: ignore[arg-type]
+        PretrainConfig.from_preset("phone", Path("data"), Path("out"))
 
 
 def test_preset_flag_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,6 @@ class ClipLoader:
         self.dataset = dataset
         self.sampler = sampler
         self.device = check_device("device", device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is '{self.device}', but torch finds no CUDA GPU here")
         self.prefetch = prefetch
         self.wait_seconds = 0.0
         """Time the consumer has waited for data, in all."""

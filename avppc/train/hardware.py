@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from avppc.tensors import check_device
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
@@ -22,9 +24,7 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:N]'; got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'auto', 'cpu' or 'cuda[:N]'; got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch finds no CUDA GPU here")
-    return device
+    return check_device("device", name)
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

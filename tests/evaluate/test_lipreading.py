@@ -60,7 +60,7 @@ def quick_config(run: Path, videos: Path | None, **changes: object) -> EvaluateC
         "device": "cpu",
         **changes,
     }
-    return EvaluateConfig(run, **settings)  # type: ignore[arg-type]
+    return EvaluateConfig(run, **settings)
 
 
 def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkeypatch, capsys) -> None:
@@ -69,7 +69,7 @@ def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkey
 
     def count_tests(model: nn.Module, data: object, split: str) -> torch.Tensor:
         tested.append(split)
-        return predict(model, data, split)  # type: ignore[arg-type]
+        return predict(model, data, split)
 
     monkeypatch.setattr(fits, "predict", count_tests)
     config = quick_config(run, videos)
@@ -216,7 +216,7 @@ def fit_recorder(recipe: RecipeConfig, epochs: int = 4) -> tuple[Recorder, list[
 
     def record(self: torch.optim.AdamW, *args: object) -> object:
         rates.append(self.param_groups[0]["lr"])
-        return step(self, *args)  # type: ignore[arg-type]
+        return step(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", record)
@@ -262,7 +262,7 @@ def test_frozen_encoder_stays_as_it_is_where_features_do_not_fit(finished_run: t
 
     def keep(model: nn.Module, *args: object) -> float:
         models.append(model)
-        return fit_classifier(model, *args)  # type: ignore[arg-type]
+        return fit_classifier(model, *args)
 
     monkeypatch.setattr(fits, "fit_classifier", keep)
     config = quick_config(run, None, rows=("frozen",), heads=("bins",), epochs=2, draws=1, feature_gigabytes=0.0)

@@ -176,6 +176,6 @@ def test_run_without_checkpoint_and_bad_settings_are_refused(runs: dict[str, Pat
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
         load_task(tmp_path, torch.device("cpu"), bf16=False)
     with pytest.raises(ValueError, match="measures must be one of"):
-        ProbeConfig(tmp_path, measures=("speed",))  # type: ignore[arg-type]
+        ProbeConfig(tmp_path, measures=("speed",))
     with pytest.raises(ValueError, match="neighbours must be at least 1"):
         dataclasses.replace(ProbeConfig(tmp_path), neighbours=0)

@@ -49,7 +49,7 @@ def tiny_table(data: Path, out: Path, **changes: object) -> TableConfig:
         "workers": 1,
         **changes,
     }
-    return TableConfig(data, out, **settings)  # type: ignore[arg-type]
+    return TableConfig(data, out, **settings)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def count(bench: object, rows: list[lipreading.RowWork]) -> object:
         computed.extend(f"{row.row} {row.config.heads[0]} {row.config.labels_per_word}" for row in rows)
-        return run_rows(bench, rows)  # type: ignore[arg-type]
+        return run_rows(bench, rows)
 
     monkeypatch.setattr(TableConfig, "protocol", short)
     monkeypatch.setattr(lipreading, "_run_rows", count)
@@ -205,8 +205,7 @@ def test_seeds_are_averaged_and_the_best_head_is_chosen_by_validation() -> None:
     # seed 0: bins are better in test, but gru in validation; seed 1: bins in both
     rates = {("gru", 0): (0.2, 0.5), ("bins", 0): (0.4, 0.3), ("gru", 1): (0.1, 0.1), ("bins", 1): (0.3, 0.4)}
     results = [
-        CellResult(Cell("frozen", entry, seed, head, 10), result_of(*pair))  # type: ignore[arg-type]
-        for (head, seed), pair in rates.items()
+        CellResult(Cell("frozen", entry, seed, head, 10), result_of(*pair)) for (head, seed), pair in rates.items()
     ]
     table = table_module.Table(config, [entry], {}, results)
     best = table.figure("frozen", entry, "best", 10)
@@ -238,7 +237,7 @@ def test_published_figures_and_order() -> None:
 )
 def test_bad_settings_are_refused_by_name(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TableConfig(Path("data"), Path("out"), **changes)  # type: ignore[arg-type]
+        TableConfig(Path("data"), Path("out"), **changes)
 
 
 def test_command_line_makes_the_table(data: Path, tmp_path: Path, quick: list[str], capsys) -> None:

@@ -186,6 +186,6 @@ def test_bad_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="formats must name at least one of safetensors, torch-export, onnx"):
         ExportConfig(tmp_path, tmp_path, ())
     with pytest.raises(ValueError, match="formats must be one of 'safetensors', 'torch-export', 'onnx'; got 'tflite'"):
-        ExportConfig(tmp_path, tmp_path, ("tflite",))  # type: ignore[arg-type]
+        ExportConfig(tmp_path, tmp_path, ("tflite",))
     with pytest.raises(TypeError, match=r"out must be a pathlib\.Path, got str"):
-        ExportConfig(tmp_path, "out")  # type: ignore[arg-type]
+        ExportConfig(tmp_path, "out")

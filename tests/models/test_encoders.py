@@ -103,7 +103,7 @@ def test_audio_encoder_follows_the_video_clock_and_ignores_level() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_give_one_logit_a_word(name: str) -> None:
-    head = make_head(name, 16, 5).eval()  # type: ignore[arg-type]
+    head = make_head(name, 16, 5).eval()
     features = torch.randn(4, 29, 16)
     assert head(features).shape == (4, 5)
     # Each head reads the order of the frames.

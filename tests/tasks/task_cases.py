@@ -27,8 +27,8 @@ def make_config(task: str, **changes: object) -> PretrainConfig:
     for name, of in (("rivals", RivalConfig), ("objective", ObjectiveConfig)):
         if name in changes:
             first = {"dim": 16} if name == "objective" else {}
-            changes[name] = of(**{**first, **changes[name]})  # type: ignore[dict-item]
-    return dataclasses.replace(CONFIG, task=task, **changes)  # type: ignore[arg-type]
+            changes[name] = of(**{**first, **changes[name]})
+    return dataclasses.replace(CONFIG, task=task, **changes)
 
 
 def make_batch(clips: int = 6, seed: int = 0) -> ClipBatch:

@@ -288,7 +288,7 @@ def test_match_scores_every_pair_like_the_task_itself(name: str, changes: dict[s
     scores = task.match(seen, heard)
     assert scores.shape == (4, 5)
     if name != "av-permutative":
-        pairs = torch.stack([task.head(seen, sound.expand(4, -1)) for sound in heard], 1)  # type: ignore[operator]
+        pairs = torch.stack([task.head(seen, sound.expand(4, -1)) for sound in heard], 1)
         torch.testing.assert_close(scores, pairs)
     else:  # the op's own logits, of the sub-tasks whose elements lie at the same time
         elements = [seen, torch.randn(4, 16), heard[:4], torch.randn(4, 16)]

@@ -174,7 +174,7 @@ def test_swapped_negatives_are_past_and_future_the_wrong_way_round() -> None:
     expected = torch.stack([torch.nn.functional.cross_entropy(s, torch.arange(5)) for s in masked])
     torch.testing.assert_close(with_ids, expected)
     with pytest.raises(TypeError, match="swapped_negatives must be True or False"):
-        PermutativeInfoNCE(8, swapped_negatives=1)  # type: ignore[arg-type]
+        PermutativeInfoNCE(8, swapped_negatives=1)
 
 
 def test_swapped_negatives_need_the_other_time_of_each_target() -> None:

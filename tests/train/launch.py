@@ -55,7 +55,7 @@ def pretrain_until(config: PretrainConfig, step: int | None) -> None:
         calls += 1
         if calls == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return clip(*args)  # type: ignore[arg-type]
+        return clip(*args)
 
     torch.nn.utils.clip_grad_norm_ = clip_and_signal
     try:

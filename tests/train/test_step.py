@@ -33,7 +33,7 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 def make_task(kind: type[ProxyTask] = PermutativeTask, config: PretrainConfig = CONFIG) -> ProxyTask:
     torch.manual_seed(0)
-    return kind(config).train()  # type: ignore[call-arg]
+    return kind(config).train()
 
 
 def make_batches() -> list[ClipBatch]:

@@ -63,4 +63,4 @@ def tiny_config(data: Path, out: Path, **changes: object) -> PretrainConfig:
         "objective": ObjectiveConfig(dim=16),
         **changes,
     }
-    return PretrainConfig(data, out, **settings)  # type: ignore[arg-type]
+    return PretrainConfig(data, out, **settings)
