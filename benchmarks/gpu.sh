@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in parts: build, tests, compute-sanitizer, benchmarks, plots. `make gpu` runs it.
+# Everything that needs a GPU, in parts: build, tests, compute-sanitizer, benchmarks, a table of the proxy tasks, plots.
+# `make gpu` runs it.
 #
-# benchmarks/results/GPU/ gets one JSON a benchmark, build/gpu/GPU/ one log a part. A part that has passed for this
-# commit is not repeated, so that an interrupted run goes on by the same command. Each part has a time limit. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
+# benchmarks/results/GPU/ gets one JSON a benchmark, results/table-GPU/ the table, build/gpu/GPU/ one log a part. A part
+# that has passed for this commit is not repeated, so that an interrupted run goes on by the same command. Each part has
+# a time limit, 16 minutes in all. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-PARTS=${PARTS:-"build tests sanitizer bench_steps bench_peers plots"}
+PARTS=${PARTS:-"build tests bench_steps bench_features sanitizer bench_peers data bench_train bench_loader table plots"}
 export AVPPC_REQUIRE_GPU=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/triton}
 
 name=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))') || {
@@ -14,6 +16,8 @@ name=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" 
   exit 1
 }
 results=benchmarks/results/$name
+table=results/table-$name
+data=data/gpu
 state=build/gpu/$name
 commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 mkdir -p "$results" "$state"
@@ -46,11 +50,50 @@ bench_peers() {
     --benchmark-json="$results/info_nce_cuda_peers.json"
 }
 
+bench_features() {
+  "$PYTHON" -m pytest -q benchmarks/test_log_mel_cuda.py --benchmark-columns=median,iqr --benchmark-json="$results/log_mel_cuda.json"
+}
+
+# Talking mouths, no face and no voice in two splits.
+data() {
+  "$PYTHON" -m avppc synth --out "$data/videos" --words 50 --clips-per-word 100 --extra-clips 3000 \
+    --train-speakers 400 --test-speakers 80 --val-speakers 20 \
+    && "$PYTHON" -m avppc prepare --data "$data/videos" --out "$data/packed"
+}
+
+# Where the step's time goes, and what each part of the library brings.
+bench_train() {
+  for options in "" "--batch-size 256" "--compile" "--activation-checkpointing"; do
+    "$PYTHON" -m avppc bench-train --data "$data/packed" --preset gpu $options >"$results/bench_train${options// /_}.json" || return 1
+  done
+  AVPPC_BENCH_DATA=$data "$PYTHON" -m pytest -q -s benchmarks/test_train_step.py --benchmark-json="$results/train_step.json"
+}
+
+bench_loader() {
+  "$PYTHON" -m pytest -q benchmarks/test_loader.py -k "packed_batches or packed_loader or dali" --benchmark-json="$results/loader.json"
+}
+
+# The proxy tasks under one budget; what its time limit leaves undone stays empty.
+table() {
+  local task command
+  command=("$PYTHON" -m avppc table --data "$data/packed" --out "$table" --preset gpu --steps 400 --labels 10,all --heads bins tconv --tasks)
+  for task in av-permutative synchronization:rivals.sync_mode=multiway\; time-arrow correspondence visual-permutative; do
+    case $task in *:*) command+=("${task}batch_size=256") ;; *) command+=("$task:batch_size=256") ;; esac
+  done
+  timeout 270 "${command[@]}" || { "${command[@]}" --only-finished && [ -s "$table/table.md" ]; }
+}
+
 plots() { "$PYTHON" benchmarks/plot.py "$results"; }
 
 seconds_of() {
   case $1 in
-    build) echo 60 ;; tests | bench_steps) echo 150 ;; sanitizer | bench_peers) echo 50 ;; *) echo 15 ;;
+    build) echo 60 ;;
+    tests | bench_steps) echo 150 ;;
+    bench_train) echo 120 ;;
+    data) echo 90 ;;
+    table) echo 300 ;;
+    plots) echo 15 ;;
+    *) echo 50 ;;
   esac
 }
 
@@ -63,8 +106,8 @@ for part in $PARTS; do
   fi
   echo "== $part (at most $(seconds_of "$part") s; log: $state/$part.log)"
   # a part runs in a shell of its own, so that its time limit ends all that it started
-  export -f build tests sanitizer bench_steps bench_peers plots
-  if PYTHON=$PYTHON results=$results timeout "$(seconds_of "$part")" bash -c "$part" >"$state/$part.log" 2>&1; then
+  export -f build tests sanitizer bench_steps bench_peers bench_features data bench_train bench_loader table plots
+  if PYTHON=$PYTHON results=$results table=$table data=$data timeout "$(seconds_of "$part")" bash -c "$part" >"$state/$part.log" 2>&1; then
     [ "$part" = plots ] || touch "$done_file"
     tail -1 "$state/$part.log"
   else

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plot_log_mel import report_log_mel
+from plot_log_mel import report_log_mel, report_log_mel_cuda
 from plot_tables import TABLE_D, markdown
 
 Record = dict[str, Any]  # a benchmark's extra_info, with its test's name as "test"
@@ -163,6 +163,7 @@ REPORTS: dict[str, Callable[[list[Record]], Figure]] = {
     "info_nce_cuda": report_info_nce_cuda,
     "info_nce_cuda_peers": report_info_nce_cuda,
     "log_mel": report_log_mel,
+    "log_mel_cuda": report_log_mel_cuda,
 }
 
 

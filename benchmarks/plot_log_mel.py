@@ -1,4 +1,4 @@
-"""The report of `pytest benchmarks -k log_mel`: how many times faster than each peer, and by how many clips at once."""
+"""The reports of `pytest benchmarks -k log_mel`: how many times faster than each peer, by how many clips at once."""
 
 from __future__ import annotations
 
@@ -24,6 +24,37 @@ def report_log_mel(records: list[Record]) -> Figure:
     _draw_rates(rates, steps)
     _draw_ratios(ratios, [record for record in grid if record["seconds"] < 2])
     return figure
+
+
+def report_log_mel_cuda(records: list[Record]) -> Figure:
+    """On a GPU: milliseconds of ours and of each peer at every size, and our share of a copy's bandwidth."""
+    sizes = [_size(record) for record in records if _peer(record) == _peers(records)[0]]
+    rows = []
+    for peer in _peers(records):
+        cells = {_size(record): record for record in _of(records, peer)}
+        rows.append([peer, *(_gpu_cell(cells[size], peer) if size in cells else "-" for size in sizes)])
+    print(markdown(["peer: ms (ours), times faster", *sizes], rows), end="\n\n")
+    losing = [f"- {r['test']}: {r['times_faster']:.2f}\n" for r in records if r["times_faster"] < 1]
+    print("Losing cases:" if losing else "Losing cases: none.", "".join(losing), sep="\n")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    ratios, shares = figure.subplots(1, 2)
+    for peer in _peers(records):
+        ratios.plot(sizes, [r["times_faster"] for r in _of(records, peer)], marker="o", markersize=3, label=peer)
+        shares.plot(sizes, [r["share_of_copy"] for r in _of(records, peer)], marker="o", markersize=3, label=peer)
+    ratios.axhline(1, color="#98a2ad", linewidth=0.8)
+    ratios.set(yscale="log", title="times faster")
+    shares.set(ylim=(0, None), title="ours in the peer's convention: share of a copy's bandwidth")
+    ratios.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _size(record: Record) -> str:
+    return f"{record['clips']} x {record['seconds']:g} s"
+
+
+def _gpu_cell(record: Record, peer: str) -> str:
+    ours, theirs = (min(times[0] for times in record["milliseconds"][name].values()) for name in ("ours", peer))
+    return f"{theirs:.3f} ({ours:.3f}), {record['times_faster']:.1f}"
 
 
 def _table(steps: list[Record]) -> str:

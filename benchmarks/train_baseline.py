@@ -14,7 +14,7 @@ from loader_baselines import WINDOW
 from torch import Tensor
 from torch.nn import functional
 
-from avppc.clip import CLIP_SAMPLES, SAMPLES_PER_FRAME
+from avppc.clip import CLIP_SAMPLES, CROP_SIZE, SAMPLES_PER_FRAME
 from avppc.config import PretrainConfig
 from avppc.data.draws import ClipGenerator
 from avppc.data.elements import cut_elements
@@ -73,10 +73,10 @@ class Mp4Clips(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 class Trainer:
     """Steps with the given parts."""
 
-    def __init__(self, config: PretrainConfig, parts: Parts, videos: list[Path]) -> None:
-        self.config, self.parts = config, parts
+    def __init__(self, config: PretrainConfig, parts: Parts, videos: list[Path], device: torch.device) -> None:
+        self.config, self.parts, self.device = config, parts, device
         torch.manual_seed(0)
-        self.task = PermutativeTask(config).train()
+        self.task = PermutativeTask(config).to(device).train()
         self.seed = 0
         if parts.kept_memory:
             keep_memory()
@@ -92,7 +92,7 @@ class Trainer:
 
     def _packed(self) -> Iterator[object]:
         dataset = PackedDataset(self.config.data, "train", verify=False)
-        loader = ClipLoader(dataset, EpochSampler(len(dataset), self.config.batch_size, seed=0))
+        loader = ClipLoader(dataset, EpochSampler(len(dataset), self.config.batch_size, seed=0), device=self.device)
         self.close = loader.close
         return iter(loader)
 
@@ -105,7 +105,7 @@ class Trainer:
 
     def step(self) -> None:
         batch = next(self.batches)
-        with autocast(torch.device("cpu"), self.parts.bf16 and use_bf16("auto", torch.device("cpu"))):
+        with autocast(self.device, self.parts.bf16 and use_bf16("auto", self.device)):
             loss = self._loss(*self._embeddings(batch))
         self.optimizer.zero_grad()
         loss.backward()
@@ -124,11 +124,12 @@ class Trainer:
             return self._encode_batch(elements.video, elements.audio, generator)
         video, audio = batch if isinstance(batch, (tuple, list)) else (batch.video, batch.audio)
         seen, heard = zip(*[self._features(v, a) for v, a in zip(video, audio, strict=True)], strict=True)
-        halves = [torch.stack([clip[half] for clip in seen]) for half in (0, 1)]
-        sounds = [torch.stack([clip[half] for clip in heard]) for half in (0, 1)]
+        halves = [torch.stack([clip[half] for clip in seen]).to(self.device) for half in (0, 1)]
+        sounds = [torch.stack([clip[half] for clip in heard]).to(self.device) for half in (0, 1)]
         if self.parts.one_encoder_batch:
             halves, sounds = [torch.cat(halves)], [torch.cat(sounds)]
-        videos = [self.task.video_pool(self.task.video_encoder(half, frame_stride=2)).float() for half in halves]
+        stride = self.config.frame_stride
+        videos = [self.task.video_pool(self.task.video_encoder(half, frame_stride=stride)).float() for half in halves]
         audios = [self.task.audio_pool(self.task.audio_encoder(half)).float() for half in sounds]
         return list(torch.cat(videos).chunk(2) + torch.cat(audios).chunk(2))
 
@@ -139,14 +140,16 @@ class Trainer:
         return seen + [self.task.hear(half, generator) for half in audio.chunk(2)]
 
     def _features(self, video: Tensor, audio: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Crops [T, 32, 32] and log-mel [F, B] of past and future of one clip, each varied at random."""
+        """Crops [T, H, W] and log-mel [F, B] of past and future of one clip, each varied at random."""
+        size, shift = self.config.encoder.crop_pixels, self.config.augment.shift_pixels
+        middle = (CROP_SIZE - size) // 2
         pictures, sounds = [], []
         for first in (0, self.config.cut.future_start):
             start = first + int(torch.randint(0, 3, ()))
-            row, column = (int(torch.randint(10, 23, ())) for _ in range(2))
-            crop = video[start : start + 12, row : row + 64, column : column + 64].float() / 255
+            row, column = (int(torch.randint(middle - shift, middle + shift + 1, ())) for _ in range(2))
+            crop = video[start : start + 12, row : row + size, column : column + size].float() / 255
             crop = crop.flip(2) if torch.rand(()) < 0.5 else crop
-            pictures.append(functional.avg_pool2d(crop, 2))
+            pictures.append(functional.avg_pool2d(crop, size // self.config.encoder.input_pixels))
             samples = audio[start * SAMPLES_PER_FRAME : (start + 12) * SAMPLES_PER_FRAME].float() / 32768
             mel = log_mel_reference(samples, self.config.features)[:48]
             sounds.append(torch.logaddexp(mel, mel.mean() - 4 + 0.5 * torch.randn_like(mel)))
@@ -160,7 +163,7 @@ class Trainer:
         contexts = loss._embed(named, loss.context_singles, loss.context_fusion)
         targets = loss._embed(named, loss.target_singles, loss.target_fusion)
         contexts, targets = (functional.layer_norm(x, x.shape[-1:]) for x in (contexts, targets))
-        total, labels = 0.0, torch.arange(len(elements[0]))
+        total, labels = 0.0, torch.arange(len(elements[0]), device=self.device)
         for subtask, weight, (context, target) in zip(SUBTASKS, loss.score.weight, loss.score.pairs, strict=True):
             logits = loss.score.scale * (contexts[context] @ weight.T) @ targets[target].T
             share = 1.0 if subtask.between_modalities else 0.1

@@ -21,7 +21,7 @@ namespace {
 using Optional = std::optional<Tensor>;
 
 constexpr int64_t LOGITS_PER_THREAD = 1 << 20;
-constexpr int64_t PRODUCTS_PER_THREAD = 1 << 22;  // multiplications of one q and s
+constexpr int64_t PRODUCTS_PER_THREAD = 1 << 21;  // multiplications of one q and s
 constexpr int64_t TARGET_SLICE = 128;  // rows of dz that one unit adds to while the next one waits for them
 
 struct Wanted {
@@ -38,7 +38,7 @@ struct Gradients {
   Tensor contexts, targets, weights, scale;  // float32; empty where not wanted
 };
 
-// Threads that have at least a tenth of a millisecond's work each.
+// Threads that have a twentieth of a millisecond's work each, or more.
 int64_t choose_threads(const InfoNCEProblem& p) {
   const int64_t products = p.K * p.N * p.Dz * (p.M + (p.weights == nullptr ? 0 : p.Dc));
   return std::clamp<int64_t>(products / PRODUCTS_PER_THREAD, 1, torch::stable::get_num_threads());
