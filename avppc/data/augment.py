@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from avppc.config.augment import AugmentConfig
 from avppc.config.checks import check_choice
@@ -18,12 +17,12 @@ from avppc.data.variations import (
     check_flips,
     check_pictures,
     check_starts,
-    crop_each,
     draw_variations,
     span_mask,
     vary,
     vary_fused,
 )
+from avppc.ops.clips import crop_luma
 from avppc.tensors import check_tensor
 
 
@@ -53,15 +52,12 @@ def crop_video(
             check_starts(name, starts, len(video), size - crop_pixels)
     if flips is not None:
         check_flips(flips, len(video))
-    if rows is None and columns is None and flips is None:
-        top, left = (height - crop_pixels) // 2, (width - crop_pixels) // 2
-        crops = video[:, :, top : top + crop_pixels, left : left + crop_pixels]
-    else:
-        crops = crop_each(video, crop_pixels, rows, columns, flips)
-    luma = crops.to(torch.float32).div_(255.0)
-    if out_pixels == crop_pixels:
-        return luma
-    return functional.avg_pool2d(luma, crop_pixels // out_pixels)
+
+    def a_clip(given: Tensor | None, default: int | bool) -> Tensor:
+        return torch.full((len(video),), default, device=video.device) if given is None else given
+
+    rows, columns = a_clip(rows, (height - crop_pixels) // 2), a_clip(columns, (width - crop_pixels) // 2)
+    return crop_luma(video, crop_pixels, out_pixels, rows, columns, a_clip(flips, False))
 
 
 def augment_video(

@@ -14,6 +14,7 @@ from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
 from avppc.config.checks import check_integer
 from avppc.config.model import CutConfig
 from avppc.data.draws import integers
+from avppc.ops.clips import cut_spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +61,4 @@ def cut_elements(
         starts = integers(2 * count, 0, jitter_frames, generator, batch.device)
     starts[count:] += cut.future_start
     sound = batch.audio.unflatten(1, (frames, SAMPLES_PER_FRAME))
-    if batch.device.type == "cpu":
-        # Slices copy whole rows: three times as fast there as the gather that a GPU wants.
-        video = batch.video.new_empty(2 * count, length, *batch.video.shape[2:])
-        audio = sound.new_empty(2 * count, length, SAMPLES_PER_FRAME)
-        for row, start in enumerate(starts.tolist()):
-            video[row] = batch.video[row % count, start : start + length]
-            audio[row] = sound[row % count, start : start + length]
-        return Elements(video, audio.flatten(1))
-    clips = torch.arange(2 * count, device=batch.device)[:, None] % count
-    places = starts[:, None] + torch.arange(length, device=batch.device)
-    return Elements(batch.video[clips, places], sound[clips, places].flatten(1))
+    return Elements(cut_spans(batch.video, starts, length), cut_spans(sound, starts, length).flatten(1))

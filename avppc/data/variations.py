@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from avppc.config.augment import AugmentConfig
 from avppc.config.checks import check_integer
 from avppc.data.draws import integers, keys, noise_of, uniform
+from avppc.ops.clips import crop_luma
 from avppc.tensors import check_tensor
 
 _DARKEST = 1e-3  # luma below which gamma has no hold
@@ -129,11 +129,7 @@ def vary(
     out_pixels: int,
 ) -> Tensor:
     """The definition: crop, mirror, block means, gamma, contrast, brightness, noise, time mask; [N, T, out, out]."""
-    crops = crop_each(video, crop_pixels, draws.rows, draws.columns, draws.flips)
-    luma = crops.to(torch.float32).div_(255.0)
-    if out_pixels != crop_pixels:
-        luma = functional.avg_pool2d(luma, crop_pixels // out_pixels)
-    return _vary_luma(luma, draws)
+    return _vary_luma(crop_luma(video, crop_pixels, out_pixels, draws.rows, draws.columns, draws.flips), draws)
 
 
 def _vary_luma(luma: Tensor, draws: Variations) -> Tensor:
@@ -202,26 +198,3 @@ def span_mask(count: int, size: int, longest: int, generator: torch.Generator, d
     starts = integers(count, 0, size - lengths, generator, device)
     places = torch.arange(size, device=device)
     return (places >= starts[:, None]) & (places < (starts + lengths)[:, None])
-
-
-def crop_each(video: Tensor, size: int, rows: Tensor | None, columns: Tensor | None, flips: Tensor | None) -> Tensor:
-    """[N, T, size, size] uint8: of each clip the square from its row and column on (None: the centre), or mirrored."""
-    count, _, height, width = video.shape
-    device = video.device
-    top = torch.full((count,), (height - size) // 2, device=device) if rows is None else rows
-    left = torch.full((count,), (width - size) // 2, device=device) if columns is None else columns
-    steps = torch.arange(size, device=device)
-    across = left.to(device)[:, None] + steps
-    if flips is not None:
-        across = torch.where(flips.to(device)[:, None], across.flip(1), across)
-    if device.type == "cpu":
-        # Slices copy whole rows; one gather over all clips was measured five times slower.
-        crops = torch.empty(count, video.shape[1], size, size, dtype=video.dtype)
-        for clip, (first_row, first_column) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
-            crops[clip] = video[clip, :, first_row : first_row + size, first_column : first_column + size]
-        if flips is not None and flips.any():
-            crops[flips] = crops[flips].flip(3)
-        return crops
-    down = top.to(device)[:, None] + steps
-    clips = torch.arange(count, device=device)
-    return video[clips[:, None, None], :, down[:, :, None], across[:, None, :]].movedim(3, 1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME
 from avppc.data.draws import integers
+from avppc.ops.clips import cut_spans
 
 
 def cut_video(
@@ -16,10 +17,7 @@ def cut_video(
 ) -> Tensor:
     """Spans [N, frames, H, W]."""
     _check_starts(starts, len(video), video.shape[1] - frames)
-    spans = video.new_empty(len(video), frames, *video.shape[2:])
-    for clip, start in enumerate(starts.tolist()):
-        spans[clip] = video[clip, start : start + frames]
-    return spans
+    return cut_spans(video, starts, frames)
 
 
 def cut_audio(
@@ -28,11 +26,10 @@ def cut_audio(
     frames: int,
 ) -> Tensor:
     """Spans [N, 640 frames] over the video frames from `starts` on."""
-    _check_starts(starts, len(audio), audio.shape[1] // SAMPLES_PER_FRAME - frames)
-    spans = audio.new_empty(len(audio), frames * SAMPLES_PER_FRAME)
-    for clip, start in enumerate(starts.tolist()):
-        spans[clip] = audio[clip, start * SAMPLES_PER_FRAME : (start + frames) * SAMPLES_PER_FRAME]
-    return spans
+    whole = audio.shape[1] // SAMPLES_PER_FRAME
+    _check_starts(starts, len(audio), whole - frames)
+    sound = audio[:, : whole * SAMPLES_PER_FRAME].unflatten(1, (whole, SAMPLES_PER_FRAME))
+    return cut_spans(sound, starts, frames).flatten(1)
 
 
 def _check_starts(starts: Tensor, count: int, last: int) -> None:

@@ -1,0 +1,81 @@
+"""What training does to a batch of clips first: cuts spans out of them, and makes luma of their pictures.
+
+Each has its definition in plain torch beside it, which serves every device; on a CPU, where torch would go clip by clip
+or gather byte by byte, compiled operators give the same bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from avppc.ops import _library
+
+
+def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:
+    """Spans [R, length, ...] of clips [N, T, ...]: span r lies in clip r % N, from its step starts[r] on.
+
+    Args:
+        clips: [N, T, ...] of any dtype.
+        starts: [R] int64 from 0 to T - length, R a multiple of N; on a GPU out of it unchecked.
+        length: steps of each span, 1 to T.
+    """
+    if clips.device.type == "cpu" and _library.has_cpp_ops():
+        spans: Tensor = torch.ops.avppc.cut_spans(clips.contiguous(), starts.cpu(), length)
+        return spans
+    return cut_spans_reference(clips, starts, length)
+
+
+def cut_spans_reference(clips: Tensor, starts: Tensor, length: int) -> Tensor:
+    """The definition of cut_spans."""
+    device = clips.device
+    numbers = torch.arange(len(starts), device=device)[:, None] % len(clips)
+    return clips[numbers, starts.to(device)[:, None] + torch.arange(length, device=device)]
+
+
+def crop_luma(video: Tensor, crop_pixels: int, out_pixels: int, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    """Square crops as luma from 0 to 1, reduced by block means: [N, T, out, out] float32.
+
+    Args:
+        video: [N, T, H, W] uint8.
+        crop_pixels: side of the square.
+        out_pixels: side of the result, a divisor of crop_pixels.
+        rows: [N] int64, first row of each clip's square, 0 to H - crop_pixels.
+        columns: [N] int64, its first column.
+        flips: [N] bool, which are mirrored left and right.
+    """
+    if video.device.type == "cpu" and _library.has_cpp_ops():
+        video = video if video.stride(3) == 1 else video.contiguous()
+        places = rows.cpu().contiguous(), columns.cpu().contiguous(), flips.cpu().contiguous()
+        luma: Tensor = torch.ops.avppc.crop_luma(video, *places, crop_pixels, out_pixels)
+        return luma
+    return crop_luma_reference(video, crop_pixels, out_pixels, rows, columns, flips)
+
+
+def crop_luma_reference(
+    video: Tensor, crop_pixels: int, out_pixels: int, rows: Tensor, columns: Tensor, flips: Tensor
+) -> Tensor:
+    """The definition of crop_luma: the sum of a block's pixels, which float32 holds exactly, divided once."""
+    device, block = video.device, crop_pixels // out_pixels
+    steps = torch.arange(crop_pixels, device=device)
+    across = torch.where(flips.to(device)[:, None], steps.flip(0), steps) + columns.to(device)[:, None]
+    down = rows.to(device)[:, None] + steps
+    clips = torch.arange(len(video), device=device)[:, None, None]
+    crops = video[clips, :, down[:, :, None], across[:, None, :]].movedim(3, 1).to(torch.float32)
+    if block > 1:
+        crops = functional.avg_pool2d(crops, block, divisor_override=1)
+    return crops / (255.0 * block * block)
+
+
+def _cut_spans_fake(clips: Tensor, starts: Tensor, length: int) -> Tensor:
+    return clips.new_empty((starts.shape[0], length, *clips.shape[2:]))
+
+
+def _crop_luma_fake(video: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, crop: int, side: int) -> Tensor:
+    return video.new_empty((*video.shape[:2], side, side), dtype=torch.float32)
+
+
+if _library.has_cpp_ops():
+    torch.library.register_fake("avppc::cut_spans", _cut_spans_fake)
+    torch.library.register_fake("avppc::crop_luma", _crop_luma_fake)

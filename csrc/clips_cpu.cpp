@@ -1,0 +1,110 @@
+// What training does to a batch of clips before the encoders see it, on the CPU: spans are cut out of them, and their
+// pictures become luma. Python would do either clip by clip.
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "checks.h"
+#include "clips_kernel.h"
+#include "rounding.h"
+
+namespace avppc {
+namespace {
+
+constexpr int64_t BYTES_PER_THREAD = 1 << 17;  // that a thread at least reads: waking it takes some 5 us
+
+Tensor new_like(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, {shape.data(), shape.size()}, dtype);
+}
+
+// spans[r] = clips[r % N, starts[r] : starts[r] + length], r from 0 to R - 1; R is a multiple of N.
+Tensor cut_spans(const Tensor& clips, const Tensor& starts, int64_t length) {
+  AVPPC_CHECK(clips.dim() >= 2, "clips must have at least 2 dimensions, got ", clips.dim());
+  check_contiguous("clips", clips);
+  check_dim("starts", starts, 1);
+  check_dtype("starts", starts, ScalarType::Long);
+  check_contiguous("starts", starts);
+  const int64_t count = clips.size(0), steps = clips.size(1), spans = starts.size(0);
+  AVPPC_CHECK(clips.numel() > 0 && spans % count == 0, "starts must be ", count, " or a multiple, got ", spans);
+  AVPPC_CHECK(length >= 1 && length <= steps, "length must be from 1 to ", steps, ", got ", length);
+  const int64_t* first = starts.const_data_ptr<int64_t>();
+  for (int64_t span = 0; span < spans; ++span) {
+    AVPPC_CHECK(first[span] >= 0 && first[span] <= steps - length, "starts must be from 0 to ", steps - length,
+                ", got ", first[span]);
+  }
+  std::vector<int64_t> shape(clips.sizes().begin(), clips.sizes().end());
+  shape[0] = spans;
+  shape[1] = length;
+  Tensor out = new_like(clips, shape, clips.scalar_type());
+  const int64_t step = clips.numel() / (count * steps) * clips.element_size();
+  const auto* from = static_cast<const char*>(clips.const_data_ptr());
+  auto* to = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t size = length * step;
+  torch::stable::parallel_for(0, spans, divide_up(BYTES_PER_THREAD, size), [&](int64_t begin, int64_t end) {
+    for (int64_t span = begin; span < end; ++span) {
+      std::memcpy(to + span * size, from + (span % count * steps + first[span]) * step, size);
+    }
+  });
+  return out;
+}
+
+void check_places(const char* name, const Tensor& places, int64_t count, int64_t last) {
+  check_dtype(name, places, ScalarType::Long);
+  check_contiguous(name, places);
+  AVPPC_CHECK(places.dim() == 1 && places.size(0) == count, name, " must have shape [", count, "]");
+  const int64_t* place = places.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < count; ++n) {
+    AVPPC_CHECK(place[n] >= 0 && place[n] <= last, name, " must be from 0 to ", last, ", got ", place[n]);
+  }
+}
+
+// Of each clip [T, H, W] the square from its row and column on, as luma from 0 to 1 reduced to `side` by block means;
+// mirrored where flips says so.
+Tensor crop_luma(const Tensor& video, const Tensor& rows, const Tensor& columns, const Tensor& flips, int64_t crop,
+                 int64_t side) {
+  check_dtype("video", video, ScalarType::Byte);
+  check_dim("video", video, 4);
+  const int64_t count = video.size(0), frames = video.size(1), height = video.size(2), width = video.size(3);
+  AVPPC_CHECK(video.numel() > 0 && video.stride(3) == 1, "video must have rows without gaps, and not be empty");
+  AVPPC_CHECK(crop >= 1 && crop <= std::min(height, width), "crop must be from 1 to ", std::min(height, width),
+              ", got ", crop);
+  AVPPC_CHECK(side >= 1 && side <= crop && crop % side == 0, "side must divide crop = ", crop, ", got ", side);
+  check_places("rows", rows, count, height - crop);
+  check_places("columns", columns, count, width - crop);
+  check_dtype("flips", flips, ScalarType::Bool);
+  check_contiguous("flips", flips);
+  AVPPC_CHECK(flips.dim() == 1 && flips.size(0) == count, "flips must have shape [", count, "]");
+  Tensor out = new_like(video, {count, frames, side, side}, ScalarType::Float);
+  const auto* pixels = video.const_data_ptr<uint8_t>();
+  const int64_t *row = rows.const_data_ptr<int64_t>(), *column = columns.const_data_ptr<int64_t>();
+  const bool* flip = flips.const_data_ptr<bool>();
+  const int64_t clip_stride = video.stride(0), frame_stride = video.stride(1), stride = video.stride(2);
+  float* luma = out.mutable_data_ptr<float>();
+  torch::stable::parallel_for(
+      0, count * frames, divide_up(BYTES_PER_THREAD, crop * crop), [&](int64_t begin, int64_t end) {
+        std::vector<uint32_t> sums(crop);
+        for (int64_t frame = begin; frame < end; ++frame) {
+          const int64_t clip = frame / frames;
+          const uint8_t* first =
+              pixels + clip * clip_stride + frame % frames * frame_stride + row[clip] * stride + column[clip];
+          AVPPC_CPU_SELECT(crop_luma_frame)
+          (first, stride, crop, crop / side, flip[clip], sums.data(), luma + frame * side * side);
+        }
+      });
+  return out;
+}
+
+}  // namespace
+}  // namespace avppc
+
+STABLE_TORCH_LIBRARY_FRAGMENT(avppc, library) {
+  library.def("cut_spans(Tensor clips, Tensor starts, int length) -> Tensor");
+  library.def(
+      "crop_luma(Tensor video, Tensor rows, Tensor columns, Tensor flips, int crop, int side) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(avppc, CPU, library) {
+  library.impl("cut_spans", TORCH_BOX(&avppc::cut_spans));
+  library.impl("crop_luma", TORCH_BOX(&avppc::crop_luma));
+}
