@@ -1,7 +1,7 @@
-// What training does to a batch of clips before the encoders see it, on the CPU: spans are cut out of them, and their
-// pictures become luma. Python would do either clip by clip.
+// What training does to a batch of clips before the encoders see it, on the CPU: spans are cut out of them, their
+// pictures become luma, and luma becomes motion. Python would cut and crop clip by clip; torch writes and reads all
+// pictures anew for each step of an expression.
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <vector>
 
@@ -95,6 +95,32 @@ Tensor crop_luma(const Tensor& video, const Tensor& rows, const Tensor& columns,
   return out;
 }
 
+// Three frames of motion and the frame itself of every stride-th frame from phase on: [N, T, H, W] luma ->
+// [N T', H, W, 4], the channels of a pixel side by side.
+Tensor motion_frames(const Tensor& video, int64_t stride, int64_t phase) {
+  check_dtype("video", video, ScalarType::Float);
+  check_dim("video", video, 4);
+  check_contiguous("video", video);
+  const int64_t count = video.size(0), frames = video.size(1), height = video.size(2), width = video.size(3);
+  AVPPC_CHECK(video.numel() > 0, "video must not be empty");
+  AVPPC_CHECK(stride >= 1, "stride must be at least 1, got ", stride);
+  AVPPC_CHECK(phase >= 0 && phase < frames, "phase must be from 0 to ", frames - 1, ", got ", phase);
+  const int64_t taken = divide_up(frames - phase, stride), pixels = height * width;
+  Tensor out = new_like(video, {count * taken, height, width, 4}, ScalarType::Float);
+  const float* luma = video.const_data_ptr<float>();
+  float* channels = out.mutable_data_ptr<float>();
+  const int64_t bytes = frames * pixels * static_cast<int64_t>(sizeof(float));
+  torch::stable::parallel_for(0, count, divide_up(BYTES_PER_THREAD, bytes), [&](int64_t begin, int64_t end) {
+    std::vector<float> mean(pixels);
+    for (int64_t clip = begin; clip < end; ++clip) {
+      AVPPC_CPU_SELECT(motion_frames_clip)
+      (luma + clip * frames * pixels, frames, pixels, phase, stride, mean.data(),
+       channels + clip * taken * pixels * 4);
+    }
+  });
+  return out;
+}
+
 }  // namespace
 }  // namespace avppc
 
@@ -102,9 +128,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(avppc, library) {
   library.def("cut_spans(Tensor clips, Tensor starts, int length) -> Tensor");
   library.def(
       "crop_luma(Tensor video, Tensor rows, Tensor columns, Tensor flips, int crop, int side) -> Tensor");
+  library.def("motion_frames(Tensor video, int stride, int phase) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(avppc, CPU, library) {
   library.impl("cut_spans", TORCH_BOX(&avppc::cut_spans));
   library.impl("crop_luma", TORCH_BOX(&avppc::crop_luma));
+  library.impl("motion_frames", TORCH_BOX(&avppc::motion_frames));
 }

@@ -1,4 +1,5 @@
-// A frame's crop as luma: pixels are summed as integers, so that one division is all the rounding there is.
+// From stored pixels to what the encoders take. Crops: pixels are summed as integers, so that one division is all the
+// rounding there is. Motion: sums of at most a frame in float, of frames in double.
 #include "clips_kernel.h"
 
 namespace avppc::AVPPC_CPU_NAMESPACE {
@@ -26,7 +27,82 @@ void mirror_row(float* row, int64_t size) {
   }
 }
 
+// `count` lanes from memory, the others 0; a constant count of CPU_LANES is one instruction.
+vfloat load(const float* p, int64_t count) {
+  vfloat x{};
+  __builtin_memcpy(&x, p, count * sizeof(float));
+  return x;
+}
+
+void store(float* p, vfloat x, int64_t count) { __builtin_memcpy(p, &x, count * sizeof(float)); }
+
+// body(i, lanes) for each register's worth of 0..count-1; lanes is a constant but for the last.
+template <class Body>
+__attribute__((always_inline)) inline void for_each_vector(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + CPU_LANES <= count; i += CPU_LANES) body(i, int64_t{CPU_LANES});
+  if (i < count) body(i, count - i);
+}
+
+double total(vfloat x) {
+  double sum = 0;
+  for (int lane = 0; lane < CPU_LANES; ++lane) sum += x[lane];
+  return sum;
+}
+
+double sum(const float* x, int64_t count) {
+  vfloat sums{};
+  for_each_vector(count, [&](int64_t i, int64_t lanes) { sums += load(x + i, lanes); });
+  return total(sums);
+}
+
+// Of x less `mean`, or less the means at its places. Lanes beyond the end add nothing.
+double sum_of_squares(const float* x, float mean, int64_t count) {
+  vfloat sums{};
+  for_each_vector(count, [&](int64_t i, int64_t lanes) {
+    vfloat centred{};
+    for (int64_t lane = 0; lane < lanes; ++lane) centred[lane] = x[i + lane] - mean;
+    sums += centred * centred;
+  });
+  return total(sums);
+}
+
+double sum_of_squares(const float* x, const float* means, int64_t count) {
+  vfloat sums{};
+  for_each_vector(count, [&](int64_t i, int64_t lanes) {
+    const vfloat centred = load(x + i, lanes) - load(means + i, lanes);
+    sums += centred * centred;
+  });
+  return total(sums);
+}
+
 }  // namespace
+
+void motion_frames_clip(const float* luma, int64_t frames, int64_t pixels, int64_t phase, int64_t stride, float* mean,
+                        float* out) {
+  for_each_vector(pixels, [&](int64_t i, int64_t lanes) {
+    vfloat sums{};
+    for (int64_t t = 0; t < frames; ++t) sums += load(luma + t * pixels + i, lanes);
+    store(mean + i, sums / static_cast<float>(frames), lanes);
+  });
+  double squares = 0;
+  for (int64_t t = 0; t < frames; ++t) squares += sum_of_squares(luma + t * pixels, mean, pixels);
+  const float deviation = static_cast<float>(__builtin_sqrt(squares / static_cast<double>(frames * pixels))) + 0.02f;
+  for (int64_t t = phase; t < frames; t += stride, out += 4 * pixels) {
+    const float* here = luma + t * pixels;
+    const float* before = t > 0 ? here - pixels : here;
+    const float* after = t + 1 < frames ? here + pixels : here;
+    const float level = static_cast<float>(sum(here, pixels) / static_cast<double>(pixels));
+    const double spread = sum_of_squares(here, level, pixels) / static_cast<double>(pixels);
+    const float contrast = static_cast<float>(__builtin_sqrt(spread)) + 1e-3f;
+    for (int64_t i = 0; i < pixels; ++i) {
+      out[4 * i] = (before[i] - mean[i]) / deviation;
+      out[4 * i + 1] = (here[i] - mean[i]) / deviation;
+      out[4 * i + 2] = (after[i] - mean[i]) / deviation;
+      out[4 * i + 3] = (here[i] - level) / contrast;
+    }
+  }
+}
 
 void crop_luma_frame(const uint8_t* pixels, int64_t stride, int64_t crop, int64_t block, bool mirror, uint32_t* sums,
                      float* out) {

@@ -10,6 +10,7 @@ from avppc.config.model import EncoderConfig
 from avppc.models.conv4 import Conv4
 from avppc.models.layout import use_channels_last
 from avppc.models.resnet import RESNET_LAYERS, ResNet
+from avppc.ops.clips import motion_frames
 from avppc.tensors import FLOAT_DTYPES, check_tensor
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
@@ -18,21 +19,6 @@ LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
 def luma_channels(video: Tensor) -> Tensor:
     """The normalised frame as the one channel: [N, T, H, W] in 0..1 -> [N, T, 1, H, W]."""
     return ((video - LUMA_MEAN) / LUMA_STD).unsqueeze(2)
-
-
-def motion_channels(video: Tensor) -> Tensor:
-    """Three frames of motion and the frame itself: [N, T, H, W] in 0..1 -> [N, T, 4, H, W].
-
-    Motion is the frame less the mean frame of the T given ones, scaled by its own deviation: what does not move (who
-    speaks, how it is lit) is gone. It is computed over the given frames alone, so nothing leaks into a cut element.
-    """
-    motion = video - video.mean(1, keepdim=True)
-    # Centred in time, so its mean is 0 and its deviation the root of the mean square.
-    motion = motion / (motion.square().mean((1, 2, 3), keepdim=True).sqrt() + 0.02)
-    padded = torch.cat([motion[:, :1], motion, motion[:, -1:]], 1)
-    centred = video - video.mean((2, 3), keepdim=True)
-    still = centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + 1e-3)
-    return torch.stack([padded[:, :-2], padded[:, 1:-1], padded[:, 2:], still], 2)
 
 
 class VideoEncoder(nn.Module):
@@ -93,12 +79,13 @@ class VideoEncoder(nn.Module):
         check_integer("frame_phase", frame_phase, 0, video.shape[1] - 1)
         if hasattr(self, "stem3d"):
             volume = self.stem3d(((video - LUMA_MEAN) / LUMA_STD).unsqueeze(1)).transpose(1, 2)
-            inputs = volume[:, frame_phase::frame_stride]
+            frames = volume[:, frame_phase::frame_stride].flatten(0, 1)
+        elif self.config.channels == "motion":
+            frames = motion_frames(video, frame_stride, frame_phase)
         else:
-            channels = motion_channels if self.config.channels == "motion" else luma_channels
-            inputs = channels(video)[:, frame_phase::frame_stride]
-        frames = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.project(self.frames(frames)).unflatten(0, inputs.shape[:2])
+            frames = luma_channels(video)[:, frame_phase::frame_stride].flatten(0, 1)
+        features = self.project(self.frames(frames.contiguous(memory_format=torch.channels_last)))
+        return features.unflatten(0, video[:, frame_phase::frame_stride].shape[:2])
 
     def _check(self, video: Tensor) -> None:
         side = self.config.input_pixels

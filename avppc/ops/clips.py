@@ -1,16 +1,18 @@
-"""What training does to a batch of clips first: cuts spans out of them, and makes luma of their pictures.
+"""What training does to a batch of clips first: cuts spans out, makes luma of their pictures and motion of the luma.
 
-Each has its definition in plain torch beside it, which serves every device; on a CPU, where torch would go clip by clip
-or gather byte by byte, compiled operators give the same bits.
+Each has its definition in plain torch beside it, which serves every device. On a CPU, where torch would go clip by clip
+or write all pictures anew for each step, compiled operators take its place; spans and crops have the same bits.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import functional
 
 from avppc.ops import _library
+from avppc.ops.constants import is_plain
 
 
 def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:
@@ -68,6 +70,48 @@ def crop_luma_reference(
     return crops / (255.0 * block * block)
 
 
+def motion_frames(video: Tensor, stride: int = 1, phase: int = 0) -> Tensor:
+    """Motion and picture of every stride-th frame: [N, T, H, W] luma -> [N T', 4, H, W], in memory channels last.
+
+    Channels are the motion of the frame before, of this one and of the one behind it (at the ends, its own), and the
+    frame less its mean, scaled by its deviation. Motion is the frame less the mean frame of the T given ones, scaled by
+    its deviation over the clip: what does not move (who speaks, how it is lit) is gone. It is computed over the given
+    frames alone, so nothing leaks into a cut element.
+
+    Args:
+        video: [N, T, H, W] floating point luma, 0 to 1.
+        stride: the distance of the frames that are given; motion is taken at the full rate.
+        phase: the first of them.
+    """
+    if _has_float_values(video) and _library.has_cpp_ops():
+        channels: Tensor = torch.ops.avppc.motion_frames(video.contiguous(), stride, phase)
+        return channels.permute(0, 3, 1, 2)
+    return motion_frames_reference(video, stride, phase)
+
+
+def motion_frames_reference(video: Tensor, stride: int = 1, phase: int = 0) -> Tensor:
+    """The definition of motion_frames."""
+    motion = video - video.mean(1, keepdim=True)
+    # Centred in time, so its mean is 0 and its deviation the root of the mean square.
+    motion = motion / (motion.square().mean((1, 2, 3), keepdim=True).sqrt() + 0.02)
+    padded = torch.cat([motion[:, :1], motion, motion[:, -1:]], 1)
+    centred = video - video.mean((2, 3), keepdim=True)
+    still = centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + 1e-3)
+    channels = torch.stack([padded[:, :-2], padded[:, 1:-1], padded[:, 2:], still], 2)
+    return channels[:, phase::stride].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _has_float_values(video: Tensor) -> bool:
+    """Whether these are float32 numbers on the CPU through which nobody differentiates or traces."""
+    return (
+        video.device.type == "cpu"
+        and video.dtype == torch.float32
+        and not (video.requires_grad and torch.is_grad_enabled())
+        and is_plain(video)
+        and forward_ad._current_level < 0
+    )
+
+
 def _cut_spans_fake(clips: Tensor, starts: Tensor, length: int) -> Tensor:
     return clips.new_empty((starts.shape[0], length, *clips.shape[2:]))
 
@@ -76,6 +120,12 @@ def _crop_luma_fake(video: Tensor, rows: Tensor, columns: Tensor, flips: Tensor,
     return video.new_empty((*video.shape[:2], side, side), dtype=torch.float32)
 
 
+def _motion_frames_fake(video: Tensor, stride: int, phase: int) -> Tensor:
+    count, frames, height, width = video.shape
+    return video.new_empty((count * ((frames - phase + stride - 1) // stride), height, width, 4))
+
+
 if _library.has_cpp_ops():
+    torch.library.register_fake("avppc::motion_frames", _motion_frames_fake)
     torch.library.register_fake("avppc::cut_spans", _cut_spans_fake)
     torch.library.register_fake("avppc::crop_luma", _crop_luma_fake)

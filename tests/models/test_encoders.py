@@ -13,7 +13,7 @@ from avppc.models.audio import AudioEncoder
 from avppc.models.encoder_file import save_encoder
 from avppc.models.resnet import ResNet, load_torchvision_weights
 from avppc.models.temporal import HEADS, ElementPool, MultiScaleHead, make_head
-from avppc.models.video import motion_channels
+from avppc.ops.clips import motion_frames
 
 LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
 CONFIGS = {
@@ -64,8 +64,8 @@ def test_motion_ignores_a_constant_face() -> None:
     generator = torch.Generator().manual_seed(0)
     mouth = torch.rand(1, 5, 8, 8, generator=generator)
     face = torch.rand(1, 1, 8, 8, generator=generator)
-    motion = motion_channels(mouth)[:, :, :3]
-    torch.testing.assert_close(motion_channels(mouth + face)[:, :, :3], motion, rtol=1e-4, atol=1e-5)
+    motion = motion_frames(mouth)[None, :, :3]
+    torch.testing.assert_close(motion_frames(mouth + face)[None, :, :3], motion, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(motion[:, 1:, 0], motion[:, :-1, 1])
     torch.testing.assert_close(motion[:, :-1, 2], motion[:, 1:, 1])
 

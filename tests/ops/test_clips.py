@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.clips import crop_luma, crop_luma_reference, cut_spans, cut_spans_reference
+from avppc.ops.clips import (
+    crop_luma,
+    crop_luma_reference,
+    cut_spans,
+    cut_spans_reference,
+    motion_frames,
+    motion_frames_reference,
+)
 
 LEVELS = ("baseline", "avx2", "avx512")
 needs_cpp = pytest.mark.skipif(
@@ -114,6 +121,61 @@ def test_spans_of_any_shape(clips: int, steps: int, rounds: int, width: int, ran
 
 
 @needs_cpp
+@pytest.mark.parametrize(("stride", "phase"), [(1, 0), (2, 0), (2, 1), (5, 4), (9, 2)])
+@pytest.mark.parametrize("shape", [(3, 7, 8, 8), (2, 1, 5, 7), (1, 12, 32, 32), (4, 5, 1, 1), (2, 6, 3, 11)], ids=str)
+def test_motion_is_as_good_as_torchs(level: str, shape: tuple[int, ...], stride: int, phase: int) -> None:
+    video = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    phase = min(phase, shape[1] - 1)
+    truth = motion_frames_reference(video.double(), stride, phase)
+    plain, found = (function(video, stride, phase) for function in (motion_frames_reference, motion_frames))
+    assert found.shape == plain.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    error, allowed = ((x - truth).abs().max().item() for x in (found, plain))
+    assert error <= 2 * allowed + 1e-6
+
+
+@needs_cpp
+def test_motion_of_what_stands_still_and_of_nan() -> None:
+    still = torch.full((2, 4, 6, 6), 0.25)
+    assert motion_frames(still).eq(0).all()
+    still[1, 2, 3, 3] = torch.nan
+    found = motion_frames(still).unflatten(0, (2, 4))
+    assert found[0].eq(0).all()
+    assert found[1, :, :3].isnan().all()
+    assert found[1, :, 3].isnan().flatten(1).all(1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func, about torch itself
+def test_motion_has_a_gradient_and_can_be_traced() -> None:
+    video = torch.rand(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(motion_frames, video)
+    plain = video.detach().float()
+    _, tangent = torch.func.jvp(motion_frames, (plain,), (torch.ones_like(plain),))
+    assert tangent[:, :3].abs().max() < 1e-5
+    wanted = plain.clone().requires_grad_()
+    motion_frames(wanted).square().sum().backward()
+    assert wanted.grad is not None
+    with torch.no_grad():
+        torch.testing.assert_close(motion_frames(wanted), motion_frames(plain), rtol=0, atol=0)
+
+
+@needs_cpp
+@pytest.mark.parametrize(
+    ("shape", "stride", "phase", "text"),
+    [
+        ((2, 3, 4), 1, 0, "video must have 4 dimensions"),
+        ((2, 0, 4, 4), 1, 0, "video must not be empty"),
+        ((2, 3, 4, 4), 0, 0, "stride must be at least 1, got 0"),
+        ((2, 3, 4, 4), 1, 3, "phase must be from 0 to 2, got 3"),
+        ((2, 3, 4, 4), 1, -1, "phase must be from 0 to 2, got -1"),
+    ],
+)
+def test_the_motion_operator_looks_before_it_reads(shape: tuple[int, ...], stride: int, phase: int, text: str) -> None:
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.avppc.motion_frames(torch.zeros(shape), stride, phase)
+
+
+@needs_cpp
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -157,6 +219,7 @@ def test_opcheck() -> None:
     crops = Crops.make(16, 8)
     places = crops.rows, crops.columns, crops.flips
     torch.library.opcheck(torch.ops.avppc.crop_luma, (crops.video, *places, 16, 8))
+    torch.library.opcheck(torch.ops.avppc.motion_frames, (torch.rand(2, 5, 4, 4), 2, 1))
     torch.library.opcheck(torch.ops.avppc.cut_spans, (crops.video, torch.tensor([0, 2, 1, 1, 1, 0]), 2))
 
 
