@@ -163,7 +163,7 @@ Tensor log_mel_cuda(const Tensor& waveform, const std::optional<Tensor>& lengths
   const int device = waveform.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   Tensor out = new_floats(waveform, clips, frames, config.features());
   const int64_t* length_data = lengths.has_value() ? lengths->const_data_ptr<int64_t>() : nullptr;
   // Double precision keeps quiet bands beside loud ones right, as on the CPU. GPUs for games do it 32 or 64 times

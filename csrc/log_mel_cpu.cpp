@@ -292,9 +292,9 @@ void share_out(const LogMelJob& job, int64_t count, int64_t portion, const Work&
     }
   };
   uint32_t threads = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
   const int64_t helpers = std::min<int64_t>(threads, divide_up(count, portion));
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, helpers, 1, help, &context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, helpers, 1, help, &context));
   if (context.error) std::rethrow_exception(context.error);
 }
 
@@ -302,7 +302,7 @@ void run(const LogMelJob& job, int64_t clips) {
   constexpr int64_t portion = 8;  // groups: about 50 us of work
   const bool finish = job.tables.config.needs_finish();
   uint32_t threads = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
   if (finish && clips >= int64_t{threads}) {  // a clip is finished while it is in the cache
     share_out(job, clips, 1, [&](LogMelWorker& worker, int64_t clip, int64_t) {
       worker.run_groups(clip * job.groups, (clip + 1) * job.groups);

@@ -75,7 +75,7 @@ Tensor borrow(const Factor& factor) {
 void multiply_floats(const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
   if (gemm_floats_of_mkl() != nullptr) return multiply_with(gemm_floats_of_mkl(), a, b, alpha, beta, c, stride);
   const Tensor out = borrow(c, a.rows, b.columns, stride, 1);
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_cpu_addmm_out(out.get(), out.get(), borrow(a).get(), borrow(b).get(), beta, alpha));
 }
 
