@@ -99,6 +99,12 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def real_path(path: Path) -> Path:
+    """Where a path leads, links followed; one that leads back to itself is left as it is (Path.resolve of Python 3.11 and
+    3.12 raises a RuntimeError there)."""
+    return Path(os.path.realpath(path))
+
+
 def sync_directory(directory: Path) -> None:
     """Makes renames in a directory last through a power cut, where the system can."""
     _sync(directory)

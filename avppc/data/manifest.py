@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avppc.clip import NO_LABEL, SPLITS, UNLABELED_FOLDER
-from avppc.files import parse_json
+from avppc.files import parse_json, real_path
 
 MANIFEST_NAME = "manifest.jsonl"
 INDEX_COMMAND = "`avppc index`"
@@ -245,12 +245,12 @@ def _unusable(manifest: Path, number: int, entry: dict[str, Any]) -> Unusable | 
 
 def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
     """As _files, of the given paths only."""
-    inside = root.resolve()
+    inside = real_path(root)
     for path in paths:
         place = root / path
         if not os.path.lexists(place):
             continue
-        if not place.resolve().is_relative_to(inside):
+        if not real_path(place).is_relative_to(inside):
             result.refused.append((path, "a link that leaves the data's folder is not followed"))
         elif not place.is_file():
             result.refused.append((path, "not a regular file"))
@@ -263,7 +263,7 @@ def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tu
 
 def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
     """Path below root, size and time of each video; all that is something else goes into the result."""
-    inside = root.resolve()
+    inside = real_path(root)
     pending = [""]
     while pending:
         folder = pending.pop()
@@ -301,8 +301,8 @@ def _is_video_name(name: str) -> bool:
 def _link_problem(entry: os.DirEntry[str], inside: Path, is_video: bool) -> str | None:
     if not entry.is_symlink():
         return None
-    target = Path(entry.path).resolve()
-    if entry.is_dir():
+    target = real_path(Path(entry.path))
+    if target.is_dir():  # DirEntry's own raises where links go round
         return "a link to a folder is not followed"
     if not is_video:
         return None

@@ -22,7 +22,7 @@ from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.read_ahead import ReadAhead, blocks_read
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.data.shard import Shard, ShardRecord, missing_shard
-from avppc.files import sha256_of
+from avppc.files import real_path, sha256_of
 from avppc.tensors import check_tensor
 
 __all__ = [
@@ -174,10 +174,10 @@ def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Pa
 
 
 def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:
-    inside = directory.resolve()
+    inside = real_path(directory)
     for record in records:
         path = directory / SHARD_FOLDER / record.file
-        if not path.resolve().is_relative_to(inside):
+        if not real_path(path).is_relative_to(inside):
             raise ValueError(f"{path} is a link that leaves the data set's folder: it is not followed")
 
 

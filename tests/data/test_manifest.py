@@ -133,6 +133,18 @@ class TestLinks:
             ("loop", "a link to a folder is not followed"),
         ]
 
+    def test_links_that_go_round_are_links_to_nothing(self, tmp_path):
+        touch(tmp_path, "1.mp4")
+        os.symlink("2.mp4", tmp_path / "2.mp4")
+        os.symlink("4.mp4", tmp_path / "3.mp4")
+        os.symlink("3.mp4", tmp_path / "4.mp4")
+        os.symlink("folder", tmp_path / "folder")
+        found = scan(tmp_path)
+        assert [video.path for video in found.videos] == ["1.mp4"]
+        assert found.refused == [(f"{number}.mp4", "a link to nothing") for number in (2, 3, 4)]
+        (tmp_path / "list.txt").write_text("1.mp4\n2.mp4\n")
+        assert scan(tmp_path, tmp_path / "list.txt").refused == [("2.mp4", "not a regular file")]
+
     def test_pipes_are_not_opened(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.mp4")
         assert scan(tmp_path).refused == [("pipe.mp4", "not a regular file")]

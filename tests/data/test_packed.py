@@ -275,6 +275,13 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"train-0000\d\.safetensors is a link that leaves the data set's folder"):
             PackedDataset(packed)
 
+    def test_a_shard_that_is_a_link_to_itself_is_missing(self, packed):
+        path = packed / SHARD_FOLDER / "train-00002.safetensors"
+        path.unlink()
+        path.symlink_to(path.name)
+        with pytest.raises(ValueError, match=r"train-00002\.safetensors is missing"):
+            PackedDataset(packed)
+
     def test_links_within_the_set_are_followed(self, packed):
         path = packed / SHARD_FOLDER / "train-00002.safetensors"
         path.rename(packed / "elsewhere")
