@@ -100,8 +100,10 @@ def parse_json(content: bytes | str) -> Any:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads, links followed; one that leads back to itself is left as it is (Path.resolve of Python 3.11 and
-    3.12 raises a RuntimeError there)."""
+    """Where a path leads, links followed; one that leads back to itself is left as it is.
+
+    Path.resolve raises a RuntimeError there in Python 3.11 and 3.12.
+    """
     return Path(os.path.realpath(path))
 
 
