@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+MAX_SEED = (1 << 63) - 1
+"""Largest seed of a run, which every generator takes."""
+
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raises ValueError unless value is one of the allowed ones, and of its type."""

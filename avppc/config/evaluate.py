@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.config.checks import check_choice, check_integer, check_number, check_types
+from avppc.config.checks import MAX_SEED, check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
 from avppc.config.pretrain import Precision
 
@@ -132,7 +132,7 @@ class EvaluateConfig:
         check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0)
         check_integer("workers", self.workers, 0, 1024)
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, MAX_SEED)
 
     @classmethod
     def from_preset(cls, name: EvaluatePreset, run: Path) -> EvaluateConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.config.augment import AugmentConfig
-from avppc.config.checks import check_choice, check_integer, check_number, check_types
+from avppc.config.checks import MAX_SEED, check_choice, check_integer, check_number, check_types
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.scale import ScaleConfig
@@ -200,7 +200,7 @@ class PretrainConfig:
         check_integer("speakers_per_batch", self.speakers_per_batch, 0)
         check_integer("accumulate", self.accumulate, 1)
         check_choice("gather", self.gather, ("none", "all", "ring"))
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, MAX_SEED)
         check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0)
         check_integer("log_every", self.log_every, 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from avppc.config.checks import check_choice, check_integer, check_types
+from avppc.config.checks import MAX_SEED, check_choice, check_integer, check_types
 from avppc.config.cores import count_cores
 
 # Lists of the generator (avppc.synth.words); here so that the settings can be checked without its extra packages.
@@ -59,7 +59,7 @@ class SynthConfig:
         check_choice("difficulty", self.difficulty, ("easy", "medium", "hard"))
         for name in ("train_speakers", "val_speakers", "test_speakers"):
             check_integer(name, getattr(self, name), 1, 1_000_000)
-        check_integer("seed", self.seed, 0, 2**63 - 1)
+        check_integer("seed", self.seed, 0, MAX_SEED)
         check_integer("workers", self.workers, 0, 4096)
 
     @property

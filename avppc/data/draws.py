@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avppc.config.checks import check_integer
+from avppc.config.checks import MAX_SEED, check_integer
 
 _MASK = (1 << 64) - 1
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -30,7 +30,7 @@ class ClipGenerator(torch.Generator):
         return super().__new__(cls)
 
     def __init__(self, seed: int, first: int, count: int) -> None:
-        check_integer("seed", seed, 0, (1 << 63) - 1)
+        check_integer("seed", seed, 0, MAX_SEED)
         check_integer("first", first, 0, _PLACES - 1)
         check_integer("count", count, 1, _PLACES - first)
         self.manual_seed(seed)

@@ -56,8 +56,8 @@ def fit_classifier(
     device = labels.device
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    # A last batch of one clip would have no batch statistics: batches are as even as can be.
-    batches = max(1, round(len(rows) / config.batch_size))
+    # A batch of one clip would have no batch statistics: batches are as even as can be, and of two clips at least.
+    batches = max(1, min(round(len(rows) / config.batch_size), len(rows) // 2))
     optimizer = torch.optim.AdamW(groups, weight_decay=config.recipe.weight_decay, fused=True)
     schedule = _make_schedule(optimizer, config.recipe, config.epochs * batches)
     best, best_state = -1.0, model.state_dict()
@@ -86,7 +86,10 @@ def _make_schedule(
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rates = [group["lr"] for group in optimizer.param_groups]
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.2, cycle_momentum=False)
+    rise = 0.25 if steps == 5 else 0.2  # a rise of exactly one step is a division by zero there
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=steps, pct_start=rise, cycle_momentum=False
+    )
 
 
 def _loss(model: nn.Module, inputs: Tensor, labels: Tensor, recipe: RecipeConfig, generator: torch.Generator) -> Tensor:

@@ -113,6 +113,8 @@ class Bench:
             draw_labelled_clips(self.labels("train"), config.labels_per_word, config.seed + draw, self.words)
             for draw in range(draws)
         ]
+        if len(self.label_rows[0]) < 2:
+            raise ValueError(f"labels_per_word gives {len(self.label_rows[0])} labelled clip in all, 2 are needed")
 
     @property
     def words(self) -> tuple[str, ...]:

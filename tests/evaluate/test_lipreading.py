@@ -255,6 +255,36 @@ def test_schedules() -> None:
     assert rates.index(max(rates)) in (1, 2)
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_any_number_of_steps_has_a_schedule(steps: int) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = classifier._make_schedule(optimizer, RecipeConfig(), steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert 0 < max(rates) < 0.1 + 1e-9
+
+
+@pytest.mark.parametrize("clips", range(2, 12))
+def test_no_batch_has_one_clip_alone(clips: int) -> None:
+    """A batch norm over [N, C] has no statistics of one row."""
+    features = torch.randn(clips, 7, 3)
+    source = FeatureSource(features[None], features, features, torch.arange(clips))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(21, 4), nn.BatchNorm1d(4))
+    labels = torch.arange(clips) % 2
+    groups: list[dict[str, object]] = [{"params": model.parameters(), "lr": 0.01}]
+    fit_classifier(model, groups, source, (torch.arange(clips), labels), labels, FitConfig(2, 2, 1, 0))
+
+
+def test_one_labelled_clip_in_all_is_refused(finished_run: tuple[Path, Path], monkeypatch) -> None:
+    run, _ = finished_run
+    monkeypatch.setattr(fits, "draw_labelled_clips", lambda *_: torch.tensor([0]))
+    with pytest.raises(ValueError, match="labels_per_word gives 1 labelled clip in all, 2 are needed"):
+        fits.Bench(quick_config(run, None))
+
+
 def test_frozen_encoder_stays_as_it_is_where_features_do_not_fit(finished_run: tuple[Path, Path], monkeypatch) -> None:
     """Pictures through the frozen encoder instead: its weights and batch norms are those of the run to the last bit."""
     run, _ = finished_run
@@ -309,6 +339,7 @@ def test_evaluate_takes_a_preset_on_the_command_line(finished_run: tuple[Path, P
         ({"rows": ("frozen", "thawed")}, "rows must be one of"),
         ({"heads": ()}, "heads must name at least one"),
         ({"draws": 0}, "draws must be at least 1"),
+        ({"seed": 2**63}, "seed must be from 0 to 9223372036854775807"),
         ({"head_learning_rates": (-1.0,)}, "head_learning_rates must be at least 0"),
     ],
 )

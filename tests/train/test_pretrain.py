@@ -130,6 +130,12 @@ def test_a_run_may_move_and_its_data_be_spelled_otherwise(
         pretrain(tiny_config(write_tiny_set(tmp_path / "other"), tmp_path / "after", steps=2))
 
 
+@pytest.mark.parametrize("seed", [2**63, 2**64, 10**30])
+def test_seeds_that_no_generator_takes_are_refused(seed: int, tiny_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="seed must be from 0 to 9223372036854775807"):
+        tiny_config(tiny_set, tmp_path / "run", seed=seed)
+
+
 def test_directory_of_something_else_is_refused(tiny_set: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
