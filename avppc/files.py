@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import importlib.util
 import json
 import os
 import secrets
@@ -11,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # not on Windows
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -31,6 +35,29 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def sole_use(directory: Path) -> Iterator[None]:
+    """Keeps a directory to this process while the block lasts; it is free again when the process ends, however it ends.
+
+    Where the file system knows no locks (some network ones), nothing is kept.
+
+    Raises:
+        ValueError: another process uses it.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            if _fcntl is not None:
+                _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{directory} is in use: another process works there") from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` when the block ends; a failed block leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +66,10 @@ def replace_file(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error  # which file does not fit on a full disk
         raise
     sync_directory(path.parent)
 

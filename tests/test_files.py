@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from avppc.files import new_directory, read_json, sha256_of, write_atomically, write_json
+from avppc.files import new_directory, read_json, sha256_of, sole_use, write_atomically, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +20,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_is_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*value\.json'"):
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
     assert [file.name for file in path.parent.iterdir()] == ["value.json"]
@@ -63,6 +65,18 @@ def test_a_new_directory_takes_no_others_place(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
     with pytest.raises(FileExistsError, match="new exists already"), new_directory(path):
         raise AssertionError("nothing is written where something is")
+
+
+def test_a_directory_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from avppc.files import sole_use\nwith sole_use(pathlib.Path(sys.argv[1])): input()"
+    other = [sys.executable, "-c", code, str(tmp_path)]
+    with sole_use(tmp_path):
+        refused = subprocess.run(other, input="\n", capture_output=True, text=True, timeout=60)
+        assert f"ValueError: {tmp_path} is in use: another process works there" in refused.stderr
+    with pytest.raises(KeyError), sole_use(tmp_path):
+        raise KeyError
+    assert subprocess.run(other, input="\n", text=True, timeout=60).returncode == 0  # free again
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_has_no_nan_and_damage_is_named(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 from torch import Tensor
 
-from avppc.files import parse_json
+from avppc.files import parse_json, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class MetricsLog:
         """Lines of steps past first_step are dropped: they come again."""
         self.path = run / METRICS_FILE
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = self.path.open("a", encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorBoard's own imports warn of their dependencies
@@ -120,19 +120,16 @@ class RunLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that was cut short by a kill is left out."""
+    """The rows of a run's metrics.jsonl; a line that is none, cut short by a kill, say, is left out."""
     path = run / METRICS_FILE
     if not path.exists():
         return []
     rows = []
     for line in path.read_bytes().splitlines():
-        try:
+        with contextlib.suppress(ValueError):
             row = parse_json(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from avppc.data.draws import ClipGenerator
 from avppc.data.loader import ClipLoader
 from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, local_folder, verify_shards
 from avppc.data.sampler import EpochSampler
-from avppc.files import write_json
+from avppc.files import sole_use, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce_gather import rows_known_even
 from avppc.tasks.protocol import ProxyTask
@@ -56,23 +57,23 @@ def pretrain(config: PretrainConfig) -> Path:
     apart.
 
     Raises:
-        ValueError: settings that do not fit the data, or a directory that holds another run.
+        ValueError: settings that do not fit the data, or a directory that holds another run or is another process's.
         FloatingPointError: too many steps in a row whose loss or gradient is not finite.
         OSError: the last checkpoint could not be written.
         Stopped: SIGTERM came, and a checkpoint is written.
     """
-    with join_processes(config.device) as processes:
-        return _pretrain(config, processes)
+    with join_processes(config.device) as processes, contextlib.ExitStack() as held:
+        return _pretrain(config, processes, held)
 
 
-def _pretrain(config: PretrainConfig, processes: Processes) -> Path:
+def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack) -> Path:
     device, main = processes.device, processes.main
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
-    dataset = _open_data(config, processes)
+    dataset = processes.together(partial(_open_data, config, processes))
     sampler = _make_sampler(config, dataset, processes)
-    task = _open_task(config, processes)
+    task = _open_task(config, processes, held)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     if main:
@@ -141,16 +142,20 @@ def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
     return dataset
 
 
-def _open_task(config: PretrainConfig, processes: Processes) -> ProxyTask:
-    """The task with its first weights, once the run's directory is there."""
+def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack) -> ProxyTask:
+    """The task with its first weights, once the run's directory is there: this run's alone while `held` is open."""
     torch.manual_seed(config.seed)
     task = make_task(config.task, config)
     if config.scale.cached_negatives and not task.has_representations:
         raise ValueError(f"scale.cached_negatives needs a permutative task, task is {config.task!r}")
-    if processes.main:
-        open_run(config)
-        write_json(config.out / TASK_FILE, task.describe())
-    processes.barrier()
+
+    def claim() -> None:
+        if processes.main:
+            open_run(config)
+            held.enter_context(sole_use(config.out))
+            write_json(config.out / TASK_FILE, task.describe())
+
+    processes.together(claim)
     return prepare_model(task, config.scale, processes)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from avppc.train.hardware import resolve_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,22 @@ class Processes:
         every = value.new_empty(self.size, *value.shape)
         dist.all_gather(list(every.unbind(0)), value.contiguous())
         return every
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` gives here; if it is refused on one process all of them raise, so that none waits for it."""
+        refusal: ValueError | OSError | None = None
+        try:
+            result = work()
+        except (ValueError, OSError) as error:
+            refusal = error
+        if self.size > 1:
+            refused = torch.tensor(refusal is not None, dtype=torch.int32)
+            dist.all_reduce(refused)
+            if refusal is None and int(refused):
+                raise ValueError("another process has refused to begin, and says why")
+        if refusal is not None:
+            raise refusal
+        return result
 
     def check_same(self, value: Tensor, what: str) -> None:
         """ValueError on every process unless all have the same float64 numbers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from avppc.data.draws import ClipGenerator
 from avppc.data.packed import PackedDataset
 from avppc.tasks.protocol import ProxyTask
 from avppc.train.processes import Processes
+
+logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_clips.jsonl"
 _SLOTS = 8  # skipped steps whose clips are remembered until they are read
@@ -88,14 +91,19 @@ class SkippedReport:
             diverged = diverged or len(named) == len(every)
             suspects += [name for name in named if name not in suspects]
             if self._processes.main:
-                line: dict[str, Any] = {"step": step, "suspects": named, "clips": list(map(self._source, every))}
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                self._write_line({"step": step, "suspects": named, "clips": list(map(self._source, every))})
         if diverged:
             return "no clip gives finite features any more: the weights have diverged"
         if suspects:
             return f"by themselves these give features that are not finite: {', '.join(suspects[:5])}"
         return "each clip by itself gives finite features"
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk must not end the training
+            logger.warning("the clips of the skipped step %d could not be written: %s", line["step"], error)
 
     def _spoiled(self, ids: list[int]) -> Tensor:
         """[n] bool: clips whose features, in eval mode where no clip touches another, are not finite."""

@@ -21,6 +21,7 @@ from tiny_runs import SHAPE, WORDS, make_clip, tiny_config
 from avppc.config import ScaleConfig
 from avppc.data.packed import SHARD_FOLDER, PackedIndex
 from avppc.data.shard import ShardWriter
+from avppc.files import sole_use
 from avppc.ops.log_mel import log_mel
 from avppc.tasks import element_task
 from avppc.train import state
@@ -147,6 +148,16 @@ class TestNotFinite:
         assert "by themselves these give features that are not finite: 5.mp4" in caplog.text
         assert all(value.isfinite().all() for value in tensors(config.out, 12).values())
 
+    def test_a_full_disk_costs_the_names_not_the_run(
+        self, set_with_a_bad_clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = tiny_config(set_with_a_bad_clip, tmp_path / "run", batch_size=BATCH, steps=6)
+        pretrain_until(config, 1)
+        (config.out / "skipped_clips.jsonl").symlink_to("/dev/full")
+        pretrain(config)
+        assert "could not be written: [Errno 28] No space left on device" in caplog.text
+        assert read_metrics(config.out)[-1]["skipped"] == 1
+
     def test_it_is_as_if_the_step_had_not_been(self, set_with_a_bad_clip: Path, tmp_path: Path) -> None:
         """Weights, state and running statistics after the bad step are those before it."""
         config = tiny_config(
@@ -202,6 +213,52 @@ class TestElasticRestart:
         environment = {**os.environ, **changes, "PYTHONPATH": str(TESTS.parents[1])}  # this package, not one installed
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tiny_set: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_set, tmp_path / "run")
+    pretrain_until(config, 2)
+    with sole_use(config.out), pytest.raises(ValueError, match="run is in use: another process works there"):
+        pretrain(config)
+    assert [path.name for path in (config.out / "checkpoints").iterdir()] == ["step_00000002"]
+    pretrain(config)
+    assert [row["step"] for row in read_metrics(config.out)] == [3, 6, 9, 12]
+
+
+def test_what_one_process_refuses_is_refused_by_all_in_a_line(tiny_set: Path, tmp_path: Path) -> None:
+    """Nobody waits for the process that refused, and no traceback of who did hides the reason."""
+    (tmp_path / "taken").write_text("something else")
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "avppc"]
+    arguments += ["pretrain", "--data", str(tiny_set), "--out", str(tmp_path), "--batch-size", "8", "--device", "cpu"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(TESTS.parents[1]),
+    }
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    assert f"avppc: {tmp_path} is not empty and holds no run" in done.stderr
+    assert "avppc: another process has refused to begin, and says why" in done.stderr
+    assert "[rank1]: Traceback" not in done.stderr
+
+
+def test_older_metrics_are_replaced_whole(tmp_path: Path) -> None:
+    """A kill while the lines of steps that come again are dropped leaves the old file, not a part of the new one."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step}) + "\n" for step in range(1, 6)]
+    path.write_text("".join(lines))
+    with path.open() as old:
+        MetricsLog(tmp_path, 3).close()
+        assert old.readlines() == lines
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_a_damaged_line_costs_no_later_ones(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "lo\xff\n[3]\n{"step": 4}\n{"step": 5, "l')
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 4]
+    MetricsLog(tmp_path, 9).close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 4]
 
 
 def test_metrics_that_cannot_be_written_are_said_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
