@@ -93,12 +93,17 @@ def motion_frames_reference(video: Tensor, stride: int = 1, phase: int = 0) -> T
     """The definition of motion_frames."""
     motion = video - video.mean(1, keepdim=True)
     # Centred in time, so its mean is 0 and its deviation the root of the mean square.
-    motion = motion / (motion.square().mean((1, 2, 3), keepdim=True).sqrt() + 0.02)
+    motion = motion / (_root(motion.square().mean((1, 2, 3), keepdim=True)) + 0.02)
     padded = torch.cat([motion[:, :1], motion, motion[:, -1:]], 1)
     centred = video - video.mean((2, 3), keepdim=True)
-    still = centred / (centred.square().mean((2, 3), keepdim=True).sqrt() + 1e-3)
+    still = centred / (_root(centred.square().mean((2, 3), keepdim=True)) + 1e-3)
     channels = torch.stack([padded[:, :-2], padded[:, 1:-1], padded[:, 2:], still], 2)
     return channels[:, phase::stride].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The root of what is not negative, whose gradient is 0 at 0: a still clip, or an even frame, has one."""
+    return square.clamp_min(1e-30).sqrt()
 
 
 def _has_float_values(video: Tensor) -> bool:

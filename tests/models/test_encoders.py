@@ -70,6 +70,19 @@ def test_motion_ignores_a_constant_face() -> None:
     torch.testing.assert_close(motion[:, :-1, 2], motion[:, 1:, 1])
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_still_clip_has_a_finite_gradient(frames: int) -> None:
+    """The root of a motion of nothing, and of an even frame, has none of its own; the values stay what they were."""
+    still = torch.full((1, frames, 8, 8), 0.5, dtype=torch.float64, requires_grad=True)
+    channels = motion_frames(still)
+    channels.sum().backward()
+    assert still.grad is not None
+    assert still.grad.isfinite().all()
+    assert torch.equal(channels, torch.zeros_like(channels))
+    moving = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(motion_frames, (moving,))
+
+
 def test_wrong_video_is_refused_by_name() -> None:
     encoder = VideoEncoder()
     with pytest.raises(ValueError, match=r"video must be \[N, T, 32, 32\].*\[2, 3, 96, 96\]"):
