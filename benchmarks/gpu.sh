@@ -75,10 +75,10 @@ bench_loader() {
 
 # The proxy tasks under one budget; what its time limit leaves undone stays empty.
 table() {
-  local task command
+  local task command same="batch_size=256;encoder.channels=motion"
   command=("$PYTHON" -m avppc table --data "$data/packed" --out "$table" --preset gpu --steps 400 --labels 10,all --heads bins tconv --tasks)
   for task in av-permutative synchronization:rivals.sync_mode=multiway\; time-arrow correspondence visual-permutative; do
-    case $task in *:*) command+=("${task}batch_size=256") ;; *) command+=("$task:batch_size=256") ;; esac
+    case $task in *:*) command+=("${task}$same") ;; *) command+=("$task:$same") ;; esac
   done
   timeout 270 "${command[@]}" || { "${command[@]}" --only-finished && [ -s "$table/table.md" ]; }
 }

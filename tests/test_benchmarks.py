@@ -85,7 +85,8 @@ def test_gpu_script_runs_every_part_once(tmp_path: Path) -> None:
     for part in ("pip install", "test_info_nce_triton_gpu", "full_step", "log_mel_cuda", "avppc synth", "bench-train",
                  "--compile", "avppc table", "plot.py"):  # fmt: skip
         assert part in calls
-    assert "av-permutative:batch_size=256 synchronization:rivals.sync_mode=multiway;batch_size=256" in calls
+    same = "batch_size=256;encoder.channels=motion"
+    assert f"av-permutative:{same} synchronization:rivals.sync_mode=multiway;{same}" in calls
     assert machine.parts(machine.run().stdout) == ["plots"]  # which is drawn anew each time
 
 
