@@ -43,5 +43,6 @@ def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
 
 def is_autocast_on(device_type: str) -> bool:
     """Whether autocast is on for such devices."""
-    # devices without autocast, such as meta, must not be asked
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Devices without autocast, such as meta, must not be asked; who has it torch.compile cannot ask before torch 2.12.
+    has_autocast = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return has_autocast and torch.is_autocast_enabled(device_type)

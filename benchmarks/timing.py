@@ -66,7 +66,8 @@ def take_turns(
 
 def peak_extra_mib(contestant: Contestant) -> float:
     """The most memory that torch's CPU allocator had given out at once during a call, above that at its start."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         before = torch.empty(1)  # the first event says what was there already
         contestant()
     del before

@@ -11,7 +11,7 @@ from avppc.models.conv4 import Conv4
 from avppc.models.layout import use_channels_last
 from avppc.models.resnet import RESNET_LAYERS, ResNet
 from avppc.ops.clips import motion_frames
-from avppc.tensors import FLOAT_DTYPES, check_tensor
+from avppc.tensors import FLOAT_DTYPES, check_tensor, is_autocast_on
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
 
@@ -97,7 +97,5 @@ class VideoEncoder(nn.Module):
         weight = next(self.parameters())
         if video.device != weight.device:
             raise ValueError(f"video must be on {weight.device} like the encoder, got {video.device}")
-        kind = video.device.type
-        makes_alike = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        if video.dtype != weight.dtype and not makes_alike:
+        if video.dtype != weight.dtype and not is_autocast_on(video.device.type):
             raise TypeError(f"video must have dtype {weight.dtype} like the encoder, got {video.dtype}")

@@ -178,7 +178,7 @@ def _log(level: int, text: str) -> None:
 
 def _needs_plain_torch(problem: Problem) -> str | None:
     """What must see through plain torch just now, or else lose derivatives; None where nothing does."""
-    if torch.compiler.is_exporting():
+    if _is_exporting():
         return "gradients in torch.export"
     if torch.compiler.is_compiling():  # which traces all else
         return None
@@ -192,6 +192,12 @@ def _needs_plain_torch(problem: Problem) -> str | None:
     ):
         return "forward-mode derivatives"
     return None
+
+
+@_library.constant_when_compiled
+def _is_exporting() -> bool:
+    """As torch says when it is asked: torch.compile, which traces the question, took it for true before torch 2.13."""
+    return torch.compiler.is_exporting()
 
 
 def _solve_reference(

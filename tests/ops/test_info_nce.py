@@ -247,7 +247,7 @@ def test_memory_holds_a_few_blocks_of_logits() -> None:
     """Allocations of a whole step, forward and backward, against the K N M logits that it never holds."""
     case = Case(K=40, N=512, Dc=4, Dz=4)
     arguments = case.arguments()
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         solve(arguments, "cpp").backward()
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     logits = case.K * case.N * case.N * 4

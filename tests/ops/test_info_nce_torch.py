@@ -168,7 +168,7 @@ def test_a_freed_graph_gives_its_gradients_away(upstream: float) -> None:
     wanted = list(leaves(arguments).values())
     loss = bilinear_info_nce(**arguments, backend="cpp")
     expected = torch.autograd.grad(loss, wanted, torch.tensor(upstream), retain_graph=True)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         got = torch.autograd.grad(loss, wanted, torch.tensor(upstream))
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     assert allocated < min(gradient.nbytes for gradient in got if gradient.ndim > 0)
