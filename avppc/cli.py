@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
 
 T = TypeVar("T")
+_NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
 _CLOSED_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 
@@ -96,6 +98,10 @@ def _run(given: list[str]) -> int:
         raise  # `main` looks whether it is standard output's
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
+            raise
+        return _fail(f"out of memory: {(str(error) or 'no more is to be had').splitlines()[0]}")
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from what is there", code=130)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -26,6 +27,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def check_writable(path: Path) -> None:
     """OSError, with the folder's name, unless a file can be written at `path`: before hours of work, not after."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     trial = temporary_name(path)
     try:
         trial.touch()

@@ -87,6 +87,35 @@ def test_output_that_nobody_reads_ends_it_quietly(arguments: list[str], unbuffer
     assert process.returncode == 128 + 13
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA out of memory."),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: object) -> int:
+        raise error
+
+    monkeypatch.setattr("avppc.doctor.run", run)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("avppc: out of memory: ")
+    monkeypatch.setattr("avppc.doctor.run", lambda config: [].pop())  # what nobody foresaw keeps its traceback
+    with pytest.raises(IndexError):
+        main(["doctor"])
+
+
+def test_more_threads_than_a_process_can_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", str(tmp_path), "--out", str(tmp_path / "run"), "--threads", "100000"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["pretrain", *flags])
+    assert "threads must be from 0 to 4096, got 100000" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_broken_pipe_that_is_not_standard_output_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from avppc.files import new_directory, read_json, sha256_of, sole_use, write_atomically, write_json
+from avppc.files import check_writable, new_directory, read_json, sha256_of, sole_use, write_atomically, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +24,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_json(path, {"a": 2})
     assert read_json(path) == {"a": 1}
     assert [file.name for file in path.parent.iterdir()] == ["value.json"]
+
+
+def test_a_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*'"):
+        check_writable(tmp_path)
+    check_writable(tmp_path / "deep" / "file")
+    assert list((tmp_path / "deep").iterdir()) == []
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from avppc.config.checks import check_choice, check_integer, check_types
+from avppc.config.checks import MAX_THREADS, check_choice, check_integer, check_types
 from avppc.config.pretrain import PresetName
 
 
@@ -36,4 +36,4 @@ class BenchTrainConfig:
         check_choice("preset", self.preset, get_args(PresetName))
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
-        check_integer("threads", self.threads, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)

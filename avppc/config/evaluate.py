@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.config.checks import MAX_SEED, check_choice, check_integer, check_number, check_types
+from avppc.config.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
 from avppc.config.pretrain import Precision
 
@@ -130,7 +130,7 @@ class EvaluateConfig:
         check_integer("gru_layers", self.gru_layers, 1)
         check_integer("batch_size", self.batch_size, 2)
         check_choice("precision", self.precision, get_args(Precision))
-        check_integer("threads", self.threads, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("workers", self.workers, 0, 1024)
         check_integer("seed", self.seed, 0, MAX_SEED)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.clip import SPLITS, SplitName
-from avppc.config.checks import check_choice, check_integer, check_types
+from avppc.config.checks import MAX_THREADS, check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
 FormatName = Literal["safetensors", "torch-export", "onnx"]
@@ -70,4 +70,4 @@ class EmbedConfig:
         check_choice("per", self.per, ("clip", "frame"))
         check_integer("batch_size", self.batch_size, 1)
         check_choice("precision", self.precision, get_args(Precision))
-        check_integer("threads", self.threads, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)

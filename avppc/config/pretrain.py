@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.config.augment import AugmentConfig
-from avppc.config.checks import MAX_SEED, check_choice, check_integer, check_number, check_types
+from avppc.config.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
 from avppc.config.features import LogMelConfig
 from avppc.config.model import CutConfig, EncoderConfig
 from avppc.config.scale import ScaleConfig
@@ -121,7 +121,7 @@ class OptimizerConfig:
         check_number("warmup_fraction", self.warmup_fraction, 0, 1)
         check_number("final_fraction", self.final_fraction, 0, 1)
         check_number("weight_decay", self.weight_decay, 0)
-        check_number("beta2", self.beta2, 0, 1)
+        check_number("beta2", self.beta2, 0, 0.999_999)
         check_number("clip_norm", self.clip_norm, 0)
 
 
@@ -202,7 +202,7 @@ class PretrainConfig:
         check_choice("gather", self.gather, ("none", "all", "ring"))
         check_integer("seed", self.seed, 0, MAX_SEED)
         check_choice("precision", self.precision, get_args(Precision))
-        check_integer("threads", self.threads, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("log_every", self.log_every, 1)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         check_integer("keep_checkpoints", self.keep_checkpoints, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.clip import SPLITS, SplitName
-from avppc.config.checks import MAX_SEED, check_choice, check_integer, check_types
+from avppc.config.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_types
 from avppc.config.pretrain import Precision
 
 MeasureName = Literal["retrieval", "offset", "knn", "shortcut", "conflict", "visemes"]
@@ -51,5 +51,5 @@ class ProbeConfig:
         check_integer("neighbours", self.neighbours, 1)
         check_integer("conflict_batches", self.conflict_batches, 1)
         check_choice("precision", self.precision, get_args(Precision))
-        check_integer("threads", self.threads, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("seed", self.seed, 0, MAX_SEED)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from avppc.config.checks import check_choice, check_integer, check_types
+from avppc.config.checks import MAX_THREADS, check_choice, check_integer, check_types
 from avppc.config.evaluate import HEADS, QUICK_HEADS, EvaluateConfig, HeadName
 from avppc.config.pretrain import TASK_NAMES, PresetName
 
@@ -75,7 +75,7 @@ class TableConfig:
         for name in ("seeds", "draws", "training_draws", "most_clips"):
             check_integer(name, getattr(self, name), 1)
         check_integer("steps", self.steps, 0)
-        check_integer("threads", self.threads, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("workers", self.workers, 0, 1024)
 
     @property

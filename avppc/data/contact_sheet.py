@@ -11,6 +11,7 @@ from PIL import Image
 
 from avppc.clip import SAMPLES_PER_FRAME
 from avppc.data.packed import PackedDataset
+from avppc.files import replace_file
 
 _GAP_PIXELS = 2
 _SOUND_PIXELS = 16  # height of the strip below each row
@@ -28,8 +29,8 @@ def write_contact_sheet(dataset: PackedDataset, path: Path, *, rows: int = 12, c
         loudness = power / max(power.max(), 1.0)
         strips.append(np.concatenate([_with_sound(video[n], float(loudness[n])) for n in frames], axis=1))
     sheet = np.concatenate(strips, axis=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    with replace_file(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")
 
 
 def _with_sound(

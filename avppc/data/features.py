@@ -15,6 +15,7 @@ from avppc.config.feature_file import FeaturesConfig
 from avppc.config.features import LogMelConfig
 from avppc.data.decode import DecodeError
 from avppc.data.sound import read_sound
+from avppc.files import replace_file
 from avppc.ops.log_mel import log_mel
 from avppc.ops.reference_log_mel import band_centers_hz
 
@@ -37,8 +38,8 @@ def run(config: FeaturesConfig) -> int:
         markup=False,
     )
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        np.save(config.out, features, allow_pickle=False)
+        with replace_file(config.out) as temporary, temporary.open("xb") as file:
+            np.save(file, features, allow_pickle=False)
         console.print(f"wrote {config.out}", markup=False)
     if config.plot is not None:
         draw(config.plot, config.source.name, samples, features, settings, config.preset)
@@ -83,8 +84,8 @@ def draw(
         scaled = (config.output_scale, config.output_shift) != (1.0, 0.0)
         unit = "MFCC" if config.mfcc else _UNITS[config.log] + (", scaled" if scaled else "")
         figure.colorbar(shown, cax=scale, label=unit)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
+        with replace_file(path) as temporary:
+            figure.savefig(temporary, dpi=160, format=path.suffix.removeprefix("."))
 
 
 def _envelope(wave: NDArray[np.float64], columns: int = 2000) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

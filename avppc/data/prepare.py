@@ -33,7 +33,7 @@ from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kind
 from avppc.data.prepare_worker import CHANGED, UNIT_FOLDER, DecodeJob, UnitRecord
 from avppc.data.processes import Unit, run_units
 from avppc.data.remote import upload_packed
-from avppc.data.shard import PARTIAL_SUFFIX, ClipShape
+from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, is_being_written
 from avppc.data.track import TRACKER_VERSION
 from avppc.files import read_json, write_atomically, write_json
 
@@ -221,7 +221,7 @@ def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records:
     with PackedDataset(config.out, next(iter(splits)), verify=False) as dataset:
         write_contact_sheet(dataset, config.out / SHEET_NAME)
     for path in (config.out / SHARD_FOLDER).iterdir():
-        if path.name not in kept:
+        if path.name not in kept and not is_being_written(path):
             path.unlink(missing_ok=True)
     for path in (config.out / UNIT_FOLDER).iterdir():
         if path.stem not in records:
@@ -231,7 +231,7 @@ def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records:
 def _remove_partials(out: Path, names: set[str]) -> None:
     """Removes what a killed run has left half written."""
     for path in (out / SHARD_FOLDER).glob(f".*{PARTIAL_SUFFIX}"):
-        if path.name[1:].rsplit("-", 1)[0] in names:
+        if path.name[1:].rsplit("-", 1)[0] in names and not is_being_written(path):
             path.unlink(missing_ok=True)
 
 

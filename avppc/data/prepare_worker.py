@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -16,7 +16,7 @@ from avppc.data.mouth import make_finder
 from avppc.data.packed_index import SHARD_FOLDER
 from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
-from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, ShardRecord, ShardWriter
+from avppc.data.shard import ClipShape, ShardRecord, ShardWriter, partial_ending
 from avppc.data.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
 from avppc.files import sha256_of, write_json
 
@@ -138,7 +138,7 @@ class DecodeJob:
 
     def clean_up(self, pid: int) -> None:
         """Removes a shard that a process has left half written."""
-        for partial in (self.config.out / SHARD_FOLDER).glob(f".*.{socket.gethostname()}.{pid}{PARTIAL_SUFFIX}"):
+        for partial in (self.config.out / SHARD_FOLDER).glob(f".*{glob.escape(partial_ending(pid))}"):
             partial.unlink(missing_ok=True)
 
 

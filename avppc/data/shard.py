@@ -9,6 +9,7 @@ in this order, without gaps. Any safetensors reader opens it; ours believes noth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -119,7 +120,7 @@ class ShardWriter:
         header = _header(self.shape, clips)
         digest = hashlib.sha256(header)
         # Unique, so that a process that was thought dead and its successor never write into one file.
-        partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL_SUFFIX}")
+        partial = path.with_name(f".{path.name}{partial_ending(os.getpid())}")
         try:
             with partial.open("wb", buffering=0) as file:
                 _write_all(file.fileno(), memoryview(header))
@@ -139,6 +140,23 @@ class ShardWriter:
         record = ShardRecord(path.name, clips, size, digest.hexdigest(), tuple(self._sources))
         self._sources.clear()
         return record
+
+
+def partial_ending(pid: int) -> str:
+    """How the name of a shard ends that a process of this machine is writing."""
+    return f".{socket.gethostname()}.{pid}{PARTIAL_SUFFIX}"
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process of this machine, which may be another run's, is writing this half shard."""
+    pid = path.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[2]
+    if not pid.isdecimal() or len(pid) > 9 or not path.name.endswith(partial_ending(int(pid))):
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(PermissionError):  # it is another user's
+            os.kill(int(pid), 0)
+        return True
+    return False
 
 
 class Shard:

@@ -7,6 +7,7 @@ In effect it learns to read the mouth's opening, wherever the crop shows it, dar
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,7 @@ _RIDGE = 0.01  # of the mean variance of the pixels
 _FLOOR = 10.0  # int16 steps: below this it is silence
 _MIN_PEAK = {"envelope": 0.15, "model": 0.25}  # below, it is chance
 _BATCH = 64
+_START = re.compile(r"#\d+\Z")  # where in its video a clip starts; names of videos may have a "#" of their own
 
 Array = NDArray[np.float64]
 Method = Literal["envelope", "model"]
@@ -120,7 +122,7 @@ def chosen_rows(dataset: PackedDataset, clips: int) -> NDArray[np.int64]:
 
 def video_numbers(dataset: PackedDataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """[n] equal for clips of the same video, 0 to the number of videos - 1."""
-    names = [dataset.sources[row].partition("#")[0] for row in rows]
+    names = [_START.sub("", dataset.sources[row]) for row in rows]
     return np.asarray(np.unique(names, return_inverse=True)[1])
 
 

@@ -12,7 +12,7 @@ from avppc.data.packed import PackedDataset
 from avppc.data.sync import SyncEstimate, estimate_offset
 from avppc.evaluate.model_sync import estimate_offset_by_model
 from avppc.evaluate.task_probe import load_task
-from avppc.files import write_json
+from avppc.files import replace_file, write_json
 from avppc.train.hardware import resolve_device
 
 _NAMES = {"envelope": "by loudness", "model": "by the run"}
@@ -91,5 +91,5 @@ def _plot(path: Path, estimates: Sequence[SyncEstimate]) -> None:
         lower.axvline(found.offset_frames, color="tab:grey", linestyle="--")
         lower.set_ylabel(_CURVES[found.method])
         lower.set_xlabel("sound later than picture by, frames of 40 ms")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

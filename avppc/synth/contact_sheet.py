@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.clip import CLIP_FRAMES, CROP_SIZE, LRW_COLUMNS, LRW_ROWS
+from avppc.files import write_atomically
 
 _HEADER_PIXELS = 14
 
@@ -35,7 +36,7 @@ def write_contact_sheet(root: Path, path: Path, *, clips: int = 10, frames: int 
     encoded, data = cv2.imencode(".png", sheet)
     if not encoded:
         raise OSError(f"OpenCV could not encode the picture for {path}")
-    path.write_bytes(data.tobytes())
+    write_atomically(path, data.tobytes())
 
 
 def _row(video: Path, title: str, frames: int, faces: int) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from avppc.clip import UNLABELED_FOLDER
 from avppc.config.checks import check_path
 from avppc.config.plain import config_to_dict
 from avppc.config.synth import SynthConfig
-from avppc.files import parse_json, read_json, write_atomically, write_json
+from avppc.files import parse_json, read_json, sole_use, write_atomically, write_json
 from avppc.progress import clip_progress
 from avppc.synth.words import WORDS
 
@@ -44,6 +44,12 @@ def run(config: SynthConfig) -> int:
     """
     _require_extras()
     _claim_folder(config)
+    # espeak-ng says nothing twice alike: clips of another process would not be those of the manifest.
+    with sole_use(config.out):
+        return _make(config)
+
+
+def _make(config: SynthConfig) -> int:
     jobs = list(plan(config))
     records = _finished(config.out)
     to_do = [job for job in jobs if f"{job.stem}.mp4" not in records]

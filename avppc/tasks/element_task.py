@@ -50,6 +50,10 @@ class ElementTask(ProxyTask):
         """Length of an element, less what its jitter takes."""
         return self.config.cut.past_frames - self.config.augment.time_jitter_frames
 
+    @property
+    def frames_needed(self) -> int:
+        return self.config.cut.frames
+
     def cut(self, batch: ClipBatch, generator: torch.Generator) -> Elements:
         """Past and future of the clips, seen and heard; in training each starts at random within its jitter."""
         augment = self.config.augment

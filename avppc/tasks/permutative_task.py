@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -168,10 +169,19 @@ class ChunkTask(PermutativeBase):
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
         return self.see(self.cut_chunks(batch, generator), generator).chunk(len(CHUNKS))
 
+    @property
+    def frames_needed(self) -> int:
+        rooms = itertools.count(2)
+        return len(CHUNKS) * next(room for room in rooms if room - self._jitter(room) >= self.config.frame_stride)
+
+    def _jitter(self, room: int) -> int:
+        """Frames that a chunk has less than its room."""
+        return min(self.config.augment.time_jitter_frames, room // 4)
+
     def cut_chunks(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
         """[4 N, T, H, W] uint8: the first chunk of every clip, then the second..."""
         room = batch.video.shape[1] // len(CHUNKS)
-        jitter = min(self.config.augment.time_jitter_frames, room // 4)
+        jitter = self._jitter(room)
         parts = []
         for number in range(len(CHUNKS)):
             starts = draw_starts(len(batch), jitter, generator, training=self.training)

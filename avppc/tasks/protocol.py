@@ -41,6 +41,11 @@ class ProxyTask(nn.Module, ABC):
             generator: where every random draw comes from, by the functions of avppc.data.draws if it belongs to a clip.
         """
 
+    @property
+    def frames_needed(self) -> int:
+        """Shortest clips that the task learns from."""
+        return 1
+
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
         """What the encoders make of each clip by itself, each [N, ...]; `score` needs no more of the clips.
 

@@ -32,6 +32,10 @@ class _PairedSpans(ElementTask):
     where in the clip it lies.
     """
 
+    @property
+    def frames_needed(self) -> int:
+        return self.span_frames + 2 * self.config.rivals.min_shift_frames - 1
+
     def embed(self, batch: ClipBatch, least: int, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """What is seen and heard [2 N, D] over a span of each clip and over another, `least` to `most` frames away."""
         frames = self.span_frames
@@ -137,6 +141,10 @@ class MultiwayTask(ElementTask):
         self.offset_frames = config.frame_stride
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.zeros(()))
+
+    @property
+    def frames_needed(self) -> int:
+        return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         jitter = self.config.augment.time_jitter_frames

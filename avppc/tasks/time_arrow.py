@@ -30,6 +30,10 @@ class TimeArrowTask(ElementTask):
             self.video_pool = _MeanPool(config.encoder.features, dim)
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
 
+    @property
+    def frames_needed(self) -> int:
+        return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
+
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """In evaluation every other clip is reversed."""
         count = len(batch)

@@ -73,7 +73,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
     keep_memory()
     dataset = processes.together(partial(_open_data, config, processes))
     sampler = _make_sampler(config, dataset, processes)
-    task = _open_task(config, processes, held)
+    task = _open_task(config, processes, held, dataset.shape.frames)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     if main:
@@ -142,12 +142,17 @@ def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
     return dataset
 
 
-def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack) -> ProxyTask:
+def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack, frames: int) -> ProxyTask:
     """The task with its first weights, once the run's directory is there: this run's alone while `held` is open."""
     torch.manual_seed(config.seed)
     task = make_task(config.task, config)
     if config.scale.cached_negatives and not task.has_representations:
         raise ValueError(f"scale.cached_negatives needs a permutative task, task is {config.task!r}")
+    if frames < task.frames_needed:
+        raise ValueError(
+            f"clips of {frames} frames are too short for the task {config.task!r}: with these settings of cut, "
+            f"frame_stride, augment.time_jitter_frames and rivals it needs {task.frames_needed}"
+        )
 
     def claim() -> None:
         if processes.main:

@@ -103,6 +103,14 @@ def _connect(device: torch.device) -> None:
     dist.init_process_group(backend, store=page, rank=rank, world_size=size)
 
 
+def _number(name: str, default: int, least: int = 0, most: int = 1 << 20) -> int:
+    """A number that torchrun has put into the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ValueError(f"the environment's {name} must be from {least} to {most}, got {text!r}")
+    return int(text)
+
+
 @contextlib.contextmanager
 def join_processes(device_name: str) -> Iterator[Processes]:
     """The processes that torchrun started, joined (NCCL for GPUs, Gloo for CPUs); without it this process alone.
@@ -110,14 +118,15 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     Args:
         device_name: as resolve_device has it; "auto" and "cuda" are GPU number LOCAL_RANK.
     """
-    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    size = _number("WORLD_SIZE", 1, least=1)
     if size == 1:
         yield Processes(0, 1, resolve_device(device_name))
         return
+    rank = _number("RANK", 0, most=size - 1)
     device = resolve_device(device_name)
     if device.type == "cuda":
         if device_name in ("auto", "cuda"):
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            device = torch.device("cuda", _number("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
     _connect(device)
     try:

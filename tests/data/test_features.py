@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -124,6 +125,27 @@ def test_command_writes_the_features_and_a_picture(
     picture = np.asarray(Image.open(plot).convert("L"), dtype=int)
     assert picture.shape[0] > 500
     assert len(np.unique(picture)) > 50
+
+
+@pytest.mark.parametrize("flag", ["--out", "--plot"])
+def test_a_full_disk_leaves_the_old_file_and_no_half_one(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_wav(tmp_path / "a.wav", tone(1.0, 440))
+    target = tmp_path / "out" / ("a.npy" if flag == "--out" else "a.png")
+    target.parent.mkdir()
+    target.write_bytes(b"before")
+    fsync = os.fsync
+
+    def disk_is_full(handle: int) -> None:
+        fsync(handle)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_is_full)
+    assert main(["features", str(source), flag, str(target)]) == 2
+    assert f"No space left on device: '{target}'" in "".join(capsys.readouterr().err.split("\n"))
+    assert target.read_bytes() == b"before"
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_command_refuses_what_is_too_short_or_badly_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -311,6 +312,23 @@ def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypa
     }
     with PackedDataset(out) as dataset:
         assert dataset.sources == ("a.mp4", "c.mp4", "e-once.mp4", "f.mp4")
+
+
+def test_what_another_process_is_writing_is_left_to_it(tmp_path):
+    """Two runs into one folder make the same shards twice; neither takes away what the other has half written."""
+    write_lrw_tree(tmp_path / "data", ["ABOUT"], {"train": 1}, **SMALL)
+    config = PrepareConfig(tmp_path / "data", tmp_path / "out", workers=1)
+    shards = tmp_path / "out" / "shards"
+    shards.mkdir(parents=True)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    other = f".train-00000-00.safetensors.{socket.gethostname()}"
+    partials = [shards / f"{other}.{pid}.partial" for pid in (os.getpid(), ended.pid, "9" * 30)]
+    for partial in partials:
+        partial.write_bytes(b"half")
+    assert prepare.run(config) == 0
+    assert [partial.exists() for partial in partials] == [True, False, False]
+    assert len(PackedDataset(config.out)) == 1
 
 
 def test_long_videos_are_cut_with_a_stride(tmp_path):

@@ -33,7 +33,7 @@ def write_talking(directory, shifts: list[int], *, inverted: bool = False, relat
         video = np.where(inside, 230 if inverted else 40, face) + rng.normal(0, 4, (29, 24, 24))
         heard = mouth[20 - shift : 49 - shift] if related else opening(rng, 29)
         audio = rng.normal(0, 1, SHAPE.samples) * np.repeat(30 + 3000 * heard**2, 640)
-        source = f"{number // videos_of}.mp4" + (f"#{29 * (number % videos_of)}" if number % videos_of else "")
+        source = f"talk #{number // videos_of}.mp4" + (f"#{29 * (number % videos_of)}" if number % videos_of else "")
         writer.add(
             source,
             video=video.clip(0, 255).astype(np.uint8),

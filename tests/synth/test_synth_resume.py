@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from avppc.config.synth import SynthConfig
+from avppc.files import sole_use
 from avppc.synth.dataset import read_records, run
 
 _PROGRAM = """
@@ -47,6 +48,12 @@ def test_a_finished_set_is_left_alone(copy: SynthConfig, capsys: pytest.CaptureF
     assert "42 clips of 10 words, 0 of them made now" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert (copy.out / "manifest.jsonl").read_bytes() == manifest
+
+
+def test_a_set_that_another_process_makes_is_left_to_it(copy: SynthConfig) -> None:
+    with sole_use(copy.out), pytest.raises(ValueError, match="copy is in use: another process works there"):
+        run(copy)
+    assert run(copy) == 0
 
 
 def test_only_what_is_missing_or_damaged_is_made_again(copy: SynthConfig) -> None:

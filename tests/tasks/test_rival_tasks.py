@@ -14,6 +14,7 @@ from avppc.config import RivalConfig
 from avppc.config.pretrain import TASK_NAMES
 from avppc.tasks.correspondence import CorrespondenceTask, draw_other_clips
 from avppc.tasks.element_task import ElementTask
+from avppc.tasks.permutative_task import ChunkTask
 from avppc.tasks.registry import TASKS, make_task
 from avppc.tasks.spans import cut_audio, cut_video, draw_shifted, draw_starts
 from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
@@ -54,6 +55,27 @@ def test_every_parameter_learns(name: str, changes: dict[str, object]) -> None:
     assert all(value.ndim == 0 for metric, value in output.metrics.items() if metric not in names)
     row = {metric: value.tolist() for metric, value in output.metrics.items()}
     assert all(0 <= share <= 1 for share in task.group_metrics(row).values())
+
+
+@cases
+@pytest.mark.parametrize("stride", [1, 5])
+def test_it_says_how_long_a_clip_it_needs(name: str, changes: dict[str, object], stride: int) -> None:
+    """With so many frames every phase of every draw is learned from; with one less not."""
+    task = make_task(name, make_config(name, frame_stride=stride, **changes)).train()
+    needed, batch = task.frames_needed, make_batch(clips=4)
+
+    def learn(frames: int) -> None:
+        short = dataclasses.replace(batch, video=batch.video[:, :frames], audio=batch.audio[:, : frames * 640])
+        for seed in range(8):
+            assert task(short, generator(seed)).loss.isfinite()
+
+    assert needed <= CLIP_FRAMES
+    learn(needed)
+    if stride > 1 or not isinstance(
+        task, (TimeArrowTask, MultiwayTask, ChunkTask)
+    ):  # a frame alone is no error, but no task
+        with pytest.raises(ValueError, match=r"frame|starts"):
+            learn(needed - 1)
 
 
 @cases

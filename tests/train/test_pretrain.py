@@ -19,7 +19,7 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc import load_encoder
 from avppc.cli import main
-from avppc.config import RivalConfig
+from avppc.config import OptimizerConfig, RivalConfig
 from avppc.config.plain import config_to_dict
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
@@ -147,6 +147,20 @@ def test_too_few_clips_leave_no_run_behind(tiny_set: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"batch_size is 64, but .* has 24 training clips"):
         pretrain(tiny_config(tiny_set, tmp_path / "run", batch_size=64))
     assert not (tmp_path / "run").exists()
+
+
+def test_too_short_clips_leave_no_run_behind(tiny_set: Path, tmp_path: Path) -> None:
+    rivals = RivalConfig(min_shift_frames=10, far_shift_frames=10)
+    with pytest.raises(
+        ValueError, match=r"clips of 29 frames are too short for the task 'synchronization': .* needs 31"
+    ):
+        pretrain(tiny_config(tiny_set, tmp_path / "run", task="synchronization", rivals=rivals))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_decay_that_the_optimiser_does_not_take_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"beta2 must be from 0 to 0\.999999, got 1\.0"):
+        OptimizerConfig(beta2=1.0)
 
 
 def test_damaged_checkpoint_is_passed_over(whole_run: Path, tiny_set: Path, tmp_path: Path, caplog) -> None:

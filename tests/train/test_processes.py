@@ -14,6 +14,7 @@ from tiny_runs import tiny_config
 from avppc.config import OptimizerConfig, PretrainConfig, ScaleConfig
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
+from avppc.train.processes import join_processes
 
 STEPS, RATE = 6, 5e-4
 CASES = {
@@ -100,6 +101,19 @@ def test_batch_that_cannot_be_dealt_out_is_refused(tiny_set: Path, tmp_path: Pat
 
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 5 processes, got 12"):
         Processes(0, 5, torch.device("cpu")).share(12)
+
+
+@pytest.mark.parametrize(("name", "text"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("RANK", "2"), ("RANK", "-1")])
+def test_an_environment_that_no_launcher_makes_is_refused(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in {"WORLD_SIZE": "2", "RANK": "0", name: text}.items():
+        monkeypatch.setenv(variable, value)
+    with (
+        pytest.raises(ValueError, match=f"the environment's {name} must be from . to .*, got '{text}'"),
+        join_processes("cpu"),
+    ):
+        pass
 
 
 def test_cached_negatives_need_representations(tiny_set: Path, tmp_path: Path) -> None:
