@@ -70,6 +70,8 @@ class Metrics:
 
 
 def _number(value: Any) -> float:
+    if isinstance(value, int) and abs(value) > 1 << 53:  # a float may not hold it
+        return float("nan")
     return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
@@ -151,9 +153,17 @@ def read_record(run: Path) -> RunRecord:
         run=run,
         config=config,
         environment=_read_object(run / ENVIRONMENT_FILE),
-        metrics=Metrics(run / METRICS_FILE, read_metrics(run), _read_object(run / TASK_FILE) or {}),
+        metrics=Metrics(run / METRICS_FILE, read_metrics(run), _read_names(run / TASK_FILE)),
         rows=read_rows(run),
     )
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    names = _read_object(path) or {}
+    for metric, entries in names.items():
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise ValueError(f"{path}: {metric} must hold names, got {entries!r}")
+    return names
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from avppc.config.checks import check_integer, check_number, check_types
+from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.plain import config_from_dict
 from avppc.files import read_json, write_json
 
@@ -94,8 +94,49 @@ def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]
     path = _path(run, row, labels_per_word)
     if not path.exists():
         return None
-    result = config_from_dict(RowResult, read_json(path), str(path))
+    result = _read(path)
     return result if result.settings == settings else None
+
+
+def _read(path: Path) -> RowResult:
+    """The row in a file; ValueError that names the file where pages and tables could not use it."""
+    result = config_from_dict(RowResult, read_json(path), str(path))
+    try:
+        _check_content(result)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return result
+
+
+def _check_content(result: RowResult) -> None:
+    check_choice("row", result.row, TITLES)
+    check_number("wcr", result.wcr, 0, 1)
+    for name, entries, rates in (
+        ("chosen", [result.chosen], ()),
+        ("trials", result.trials, ("val_wcr",)),
+        ("draws", result.draws, ("val_wcr", "test_wcr")),
+    ):
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise TypeError(f"{name} must hold objects, got {entry!r}")
+            if name == "draws":
+                check_integer("draws: seed", entry.get("seed"), 0)
+            elif not isinstance(entry.get("head"), str):
+                raise TypeError(f"{name} must name a head, got {entry!r}")
+            for rate in rates:
+                check_number(f"{name}: {rate}", entry.get(rate), 0, 1)
+    if not result.draws:
+        raise ValueError("draws must hold at least one")
+    words = len(result.words)
+    if not words or not all(isinstance(word, str) for word in result.words):
+        raise ValueError(f"words must hold texts, one at least; got {result.words!r}")
+    if not isinstance(result.confusion, list) or len(result.confusion) != words:
+        raise ValueError(f"confusion must be a table of {words} words")
+    for line in result.confusion:
+        if not isinstance(line, list) or len(line) != words:
+            raise ValueError(f"confusion must be a table of {words} words")
+        for count in line:
+            check_integer("confusion", count, 0, 1 << 53)
 
 
 def read_rows(run: Path) -> list[RowResult]:
@@ -103,10 +144,7 @@ def read_rows(run: Path) -> list[RowResult]:
     order = list(TITLES)
     rows = []
     for path in (run / "evaluation").glob("*-*.json"):
-        result = config_from_dict(RowResult, read_json(path), str(path))
-        if result.row not in order:
-            raise ValueError(f"{path}: row must be one of {', '.join(order)}; got {result.row!r}")
-        rows.append(result)
+        rows.append(_read(path))
     return sorted(rows, key=lambda result: (result.labels_per_word or 10**9, order.index(result.row)))
 
 

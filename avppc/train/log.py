@@ -128,7 +128,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
             row = parse_json(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
+            if isinstance(row, dict) and isinstance(row.get("step"), int) and 0 <= row["step"] < 1 << 53:
                 rows.append(row)
     return rows
 

@@ -124,9 +124,9 @@ def _run_readers(run: Path) -> dict[str, Reader]:
     (run / "metrics.jsonl").write_bytes(
         b"\n".join(mutate.dump({"step": n, "loss": 1.5, "task_loss": [1.0]}) for n in (1, 2))
     )
-    trial = {"head": "gru", "rate": 0.1}
+    trial, draw = {"head": "gru", "rate": 0.1, "val_wcr": 0.5}, {"seed": 0, "val_wcr": 0.5, "test_wcr": 0.5}
     settings, counts = {"task": "av-permutative", "encoder_sha256": "0" * 64}, [[1, 0], [0, 1]]
-    row = RowResult("frozen", 10, 0.5, 0.1, 0.05, trial, [trial], [{"seed": 0}], ["A", "B"], 2, counts, 1.0, settings)
+    row = RowResult("frozen", 10, 0.5, 0.1, 0.05, trial, [trial], [draw], ["A", "B"], 2, counts, 1.0, settings)
     write_row(run, row)
     return {
         "config": _file_reader(run / "config.json", mutate.mutate_json, lambda: read_run_config(run)),

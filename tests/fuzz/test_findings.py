@@ -20,7 +20,8 @@ from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.data.index import read_known
 from avppc.data.manifest import read_list, read_manifest
 from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
-from avppc.evaluate.results import read_rows
+from avppc.evaluate.record import Metrics, read_record
+from avppc.evaluate.results import RowResult, read_row, read_rows, write_row
 from avppc.evaluate.sources import read_trajectory
 from avppc.files import read_json, sha256_of, write_json
 from avppc.models.encoder_file import load_encoder
@@ -171,6 +172,47 @@ def test_a_configurations_file_is_named_whatever_its_value(tmp_path: Path) -> No
         config_from_dict(PretrainConfig, {**content, "encoder": 3}, "config.json")
     known = EvaluateConfig(Path("run"), data=Path("packed"))
     assert config_from_dict(EvaluateConfig, config_to_dict(known), "file") == known
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("chosen", value) for value in ({}, {"head": 3})),
+        *(("trials", value) for value in ([1], [{"head": "gru"}], [{"val_wcr": 0.5}])),
+        *(("draws", value) for value in ([], [{}], [3], [{"seed": 0, "val_wcr": 0.5, "test_wcr": 1.5}])),
+        *(("words", value) for value in ([], [1, 2], ["A"] * 9)),
+        *(("confusion", value) for value in ([], "AB", [[1]], [[1, 2], [3]], [[1, 2], [3, "4"]], [[-1, 0], [0, 1]])),
+        ("wcr", 5.0),
+        ("row", "thawed"),
+    ],
+)
+def test_a_row_that_no_page_could_show_is_refused_by_its_file(name: str, value: object, tmp_path: Path) -> None:
+    trial, draw = {"head": "gru", "val_wcr": 0.5}, {"seed": 0, "val_wcr": 0.5, "test_wcr": 0.5}
+    settings: dict[str, Any] = {"task": "av-permutative", "encoder_sha256": "0" * 64}
+    counts = [[1, 0], [0, 1]]
+    row = RowResult("frozen", 10, 0.5, 0.1, 0.5, trial, [trial], [draw], ["A", "B"], 2, counts, 1.0, settings)
+    write_row(tmp_path, row)
+    assert read_rows(tmp_path) == [row]
+    path = tmp_path / "evaluation" / "frozen-10.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=rf"frozen-10\.json: .*{name}"):
+        read_rows(tmp_path)
+    with pytest.raises(ValueError, match=rf"frozen-10\.json: .*{name}"):
+        read_row(tmp_path, "frozen", 10, settings)
+
+
+def test_numbers_that_no_float_holds_are_no_figures(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1{"0" * 400}}}\n{{"step": 9, "loss": 1{"0" * 400}}}\n')
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [9]
+    assert np.isnan(Metrics(tmp_path, rows, {}).column("loss")).all()
+
+
+def test_names_of_metrics_must_be_names(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", config_to_dict(PretrainConfig(Path("data"), Path("out"))))
+    write_json(tmp_path / "task.json", {"task_accuracy": 3})
+    with pytest.raises(ValueError, match=r"task\.json: task_accuracy must hold names, got 3"):
+        read_record(tmp_path)
 
 
 def test_a_row_of_wrong_kinds_is_refused_by_its_file(tmp_path: Path) -> None:
