@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -26,7 +27,7 @@ def machine_facts() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: _version(name) for name in ("torch", "numpy", "avppc")},
         },
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("AVPPC_COMMIT"),  # a copy without .git is told
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

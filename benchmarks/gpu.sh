@@ -4,11 +4,12 @@
 #
 # benchmarks/results/GPU/ gets one JSON a benchmark, results/table-GPU/ the table, build/gpu/GPU/ one log a part. A part
 # that has passed for this commit is not repeated, so that an interrupted run goes on by the same command. Each part has
-# a time limit, 16 minutes in all. PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter.
+# a time limit, 20 minutes in all; a benchmark begins nothing after three quarters of it, and writes what it has.
+# PARTS="tests bench_steps" runs some alone; PYTHON is the interpreter; AVPPC_COMMIT names the commit of a copy without git.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
-PARTS=${PARTS:-"build tests bench_steps bench_features sanitizer bench_peers data bench_train bench_loader table plots"}
+PARTS=${PARTS:-"build tests bench_steps bench_features sanitizer bench_peers bench_compiled data bench_train bench_loader table plots"}
 export AVPPC_REQUIRE_GPU=1 TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$PWD/build/triton}
 
 name=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))') || {
@@ -19,7 +20,7 @@ results=benchmarks/results/$name
 table=results/table-$name
 data=data/gpu
 state=build/gpu/$name
-commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+commit=$(git rev-parse HEAD 2>/dev/null || echo "${AVPPC_COMMIT:-unknown}")
 mkdir -p "$results" "$state"
 
 build() { AVPPC_CUDA=1 "$PYTHON" -m pip install -qq --no-build-isolation --no-deps --editable .; }
@@ -40,19 +41,21 @@ sanitizer() {
     && "$tool" --tool racecheck --error-exitcode 1 "$PYTHON" -m pytest -q tests/ops/test_log_mel_cuda.py -k limited
 }
 
-bench_steps() {
-  "$PYTHON" -m pytest -q benchmarks/test_info_nce_cuda.py -k full_step --benchmark-columns=median,iqr \
-    --benchmark-json="$results/info_nce_cuda.json"
+# benchmark NAME ...: pytest's arguments; the results go to NAME.json
+benchmark() {
+  local name=$1
+  shift
+  "$PYTHON" -m pytest -q "$@" --benchmark-columns=median,iqr --benchmark-json="$results/$name.json" \
+    --session-timeout="$((limit * 3 / 4))" --timeout="$((limit / 4))"
 }
 
-bench_peers() {
-  "$PYTHON" -m pytest -q benchmarks/test_info_nce_cuda.py -k "not full_step" --benchmark-columns=median,iqr \
-    --benchmark-json="$results/info_nce_cuda_peers.json"
-}
+bench_steps() { benchmark info_nce_cuda benchmarks/test_info_nce_cuda.py -k full_step; }
 
-bench_features() {
-  "$PYTHON" -m pytest -q benchmarks/test_log_mel_cuda.py --benchmark-columns=median,iqr --benchmark-json="$results/log_mel_cuda.json"
-}
+bench_peers() { benchmark info_nce_cuda_peers benchmarks/test_info_nce_cuda.py -k "not full_step and not compiled"; }
+
+bench_compiled() { benchmark info_nce_cuda_compiled benchmarks/test_info_nce_cuda.py -k compiled; }
+
+bench_features() { benchmark log_mel_cuda benchmarks/test_log_mel_cuda.py; }
 
 # Talking mouths, no face and no voice in two splits.
 data() {
@@ -66,12 +69,10 @@ bench_train() {
   for options in "" "--batch-size 256" "--compile" "--activation-checkpointing"; do
     "$PYTHON" -m avppc bench-train --data "$data/packed" --preset gpu $options >"$results/bench_train${options// /_}.json" || return 1
   done
-  AVPPC_BENCH_DATA=$data "$PYTHON" -m pytest -q -s benchmarks/test_train_step.py --benchmark-json="$results/train_step.json"
+  AVPPC_BENCH_DATA=$data benchmark train_step benchmarks/test_train_step.py -s
 }
 
-bench_loader() {
-  "$PYTHON" -m pytest -q benchmarks/test_loader.py -k "packed_batches or packed_loader or dali" --benchmark-json="$results/loader.json"
-}
+bench_loader() { benchmark loader benchmarks/test_loader.py -k "packed_batches or packed_loader or dali"; }
 
 # The proxy tasks under one budget; what its time limit leaves undone stays empty.
 table() {
@@ -90,7 +91,7 @@ seconds_of() {
     build) echo 60 ;;
     tests | bench_steps) echo 150 ;;
     bench_train) echo 120 ;;
-    data) echo 90 ;;
+    data | bench_compiled) echo 90 ;;
     table) echo 300 ;;
     plots) echo 15 ;;
     *) echo 50 ;;
@@ -104,10 +105,12 @@ for part in $PARTS; do
     echo "== $part: passed before"
     continue
   fi
-  echo "== $part (at most $(seconds_of "$part") s; log: $state/$part.log)"
+  limit=$(seconds_of "$part")
+  echo "== $part (at most $limit s; log: $state/$part.log)"
   # a part runs in a shell of its own, so that its time limit ends all that it started
-  export -f build tests sanitizer bench_steps bench_peers bench_features data bench_train bench_loader table plots
-  if PYTHON=$PYTHON results=$results table=$table data=$data timeout "$(seconds_of "$part")" bash -c "$part" >"$state/$part.log" 2>&1; then
+  export -f build tests sanitizer benchmark bench_steps bench_peers bench_compiled bench_features data bench_train bench_loader table plots
+  export PYTHON results table data limit
+  if timeout "$limit" bash -c "$part" >"$state/$part.log" 2>&1; then
     [ "$part" = plots ] || touch "$done_file"
     tail -1 "$state/$part.log"
   else

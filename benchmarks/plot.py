@@ -54,7 +54,8 @@ def caption(machine: dict[str, Any]) -> str:
     """The machine, the versions and the day of the figures."""
     where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     changed = " with uncommitted changes" if machine["uncommitted_changes"] else ""
-    return f"{where}, torch {machine['versions']['torch']}, {machine['date']}, {machine['commit'][:7]}{changed}"
+    commit = machine["commit"][:7] if machine["commit"] else "commit unknown"
+    return f"{where}, torch {machine['versions']['torch']}, {machine['date']}, {commit}{changed}"
 
 
 def report_info_nce(records: list[Record]) -> Figure:
@@ -162,6 +163,7 @@ REPORTS: dict[str, Callable[[list[Record]], Figure]] = {
     "info_nce": report_info_nce,
     "info_nce_cuda": report_info_nce_cuda,
     "info_nce_cuda_peers": report_info_nce_cuda,
+    "info_nce_cuda_compiled": report_info_nce_cuda,
     "log_mel": report_log_mel,
     "log_mel_cuda": report_log_mel_cuda,
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,8 @@ import torch
 from avppc import log_mel
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["build", "tests", "bench_steps", "bench_features", "sanitizer", "bench_peers", "data", "bench_train"]
-PARTS += ["bench_loader", "table", "plots"]
+PARTS = ["build", "tests", "bench_steps", "bench_features", "sanitizer", "bench_peers", "bench_compiled", "data"]
+PARTS += ["bench_train", "bench_loader", "table", "plots"]
 
 
 def test_every_benchmark_is_collected() -> None:
@@ -111,3 +114,84 @@ def test_gpu_script_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     machine.python.write_text("#!/usr/bin/env bash\nexit 1\n")
     done = machine.run()
     assert (done.returncode, done.stderr) == (1, "make gpu: torch finds no CUDA device\n")
+
+
+class FakeDevice:
+    """torch.cuda as gpu_timing.as_graph sees it, with 1000 free bytes; a function takes so many, and may wait."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode, self.peak, self.captured = 0, 0, 0
+        for name, value in {
+            "memory_allocated": lambda: 50,
+            "max_memory_allocated": lambda: 50 + self.peak,
+            "reset_peak_memory_stats": lambda: None,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
+            "mem_get_info": lambda: (1000, 2000),
+            "empty_cache": lambda: None,
+            "current_stream": lambda: None,
+            "stream": lambda _: contextlib.nullcontext(),
+            "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: "replayed"),
+            "graph": self._capture,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextlib.contextmanager
+    def _capture(self, graph: object) -> Iterator[None]:
+        self.captured += 1
+        yield
+
+    def step(self, takes: int, waits: bool) -> None:
+        """What is to be captured."""
+        self.peak = takes
+        if waits and self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+
+@pytest.mark.parametrize(("takes", "waits", "captured"), [(900, False, 1), (950, False, 0), (100, True, 0)])
+def test_only_what_can_be_captured_is(monkeypatch: pytest.MonkeyPatch, takes: int, waits: bool, captured: int) -> None:
+    """A capture that fails would spoil all that is measured after it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_timing import as_graph
+
+    device = FakeDevice(monkeypatch)
+    replay = as_graph(lambda: device.step(takes, waits))
+    assert (device.captured, device.mode) == (captured, 0)
+    assert (replay is not None) == (captured == 1)
+    assert replay is None or replay() == "replayed"
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from gpu_timing import as_graph
+
+    device = FakeDevice(monkeypatch)
+    entered: list[str] = []
+
+    @contextlib.contextmanager
+    def stream(_: object) -> Iterator[None]:
+        entered.append("stream")
+        try:
+            yield
+        finally:
+            entered.append("left")
+
+    @contextlib.contextmanager
+    def graph(_: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert as_graph(lambda: device.step(100, False)) is None
+    assert entered == ["stream", "left"]
+
+
+def test_plots_of_a_copy_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from plot import caption
+
+    machine = {"gpu": "Test GPU", "versions": {"torch": "2.11.0"}, "date": "2026-01-01", "uncommitted_changes": False}
+    assert caption({**machine, "commit": None}).endswith("2026-01-01, commit unknown")
+    assert caption({**machine, "commit": "0123456789"}).endswith("2026-01-01, 0123456")

@@ -81,6 +81,7 @@ def test_one_pass_equals_the_definition(config):
 @pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("AVPPC_REQUIRE_GPU") != "1", reason="needs a CUDA device"
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch itself
 def test_devices_agree():
     video = make_video()
     expected = augment_video(video, 20, 10, ALL, generator())

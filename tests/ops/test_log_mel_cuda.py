@@ -59,6 +59,7 @@ def test_a_clip_does_not_depend_on_its_batch_and_runs_repeat(config: LogMelConfi
     assert torch.equal(batch, torch.stack([log_mel(clip, config) for clip in waveform]))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch itself
 def test_opcheck_and_compile() -> None:
     waveform, lengths = speech_like(3200).reshape(2, 1600).cuda(), torch.tensor([1600, 700]).cuda()
     torch.library.opcheck(torch.ops.avppc.log_mel, (waveform, lengths, LogMelConfig.preset("whisper").to_text()))
