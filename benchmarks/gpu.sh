@@ -26,8 +26,11 @@ mkdir -p "$results" "$state"
 build() { AVPPC_CUDA=1 "$PYTHON" -m pip install -qq --no-build-isolation --no-deps --editable .; }
 
 tests() {
-  "$PYTHON" -m pytest -q tests/ops/test_info_nce_triton_gpu.py tests/ops/test_log_mel_cuda.py tests/data/test_clip_loader.py \
-    tests/data/test_dali.py tests/data/test_nvdec.py tests/data/test_variations.py
+  local beside=()
+  # Most of the time goes into compiling kernels, which several processes do at once where they can.
+  "$PYTHON" -c "import xdist" 2>/dev/null && beside=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
+  "$PYTHON" -m pytest -q "${beside[@]}" tests/ops/test_info_nce_triton_gpu.py tests/ops/test_log_mel_cuda.py tests/data/test_clip_loader.py \
+    tests/data/test_dali.py tests/data/test_nvdec.py tests/data/test_variations.py tests/ops/test_clips.py
 }
 
 sanitizer() {
