@@ -162,7 +162,8 @@ def test_command_line_prints_the_findings(runs: dict[str, Path], capsys) -> None
     run = runs["av-permutative"]
     confusion = [[3, 0, 0], [1, 2, 0], [0, 0, 3]]
     settings = {"task": "av-permutative", "encoder_sha256": "0" * 64}
-    row = RowResult("frozen", 4, 0.9, 0.1, 1 / 3, {"head": "bins"}, [], [], list(WORDS), 9, confusion, 1.0, settings)
+    draws = [{"seed": 0, "val_wcr": 0.9, "test_wcr": 0.9}]
+    row = RowResult("frozen", 4, 0.9, 0.1, 1 / 3, {"head": "bins"}, [], draws, list(WORDS), 9, confusion, 1.0, settings)
     write_row(run, row)
     assert main(["probe", "--run", str(run), "--device", "cpu", "--threads", "1", "--conflict-batches", "1"]) == 0
     printed = capsys.readouterr().out
