@@ -115,6 +115,7 @@ def test_packed_loader(benchmark, packed):
     """A batch out of the prefetching loader, asked for without pause."""
     dataset = PackedDataset(packed)
     with ClipLoader(dataset, EpochSampler(len(dataset), BATCH, seed=0)) as loader:
+        assert next(loader).video.shape == (BATCH, CLIP_FRAMES, CROP_SIZE, CROP_SIZE)
         benchmark.pedantic(lambda: next(loader), rounds=ROUNDS, warmup_rounds=4)
     median = benchmark.stats.stats.median
     benchmark.extra_info.update(clips_per_second=BATCH / median, gb_per_second=BATCH * CLIP_BYTES / median / 1e9)
@@ -223,6 +224,7 @@ def test_dali(benchmark, tmp_path):
     if loader is None:
         pytest.skip("nvidia-dali-cuda130 is not installed")
     with loader:
+        assert next(loader).video.shape == (8, CLIP_FRAMES, CROP_SIZE, CROP_SIZE)
         contestants = {"dali": loader.__next__, "pyav": lambda: [decode_clip(path) for path in paths[:8]]}
         seconds = median_seconds(contestants, DECODE_ROUNDS)
         benchmark.pedantic(contestants["dali"], rounds=1)

@@ -2,6 +2,8 @@
 // rounding there is. Motion: sums of at most a frame in float, of frames in double.
 #include "clips_kernel.h"
 
+#include "cpu_vectors.h"
+
 namespace avppc::AVPPC_CPU_NAMESPACE {
 namespace {
 
@@ -27,23 +29,6 @@ void mirror_row(float* row, int64_t size) {
   }
 }
 
-// `count` lanes from memory, the others 0; a constant count of CPU_LANES is one instruction.
-vfloat load(const float* p, int64_t count) {
-  vfloat x{};
-  __builtin_memcpy(&x, p, count * sizeof(float));
-  return x;
-}
-
-void store(float* p, vfloat x, int64_t count) { __builtin_memcpy(p, &x, count * sizeof(float)); }
-
-// body(i, lanes) for each register's worth of 0..count-1; lanes is a constant but for the last.
-template <class Body>
-__attribute__((always_inline)) inline void for_each_vector(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + CPU_LANES <= count; i += CPU_LANES) body(i, int64_t{CPU_LANES});
-  if (i < count) body(i, count - i);
-}
-
 double total(vfloat x) {
   double sum = 0;
   for (int lane = 0; lane < CPU_LANES; ++lane) sum += x[lane];
@@ -60,8 +45,7 @@ double sum(const float* x, int64_t count) {
 double sum_of_squares(const float* x, float mean, int64_t count) {
   vfloat sums{};
   for_each_vector(count, [&](int64_t i, int64_t lanes) {
-    vfloat centred{};
-    for (int64_t lane = 0; lane < lanes; ++lane) centred[lane] = x[i + lane] - mean;
+    const vfloat centred = load(x + i, lanes, mean) - mean;
     sums += centred * centred;
   });
   return total(sums);

@@ -2,6 +2,8 @@
 // the first while it is turned into its statistics and its gradient.
 #include "info_nce_cpu_kernel.h"
 
+#include "cpu_vectors.h"
+
 namespace avppc::AVPPC_CPU_NAMESPACE {
 namespace {
 
@@ -9,25 +11,6 @@ constexpr float INFINITE = __builtin_inff();
 constexpr float LOWEST = -3.402823466e38f;
 
 typedef unsigned short vbfloat16 __attribute__((vector_size(CPU_LANES * sizeof(unsigned short))));
-
-vfloat broadcast(float x) { return x - vfloat{}; }
-
-// `count` lanes from memory, the others `fill`; a constant count of CPU_LANES is one instruction.
-inline vfloat load(const float* p, int64_t count, float fill = 0.0f) {
-  vfloat x = broadcast(fill);
-  __builtin_memcpy(&x, p, count * sizeof(float));
-  return x;
-}
-
-inline void store(float* p, vfloat x, int64_t count) { __builtin_memcpy(p, &x, count * sizeof(float)); }
-
-// body(j, lanes) for each register's worth of 0..count-1; lanes is a constant but for the last.
-template <class Body>
-__attribute__((always_inline)) inline void for_each_vector(int64_t count, const Body& body) {
-  int64_t j = 0;
-  for (; j + CPU_LANES <= count; j += CPU_LANES) body(j, int64_t{CPU_LANES});
-  if (j < count) body(j, count - j);
-}
 
 // Unsigned: sums in lanes whose result is not used may wrap round.
 vuint bits(vfloat x) { return (vuint)x; }

@@ -24,7 +24,7 @@ def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:
         length: steps of each span, 1 to T.
     """
     if clips.device.type == "cpu" and _library.has_cpp_ops():
-        spans: Tensor = torch.ops.avppc.cut_spans(clips.contiguous(), starts.cpu(), length)
+        spans: Tensor = torch.ops.avppc.cut_spans(clips.contiguous(), starts.cpu().contiguous(), length)
         return spans
     return cut_spans_reference(clips, starts, length)
 

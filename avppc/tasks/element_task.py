@@ -51,6 +51,11 @@ class ElementTask(ProxyTask):
         return self.config.cut.past_frames - self.config.augment.time_jitter_frames
 
     @property
+    def shortest_span(self) -> int:
+        """Frames that a span must have before its jitter: two are to move, and one is to be encoded."""
+        return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
+
+    @property
     def frames_needed(self) -> int:
         return self.config.cut.frames
 

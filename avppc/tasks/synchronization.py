@@ -144,7 +144,7 @@ class MultiwayTask(ElementTask):
 
     @property
     def frames_needed(self) -> int:
-        return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
+        return self.shortest_span
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         jitter = self.config.augment.time_jitter_frames

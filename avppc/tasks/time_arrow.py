@@ -32,7 +32,7 @@ class TimeArrowTask(ElementTask):
 
     @property
     def frames_needed(self) -> int:
-        return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
+        return self.shortest_span
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """In evaluation every other clip is reversed."""

@@ -71,13 +71,11 @@ class Processes:
             result = work()
         except (ValueError, OSError) as error:
             refusal = error
-        if self.size > 1:
-            refused = torch.tensor(refusal is not None, dtype=torch.int32)
-            dist.all_reduce(refused)
-            if refusal is None and int(refused):
-                raise ValueError("another process has refused to begin, and says why")
+        refusals = int(self.sum(torch.tensor(refusal is not None, dtype=torch.int32)))
         if refusal is not None:
             raise refusal
+        if refusals:
+            raise ValueError("another process has refused to begin, and says why")
         return result
 
     def check_same(self, value: Tensor, what: str) -> None:

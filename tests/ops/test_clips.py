@@ -105,6 +105,7 @@ def test_spans_are_those_of_a_loop(dtype: torch.dtype) -> None:
     expected = torch.stack([clips[n % 3, start : start + 4] for n, start in enumerate(starts.tolist())])
     assert torch.equal(cut_spans(clips, starts, 4), expected)
     assert torch.equal(cut_spans_reference(clips, starts, 4), expected)
+    assert torch.equal(cut_spans(clips, starts.repeat_interleave(2)[::2], 4), expected)
     gaps = clips[:, ::2]
     expected = torch.stack([gaps[n, start : start + 4] for n, start in enumerate((1, 0, 1))])
     assert torch.equal(cut_spans(gaps, torch.tensor([1, 0, 1]), 4), expected)
