@@ -143,3 +143,10 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     logits_per_image = scale * image @ text.T
     logits_per_text = scale * text @ image.T
     return (F.cross_entropy(logits_per_image, labels) + F.cross_entropy(logits_per_text, labels)) / 2
+
+
+def clip_loss_of_one_product(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """The same at its best on one device: the other direction's logits are the transpose, as in OpenAI's CLIP."""
+    labels = torch.arange(len(image), device=image.device)
+    logits = scale * image @ text.T
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from info_nce_baselines import Step, baselines, clip_loss, products
+from info_nce_baselines import Step, baselines, clip_loss, clip_loss_of_one_product, products
 from plot_tables import TABLE_D
 from timing import Contestant, Times, peak_extra_mib, take_turns
 from torch import Tensor
@@ -162,14 +162,16 @@ def test_info_nce_pytorch(benchmark, N: int) -> None:
     compare_peer(benchmark, losses, (query, key), 3 * 2.0 * N * N * 256)
 
 
+@pytest.mark.parametrize("D", [256, 512], ids=lambda value: f"D{value}")
 @pytest.mark.parametrize("N", N_VALUES, ids=lambda value: f"N{value}")
-def test_clip_loss(benchmark, N: int) -> None:
+def test_clip_loss(benchmark, N: int, D: int) -> None:
     """CLIP's symmetric loss with a learned scale."""
     torch.manual_seed(0)
-    image, text = (F.normalize(torch.randn(N, 256), dim=1).requires_grad_() for _ in range(2))
+    image, text = (F.normalize(torch.randn(N, D), dim=1).requires_grad_() for _ in range(2))
     scale = torch.tensor(14.3, requires_grad=True)
     losses: dict[str, Callable[[], Tensor]] = {
         "ClipLoss formula": lambda: clip_loss(image, text, scale),
+        "one product": lambda: clip_loss_of_one_product(image, text, scale),
         "ours": lambda: bilinear_info_nce(image, text, scale=scale, symmetric=True),
     }
-    compare_peer(benchmark, losses, (image, text, scale), 3 * 2.0 * N * N * 256)
+    compare_peer(benchmark, losses, (image, text, scale), 3 * 2.0 * N * N * D)

@@ -220,6 +220,7 @@ def test_clip(benchmark, N: int) -> None:
     losses: dict[str, Loss] = {
         "ours": lambda: bilinear_info_nce(image, text, scale=scale, symmetric=True, backend="triton"),
         "ClipLoss formula": lambda: baselines.clip_loss(image, text, scale.to(image.dtype)).float(),
+        "one product": lambda: baselines.clip_loss_of_one_product(image, text, scale.to(image.dtype)).float(),
     }
     loss = open_clip_loss()
     if loss is not None:

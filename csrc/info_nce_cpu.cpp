@@ -1,296 +1,13 @@
-// The bilinear InfoNCE loss and its gradients on the CPU, with one block of logits for each thread.
-//
-// A unit of work is a block of rows of one sub-task: q = c W^T, s = scale q z^T, one pass that turns s into losses and,
-// in place, into the gradient dS; then dq = dS z and the sums dz += scale dS^T q, dc += scale dq W, dW += scale dq^T c.
-// Where the weight of each row's loss is known beforehand, one round over the units does it all; otherwise the backward
-// computes s again. The symmetric loss needs the log-sum-exp of whole columns before dS: a second round.
-#include <algorithm>
-#include <cmath>
-#include <limits>
+// The operators of the bilinear InfoNCE loss on the CPU: their schemas, their arguments, what they return.
 #include <numeric>
 #include <tuple>
 
-#include "info_nce_cpu_kernel.h"
-#include "info_nce_problem.h"
-#include "ordered_units.h"
-#include "rounding.h"
+#include "info_nce_cpu_solver.h"
 
 namespace avppc {
 namespace {
 
 using Optional = std::optional<Tensor>;
-
-constexpr int64_t LOGITS_PER_THREAD = 1 << 20;
-constexpr int64_t PRODUCTS_PER_THREAD = 1 << 21;  // multiplications of one q and s
-constexpr int64_t TARGET_SLICE = 128;  // rows of dz that one unit adds to while the next one waits for them
-
-struct Wanted {
-  bool contexts, targets, weights, scale;
-  bool any() const { return contexts || targets || weights || scale; }
-};
-
-struct Statistics {
-  Tensor rows, correct;        // [K, N]: losses, and 1 where the positive beats every negative
-  Tensor row_lse, column_lse;  // [2, K, N]: maximum and log of the sum; [2, K, M] of a symmetric loss, else empty
-};
-
-struct Gradients {
-  Tensor contexts, targets, weights, scale;  // float32; empty where not wanted
-};
-
-// Threads that have a twentieth of a millisecond's work each, or more.
-int64_t choose_threads(const InfoNCEProblem& p) {
-  const int64_t products = p.K * p.N * p.Dz * (p.M + (p.weights == nullptr ? 0 : p.Dc));
-  return std::clamp<int64_t>(products / PRODUCTS_PER_THREAD, 1, torch::stable::get_num_threads());
-}
-
-// Rows of a block. Wide targets get fewer: 4 MiB of logits a thread are about as fast as more (Xeon with 2 MiB of
-// second-level cache, D = 256: 96% of torch.mm's speed at M = 2048; 1 MiB 86%, 8 MiB 98%). Few sub-tasks get fewer,
-// too, so that each thread has something to do.
-int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
-  int64_t rows = std::min(std::max<int64_t>(LOGITS_PER_THREAD / p.M, 128), round_up(p.N, 16));
-  const auto blocks = [&] { return divide_up(p.N, rows) * p.K; };
-  while (rows > 64 && blocks() < threads) rows /= 2;
-  return std::min(round_up(rows, 16), p.N);
-}
-
-class Solver {
- public:
-  explicit Solver(const InfoNCEProblem& problem)
-      : p_(problem), threads_(choose_threads(p_)), rows_(choose_rows(p_, threads_)),
-        units_(p_.units(rows_)), blocks_(divide_up(p_.N, rows_)), slices_(divide_up(p_.M, TARGET_SLICE)),
-        s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)) {
-    const int64_t size = s_size_ + (p_.element == Element::float32 ? 2 : 3) * q_size_;
-    scratch_ = empty_floats({threads_, size});
-  }
-
-  // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
-  Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
-    const int64_t columns = p_.symmetric ? p_.M : 0;
-    Statistics result{empty_floats({p_.K, p_.N}), empty_floats({p_.K, p_.N}), empty_floats({2, p_.K, p_.N}),
-                      empty_floats({2, p_.K, columns})};
-    const bool any_wanted = du != nullptr && wanted.any();
-    const bool at_once = any_wanted && !p_.symmetric, later = any_wanted && p_.symmetric;
-    if (gradients != nullptr && !later) start(wanted, gradients);
-    const LogSumExp row_lse = halves(result.row_lse), column_lse = halves(result.column_lse);
-    std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
-    std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
-    run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
-      const OnThisThread products(!is_single());
-      const Unit& unit = units_[index];
-      const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
-      const Scratch scratch = scratch_of(thread);
-      const Factor q = project(unit, scratch);
-      const LogitBlock s = logits(unit, q, scratch);
-      const bool gradient = at_once && any(du + row, unit.rows);
-      if (p_.symmetric) {
-        const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
-        AVPPC_CPU_SELECT(info_nce_columns)(s, column_lse.maximum + column, column_lse.log_sum + column);
-      }
-      AVPPC_CPU_SELECT(info_nce_rows)
-      (s, at(row_lse, row), result.rows.mutable_data_ptr<float>() + row,
-       result.correct.mutable_data_ptr<float>() + row, gradient ? du + row : nullptr, p_.element);
-      if (at_once) add_gradients(index, q, scratch, gradient, doors);
-    });
-    if (p_.symmetric) finish_columns(result.rows.mutable_data_ptr<float>(), row_lse, column_lse);
-    if (at_once) finish();
-    if (later) *gradients = backward(du, result.row_lse, result.column_lse, wanted);
-    return result;
-  }
-
-  // Gradients from du and the log-sum-exps of an earlier forward.
-  Gradients backward(const float* du, const Tensor& row_lse, const Tensor& column_lse, const Wanted& wanted) {
-    Gradients gradients;
-    start(wanted, &gradients);
-    std::vector<float> half(p_.symmetric ? p_.K * p_.N : 0);  // the loss is the mean of a row's and a column's
-    std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
-    const float* weight = p_.symmetric ? half.data() : du;
-    run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
-      const OnThisThread products(!is_single());
-      const Unit& unit = units_[index];
-      const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
-      const Scratch scratch = scratch_of(thread);
-      const bool gradient = p_.symmetric ? any(du + column, p_.M) : any(du + row, unit.rows);
-      Factor q{nullptr, unit.rows, p_.Dz, p_.Dz};
-      if (gradient) {
-        q = project(unit, scratch);
-        AVPPC_CPU_SELECT(info_nce_gradient)
-        (logits(unit, q, scratch), at(halves(row_lse), row), weight + row, at(halves(column_lse), column),
-         p_.symmetric ? weight + column : nullptr, p_.element);
-      }
-      add_gradients(index, q, scratch, gradient, doors);
-    });
-    finish();
-    return gradients;
-  }
-
- private:
-  // With a single unit the threads share each product instead.
-  bool is_single() const { return units_.size() == 1; }
-
-  struct Scratch {
-    float *s, *q, *dq;           // [rows, M], [rows, Dz] twice
-    uint16_t *q_half, *dq_half;  // what products take of q and dq, where that is bfloat16
-  };
-
-  // The doors to the sums that units add to: a block of dc, a slice of dz; dW, or the statistics of the columns.
-  int64_t doors() const { return p_.C * blocks_ + p_.U * slices_ + p_.K; }
-  int64_t context_door(const Unit& unit) const { return unit.context * blocks_ + unit.first / rows_; }
-  int64_t target_door(const Unit& unit, int64_t slice) const {
-    return p_.C * blocks_ + unit.target * slices_ + slice;
-  }
-  int64_t task_door(const Unit& unit) const { return p_.C * blocks_ + p_.U * slices_ + unit.task; }
-
-  // The two halves of a tensor [2, ...], and what belongs to its rows or columns from n on.
-  static LogSumExp halves(const Tensor& lse) {
-    float* maximum = lse.mutable_data_ptr<float>();
-    return {maximum, maximum + lse.numel() / 2};
-  }
-  static LogSumExp at(const LogSumExp& lse, int64_t n) { return {lse.maximum + n, lse.log_sum + n}; }
-
-  static bool any(const float* x, int64_t count) {
-    return std::any_of(x, x + count, [](float value) { return value != 0.0f; });
-  }
-
-  Scratch scratch_of(int64_t thread) const {
-    float* s = scratch_.mutable_data_ptr<float>() + thread * scratch_.size(1);
-    float* q = s + s_size_;
-    auto* halves = reinterpret_cast<uint16_t*>(q + 2 * q_size_);
-    return {s, q, q + q_size_, halves, halves + q_size_};
-  }
-
-  // q = c W^T as the products take it.
-  Factor project(const Unit& unit, const Scratch& scratch) const {
-    const Factor c = p_.context_rows(unit);
-    if (p_.weights == nullptr) return c;
-    multiply(p_.element, c, p_.weight(unit).turned(), 1.0f, 0.0f, scratch.q, p_.Dz);
-    return as_factor(unit, scratch.q, scratch.q_half);
-  }
-
-  Factor as_factor(const Unit& unit, const float* x, uint16_t* half) const {
-    if (p_.element == Element::float32) return {x, unit.rows, p_.Dz, p_.Dz};
-    AVPPC_CPU_SELECT(float_to_bfloat16)(x, half, unit.rows * p_.Dz);
-    return {half, unit.rows, p_.Dz, p_.Dz};
-  }
-
-  LogitBlock logits(const Unit& unit, const Factor& q, const Scratch& scratch) const {
-    multiply(p_.element, q, p_.target_rows(unit).turned(), p_.scale, 0.0f, scratch.s, p_.M);
-    p_.leave_out(unit, scratch.s);
-    return {scratch.s, unit.rows, p_.M, p_.M, p_.first_positive(unit)};
-  }
-
-  void finish_columns(float* rows, const LogSumExp& row_lse, const LogSumExp& column_lse) const {
-    for (int64_t n = 0; n < p_.K * p_.N; ++n) {
-      column_lse.log_sum[n] = std::log(column_lse.log_sum[n]);
-      const float maxima = column_lse.maximum[n] - row_lse.maximum[n];
-      rows[n] += (maxima + column_lse.log_sum[n] - row_lse.log_sum[n]) / 2;  // (row_lse + column_lse) / 2 - positive
-    }
-  }
-
-  void start(const Wanted& wanted, Gradients* gradients) {
-    using Shape = std::vector<int64_t>;
-    const auto empty_if = [&](bool is_wanted, Shape shape) { return empty_floats(is_wanted ? shape : Shape{0}); };
-    *gradients = {empty_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), empty_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
-                  empty_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), empty_if(wanted.scale, Shape())};
-    wanted_ = wanted;
-    gradients_ = gradients;
-    scale_terms_.assign(units_.size(), 0.0);
-    // the first unit overwrites what it adds to; what no unit adds to is zero
-    std::vector<bool> context_used(p_.C), target_used(p_.U);
-    for (const Pair& pair : p_.pairs) context_used[pair.context] = target_used[pair.target] = true;
-    for (int64_t c = 0; wanted.contexts && c < p_.C; ++c) {
-      if (!context_used[c]) std::fill_n(dcontexts(c), p_.N * p_.Dc, 0.0f);
-    }
-    for (int64_t u = 0; wanted.targets && u < p_.U; ++u) {
-      if (!target_used[u]) std::fill_n(dtargets(u), p_.M * p_.Dz, 0.0f);
-    }
-  }
-
-  float* dcontexts(int64_t c) const { return gradients_->contexts.mutable_data_ptr<float>() + c * p_.N * p_.Dc; }
-  float* dtargets(int64_t u) const { return gradients_->targets.mutable_data_ptr<float>() + u * p_.M * p_.Dz; }
-  float* dweights(int64_t k) const { return gradients_->weights.mutable_data_ptr<float>() + k * p_.Dz * p_.Dc; }
-
-  void finish() const {
-    if (!wanted_.scale) return;
-    double sum = 0.0;
-    for (const double term : scale_terms_) sum += term;
-    *gradients_->scale.mutable_data_ptr<float>() = static_cast<float>(sum);
-  }
-
-  // Adds a unit's terms to the gradients, from the dS in scratch.s. Without any, the next unit only gets its turn.
-  void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, Doors& doors) {
-    const Unit& unit = units_[index];
-    const Factor ds{scratch.s, unit.rows, p_.M, p_.element == Element::float32 ? p_.M : 2 * p_.M};
-    Factor dq{nullptr, unit.rows, p_.Dz, p_.Dz};
-    if (any && (wanted_.contexts || wanted_.weights || wanted_.scale)) {
-      multiply(p_.element, ds, p_.target_rows(unit), 1.0f, 0.0f, scratch.dq, p_.Dz);
-      if (wanted_.scale) scale_terms_[index] = q_dot_dq(q, scratch);
-      if (p_.weights != nullptr) dq = as_factor(unit, scratch.dq, scratch.dq_half);
-    }
-    // Two units of one target on two threads need not wait: one adds to dz, dW, dc, the other to dc, dz, dW.
-    const bool contexts_first = unit.target_turn % 2 == 1;
-    if (contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
-    if (wanted_.targets) add_to_targets(unit, ds.turned(), q, any, doors);
-    if (wanted_.weights) {
-      const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
-      add(dq.turned(), p_.context_rows(unit), unit.task_turn, any, dweights(unit.task));
-    }
-    if (!contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
-  }
-
-  void add_to_contexts(const Unit& unit, const Factor& dq, const Scratch& scratch, bool any, Doors& doors) {
-    if (!wanted_.contexts) return;
-    const Doors::Turn turn(doors, context_door(unit), unit.context_turn);
-    float* dc = dcontexts(unit.context) + unit.first * p_.Dc;
-    if (p_.weights != nullptr) {
-      add(dq, p_.weight(unit), unit.context_turn, any, dc);
-    } else {
-      if (unit.context_turn == 0) std::fill_n(dc, unit.rows * p_.Dc, 0.0f);
-      if (any) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
-    }
-  }
-
-  void add_to_targets(const Unit& unit, const Factor& ds_turned, const Factor& q, bool any, Doors& doors) {
-    for (int64_t slice = 0; slice < slices_; ++slice) {
-      const Doors::Turn turn(doors, target_door(unit, slice), unit.target_turn);
-      const int64_t first = slice * TARGET_SLICE;
-      Factor part = ds_turned;
-      part.rows = std::min(TARGET_SLICE, p_.M - first);
-      part.data = static_cast<const char*>(part.data) + first * (p_.element == Element::float32 ? 4 : 2);
-      add(part, q, unit.target_turn, any, dtargets(unit.target) + first * p_.Dz);
-    }
-  }
-
-  // sum += scale a b, where any. The first turn overwrites what is there.
-  void add(const Factor& a, const Factor& b, int64_t turn, bool any, float* sum) const {
-    if (any) {
-      multiply(p_.element, a, b, p_.scale, turn == 0 ? 0.0f : 1.0f, sum, b.columns);
-    } else if (turn == 0) {
-      std::fill_n(sum, a.rows * b.columns, 0.0f);
-    }
-  }
-
-  // A unit's term of dscale, for s = scale q z^T and dq = dS z.
-  double q_dot_dq(const Factor& q, const Scratch& scratch) const {
-    const int64_t count = q.rows * p_.Dz;
-    const auto* floats = static_cast<const float*>(q.data);
-    if (p_.element == Element::bfloat16) {
-      AVPPC_CPU_SELECT(bfloat16_to_float)(static_cast<const uint16_t*>(q.data), scratch.q, count);
-      floats = scratch.q;
-    }
-    return AVPPC_CPU_SELECT(dot)(floats, scratch.dq, count);
-  }
-
-  const InfoNCEProblem& p_;
-  const int64_t threads_, rows_;
-  const std::vector<Unit> units_;
-  const int64_t blocks_, slices_;  // of each context's rows, of each target's
-  const int64_t s_size_, q_size_;
-  Tensor scratch_;
-  Wanted wanted_{};
-  Gradients* gradients_ = nullptr;
-  std::vector<double> scale_terms_;  // one a unit, so that they are summed in one order
-};
 
 Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {
   return dtype == ScalarType::Float ? tensor : torch::stable::to(tensor, dtype);
@@ -312,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu(
     const Tensor& contexts, const Tensor& targets, const Optional& weights, const Tensor& pairs, const Tensor& scale,
     int64_t positive_offset, const Optional& context_ids, const Optional& target_ids, bool symmetric) {
   const InfoNCEProblem p(contexts, targets, weights, pairs, scale, positive_offset, context_ids, target_ids, symmetric);
-  const Statistics result = Solver(p).forward(nullptr, {}, nullptr);
+  const Statistics result = info_nce_forward(p, nullptr, {}, nullptr);
   return {result.rows, result.correct, result.row_lse, result.column_lse};
 }
 
@@ -330,13 +47,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_cpu_
   for (int64_t n = 0; n < p.K * p.N; ++n) du[n] = share[n / p.N] / static_cast<float>(p.N);
   Gradients d;
   const Wanted wanted{need_contexts, need_targets, need_weights && weights.has_value(), need_scale};
-  const Statistics result = Solver(p).forward(du.data(), wanted, &d);
+  const Statistics result = info_nce_forward(p, du.data(), wanted, &d);
   const Tensor task_loss = mean_of_rows(result.rows);
   Tensor loss = empty_floats({});
   *loss.mutable_data_ptr<float>() =
       static_cast<float>(std::inner_product(share, share + p.K, task_loss.const_data_ptr<float>(), 0.0));
-  return {loss, task_loss, mean_of_rows(result.correct), in_dtype(d.contexts, p.dtype), in_dtype(d.targets, p.dtype),
-          in_dtype(d.weights, p.dtype), d.scale};
+  // float16 gradients would lose their digits, or all, before the backward multiplies them by what comes upstream
+  const ScalarType dtype = p.dtype == ScalarType::Half ? ScalarType::Float : p.dtype;
+  return {loss, task_loss, mean_of_rows(result.correct), in_dtype(d.contexts, dtype), in_dtype(d.targets, dtype),
+          in_dtype(d.weights, dtype), d.scale};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu_backward(
@@ -353,8 +72,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_cpu_backward(
   AVPPC_CHECK(column_lse.numel() == (symmetric ? 2 * p.K * p.M : 0) && column_lse.is_contiguous(),
               "column_lse must be what info_nce_cpu returned");
   const Tensor du = torch::stable::contiguous(drows);
-  const Gradients d = Solver(p).backward(
-      du.const_data_ptr<float>(), row_lse, column_lse,
+  const Gradients d = info_nce_backward(
+      p, du.const_data_ptr<float>(), row_lse, column_lse,
       {need_contexts, need_targets, need_weights && weights.has_value(), need_scale});
   return {in_dtype(d.contexts, p.dtype), in_dtype(d.targets, p.dtype), in_dtype(d.weights, p.dtype), d.scale};
 }
@@ -374,7 +93,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(avppc, library) {
   library.def("info_nce_cpu_backward(" AVPPC_INFO_NCE_PROBLEM
               ", Tensor row_lse, Tensor column_lse, Tensor drows, " AVPPC_INFO_NCE_NEEDS
               ") -> (Tensor dcontexts, Tensor dtargets, Tensor dweights, Tensor dscale)");
-  // loss = sum_k shares[k] mean_i rows[k, i], and its gradients along the way
+  // loss = sum_k shares[k] mean_i rows[k, i], and its gradients along the way; float32 ones of float16 embeddings
   library.def("info_nce_cpu_mean(" AVPPC_INFO_NCE_PROBLEM ", Tensor shares, " AVPPC_INFO_NCE_NEEDS
               ") -> (Tensor loss, Tensor task_loss, Tensor accuracy, "
               "Tensor dcontexts, Tensor dtargets, Tensor dweights, Tensor dscale)");

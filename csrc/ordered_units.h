@@ -1,9 +1,10 @@
 // Units of work on the threads of torch's pool. Whichever thread runs a unit, the sums that several units add to get
-// their terms in the order of the units: results depend neither on the timing nor on the number of threads.
+// their terms in the order of the units: of the same units, results depend neither on timing nor on threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -43,7 +44,7 @@ class Doors {
   // Lets everybody through: somebody failed and will never pass.
   void open() {
     for (auto& next : next_) {
-      next.fetch_add(1 << 30);
+      next.store(1 << 30);
       next.notify_all();
     }
   }
@@ -61,7 +62,7 @@ void run_in_order(int64_t units, int64_t threads, int64_t count, const Body& bod
   std::atomic<int64_t> next = 0;
   std::mutex mutex;
   std::exception_ptr error;
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
+  torch::stable::parallel_for(0, std::min(threads, units), 1, [&](int64_t begin, int64_t) {
     try {
       for (int64_t unit = next++; unit < units; unit = next++) body(unit, begin, doors);
     } catch (...) {

@@ -89,6 +89,8 @@ OnThisThread::~OnThisThread() {
   if (wanted_) set_threads()(before_);
 }
 
+bool products_share_threads(Element type) { return type == Element::float32 || has_amx_products(); }
+
 bool has_bfloat16_products() {
   return cpu_level() == CpuLevel::avx512 && (has_amx_products() || has_gemm_bfloat16());
 }

@@ -21,6 +21,9 @@ struct Factor {
 // beta == 0 never reads c. bfloat16 needs has_bfloat16_products().
 void multiply(Element type, const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride);
 
+// Whether a product outside any parallel region runs on all threads.
+bool products_share_threads(Element type);
+
 // While one lives (and is `wanted`), MKL keeps to the calling thread. Inside a parallel region it does anyway; outside,
 // as with a single thread at work, each small product would wake and await the others.
 class OnThisThread {

@@ -81,6 +81,7 @@ class _Mean(torch.autograd.Function):
         ctx.mark_non_differentiable(task_loss, accuracy)
         if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)  # no zeros for task_loss and accuracy
+        ctx.dtype = inputs[0].dtype
         ctx.save_for_backward(*[value if need else None for need, value in zip(needs, gradients, strict=True)])
         return loss, task_loss, accuracy
 
@@ -92,13 +93,17 @@ class _Mean(torch.autograd.Function):
             gradients = tuple(value if value is None else value * dloss for value in gradients)
         elif not is_plain(dloss) or dloss.item() != 1.0:
             gradients = tuple(value if value is None else value.mul_(dloss) for value in gradients)
+        if ctx.dtype == torch.float16:  # theirs are float32 until upstream's factor is in
+            *embeddings, scale = gradients
+            gradients = *[value if value is None else value.to(ctx.dtype) for value in embeddings], scale
         return gradients_of(gradients, FIELDS + 1)
 
 
 def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
     problem = Problem(*inputs[:FIELDS])
     task_loss = problem.contexts.new_empty(problem.tasks, dtype=torch.float32)
-    gradients = gradients_fake(problem, inputs[-NEEDS:])
+    wide = problem._replace(contexts=problem.contexts.float()) if problem.contexts.dtype == torch.float16 else problem
+    gradients = gradients_fake(wide, inputs[-NEEDS:])
     return task_loss.new_empty(()), task_loss, torch.empty_like(task_loss), *gradients
 
 

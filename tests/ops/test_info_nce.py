@@ -48,6 +48,12 @@ OPTIONS = [
     Case(N=127, weighted=False, Dc=123, Dz=123),
     Case(N=127, weighted=False, symmetric=True, ids=50),
     Case(N=40, extra=9, offset=4, weighted=False, K=6),
+    # a single sub-task without weights, small enough for one unit of work, or not
+    Case(N=200, extra=50, offset=30, weighted=False, Dc=24, Dz=24, K=1, ids=60),
+    Case(N=200, weighted=False, Dc=24, Dz=24, K=1, symmetric=True, ids=60),
+    Case(N=300, weighted=False, Dc=24, Dz=24, K=1, symmetric=True),
+    # more logits than are kept from the first round of a symmetric loss to the second
+    Case(N=1500, symmetric=True, Dc=3, Dz=3, K=2),
 ]
 STDS = [Case(N=128, Dc=64, Dz=64, std=std, symmetric=s) for std in (4.0, 16.0, 64.0) for s in (False, True)]
 

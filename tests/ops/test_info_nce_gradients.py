@@ -82,6 +82,21 @@ def test_only_what_requires_a_gradient_gets_one(backend: str, reduction: str, wa
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_small_gradients_in_float16_survive_until_upstream_scales_them(backend: str) -> None:
+    """As torch.amp.GradScaler does: most of the unscaled ones would be 0 or have few digits."""
+    arguments = Case(K=42, N=300, Dc=16, Dz=16, std=0.1, dtype=torch.float16).arguments()
+    upstream = torch.tensor(65536.0)
+    exact = as_double(arguments)
+    expected = with_gradients(solve(exact, "reference"), upstream.double(), exact)
+    loss = solve(arguments, backend)
+    for retain_graph in (True, False):  # the last time what was saved may be changed
+        got = with_gradients(loss, upstream, arguments, retain_graph=retain_graph)
+        for name, value in got.items():
+            deviation = torch.linalg.vector_norm(value.double() - expected[name])
+            assert deviation < 6e-4 * torch.linalg.vector_norm(expected[name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_graph_may_be_walked_twice(backend: str) -> None:
     arguments = Case(N=20).arguments()
     loss = solve(arguments, backend)
