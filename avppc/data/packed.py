@@ -18,7 +18,7 @@ from torch import Tensor
 from avppc.clip import NO_LABEL, SPLITS, ClipBatch
 from avppc.config.checks import check_bool, check_choice, check_path
 from avppc.data.buffers import BufferPool
-from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, index_file
 from avppc.data.read_ahead import ReadAhead, blocks_read
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.data.shard import Shard, ShardRecord, missing_shard
@@ -30,6 +30,7 @@ __all__ = [
     "SHARD_FOLDER",
     "PackedDataset",
     "PackedIndex",
+    "data_sha256",
     "local_folder",
     "open_shard",
     "verify_shards",
@@ -171,6 +172,15 @@ def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Pa
     """
     url = remote_url(directory)
     return Path(directory) if url is None else fetch_packed(url, splits)
+
+
+def data_sha256(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 of a set's index, which holds that of each shard: what the set is, wherever it lies.
+
+    Raises:
+        ImportError, ValueError, OSError: as local_folder; ValueError where there is no index.
+    """
+    return sha256_of(index_file(local_folder(directory, ())))
 
 
 def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:

@@ -57,9 +57,7 @@ class PackedIndex:
     @classmethod
     def read(cls, directory: Path) -> PackedIndex:
         """Reads and checks index.json; ValueError that names the file and what is wrong with it."""
-        path = directory / INDEX_NAME
-        if not path.is_file():
-            raise ValueError(f"{directory} is not a packed data set: it has no {INDEX_NAME}; `avppc prepare` makes one")
+        path = index_file(directory)
         try:
             return cls.parse(path.read_bytes())
         except ValueError as error:
@@ -78,6 +76,14 @@ class PackedIndex:
             raise ValueError(f" is damaged: {type(error).__name__} {error}") from error
         except ValueError as error:
             raise ValueError(f": {error}") from error
+
+
+def index_file(directory: Path) -> Path:
+    """The index.json of a packed data set; ValueError where there is none."""
+    path = directory / INDEX_NAME
+    if not path.is_file():
+        raise ValueError(f"{directory} is not a packed data set: it has no {INDEX_NAME}; `avppc prepare` makes one")
+    return path
 
 
 def _parse_index(content: Any) -> PackedIndex:

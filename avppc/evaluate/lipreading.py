@@ -15,6 +15,7 @@ from torch import Tensor
 
 from avppc.config.evaluate import EvaluateConfig, RowName
 from avppc.config.plain import config_to_dict
+from avppc.data.packed import data_sha256
 from avppc.evaluate.fit_pool import FitPool
 from avppc.evaluate.fits import Bench, Fit, FitResult, Trial, draws_of, trials_of
 from avppc.evaluate.results import RowResult, print_table, read_row, write_row
@@ -158,12 +159,18 @@ def _confusion(labels: Tensor, chosen: list[Tensor], words: int) -> list[list[in
 
 
 def settings_of(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings on which a row depends; a finished row of the same settings is not computed again."""
+    """The settings on which a row depends; a finished row of the same settings is not computed again.
+
+    Raises:
+        ImportError, ValueError, OSError: the index of the data is not to be had.
+    """
     settings = config_to_dict(config)
     for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data"):
         del settings[name]
-    settings["task"] = read_run_config(config.run).task
+    run = read_run_config(config.run)
+    settings["task"] = run.task
     settings["encoder_sha256"] = sha256_of(find_encoder(config.run))
+    settings["data_sha256"] = data_sha256(config.data or run.data)
     return settings
 
 

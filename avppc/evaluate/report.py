@@ -23,7 +23,7 @@ from avppc.evaluate.commands import changed_settings, command_line
 from avppc.evaluate.confusion import ConfusedPair, confusion_rates, most_confused, order_by_confusion
 from avppc.evaluate.pages import page_environment
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
-from avppc.evaluate.results import RowResult, task_of, title_of
+from avppc.evaluate.results import RowResult, decisive, task_of, title_of
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE
 from avppc.tasks.registry import TASKS
@@ -228,8 +228,9 @@ def _key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
 
 def _differing_settings(rows: Sequence[RowResult]) -> list[str]:
     """Settings of the evaluation that are not the same in all rows: such rows should not be compared."""
-    names = {name for row in rows for name in row.settings}
-    return sorted(name for name in names if any(row.settings.get(name) != rows[0].settings.get(name) for row in rows))
+    settings = [decisive(row.settings) for row in rows]
+    names = {name for known in settings for name in known}
+    return sorted(name for name in names if any(known.get(name) != settings[0].get(name) for known in settings))
 
 
 @dataclass(frozen=True)
@@ -305,7 +306,7 @@ def _by_settings(rows: Sequence[RowResult]) -> list[list[RowResult]]:
     """The rows that one command can have given: those of equal settings."""
     groups: list[list[RowResult]] = []
     for row in rows:
-        group = next((group for group in groups if group[0].settings == row.settings), None)
+        group = next((group for group in groups if decisive(group[0].settings) == decisive(row.settings)), None)
         if group is None:
             groups.append([row])
         else:

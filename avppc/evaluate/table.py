@@ -23,7 +23,7 @@ from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.tasks.registry import make_task
 from avppc.train.loop import pretrain
-from avppc.train.run import CONFIG_FILE, read_run_config
+from avppc.train.run import CONFIG_FILE, read_run_config, same_run
 
 
 def run(config: TableConfig) -> int:
@@ -81,7 +81,7 @@ def _is_finished(config: PretrainConfig) -> bool:
     """Whether the run is there, with these settings, and came to its end; other settings are left to `pretrain`."""
     if not (config.out / CONFIG_FILE).exists() or not (config.out / ENCODER_FILE).exists():
         return False
-    return read_run_config(config.out) == config
+    return same_run(read_run_config(config.out), config)
 
 
 def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> EvaluateConfig:

@@ -18,6 +18,7 @@ from avppc.files import read_json, write_json
 CONFIG_FILE = "config.json"
 TASK_FILE = "task.json"
 ENVIRONMENT_FILE = "environment.json"
+_HOW_NOT_WHAT = ("device", "threads")  # settings that change what is learned by rounding alone
 
 
 def open_run(config: PretrainConfig) -> None:
@@ -50,6 +51,15 @@ def read_run_config(run: Path) -> PretrainConfig:
     if not path.exists():
         raise FileNotFoundError(f"{run} holds no run: there is no {CONFIG_FILE}")
     return config_from_dict(PretrainConfig, read_json(path), str(path))
+
+
+def same_run(first: PretrainConfig, second: PretrainConfig) -> bool:
+    """Whether these are settings of one run: neither where it and its data lie counts nor what computes it."""
+    return _what_is_learned(first) == _what_is_learned(second)
+
+
+def _what_is_learned(config: PretrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in _places(config_to_dict(config)).items() if name not in _HOW_NOT_WHAT}
 
 
 def _places(config: Any) -> Any:

@@ -13,7 +13,7 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.config.data import PrepareConfig
 from avppc.data import prepare, remote
-from avppc.data.packed import PackedDataset
+from avppc.data.packed import PackedDataset, data_sha256
 from avppc.data.remote import cache_folder, fetch_packed, remote_url, upload_packed
 from avppc.evaluate.clip_strips import make_clip_sheet
 from avppc.train.loop import pretrain
@@ -68,6 +68,12 @@ class TestReading:
     def test_file_addresses(self, tmp_path):
         packed = write_packed(tmp_path / "packed")
         assert len(PackedDataset(f"file://{packed}")) == 23
+
+    def test_the_checksum_of_a_set_copies_no_shard(self, tmp_path):
+        packed = write_packed(tmp_path / "packed")
+        upload_packed(packed, URL)
+        assert data_sha256(URL) == data_sha256(packed)
+        assert list((cache_folder(URL) / "shards").iterdir()) == []
 
     def test_shards_are_copied_once(self, tmp_path, monkeypatch):
         upload_packed(write_packed(tmp_path / "packed"), URL)

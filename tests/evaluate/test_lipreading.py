@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,10 @@ import avppc.evaluate.lipreading as lipreading
 from avppc import load_encoder
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
+from avppc.data.packed import PackedIndex
 from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
 from avppc.evaluate.labels import draw_labelled_clips
-from avppc.evaluate.results import print_table, read_rows
+from avppc.evaluate.results import RowResult, print_table, read_rows, write_row
 from avppc.evaluate.sources import EncoderWithHead, FeatureSource
 from avppc.evaluate.statistics import mean_and_interval
 from avppc.train.loop import pretrain
@@ -108,6 +110,71 @@ def test_processes_give_what_one_gives(finished_run: tuple[Path, Path]) -> None:
         (run / "evaluation" / f"{row}-4.json").unlink()
     together = lipreading.evaluate(replace(config, workers=2))
     assert [replace(row, seconds=0.0) for row in together] == [replace(row, seconds=0.0) for row in alone]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rows that are computed, not read."""
+    rows: list[str] = []
+    run_rows = lipreading._run_rows
+
+    def count(bench: fits.Bench, work: list[lipreading.RowWork]) -> object:
+        rows.extend(row.row for row in work)
+        return run_rows(bench, work)
+
+    monkeypatch.setattr(lipreading, "_run_rows", count)
+    return rows
+
+
+@pytest.fixture
+def measured(finished_run: tuple[Path, Path], tmp_path: Path, computed: list[str]) -> tuple[EvaluateConfig, RowResult]:
+    """A row of data and results of the test's own."""
+    shutil.copytree(finished_run[0].parent / "packed", tmp_path / "packed")
+    places = {"data": tmp_path / "packed", "results": tmp_path / "results"}
+    config = quick_config(finished_run[0], None, rows=("frozen",), heads=("bins",), draws=1, epochs=1, **places)
+    (row,) = lipreading.evaluate(config)
+    assert computed == ["frozen"]
+    computed.clear()
+    return config, row
+
+
+def test_a_row_is_read_wherever_its_data_lies(
+    measured: tuple[EvaluateConfig, RowResult], computed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, row = measured
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "packed").rename("moved")
+    assert lipreading.evaluate(replace(config, data=Path("moved"))) == [row]
+    assert lipreading.evaluate(replace(config, data=None)) == [row]  # the run's own, of which this is a copy
+    assert computed == []
+    with pytest.raises(ValueError, match=r"packed is not a packed data set: it has no index\.json"):
+        lipreading.evaluate(config)
+
+
+def test_a_row_of_data_that_has_changed_is_measured_anew(
+    measured: tuple[EvaluateConfig, RowResult], computed: list[str], tmp_path: Path
+) -> None:
+    config, row = measured
+    replace(PackedIndex.read(tmp_path / "packed"), words=("LEFT", "RIGHT", "UP")).write(tmp_path / "packed")
+    (anew,) = lipreading.evaluate(config)
+    assert (anew.words, computed) == (["LEFT", "RIGHT", "UP"], ["frozen"])
+    assert row.words == list(WORDS)
+
+
+def test_a_row_that_does_not_tell_its_data_is_read_for_pages_alone(
+    measured: tuple[EvaluateConfig, RowResult], computed: list[str], tmp_path: Path
+) -> None:
+    """Those of before data_sha256; results/ has such."""
+    config, row = measured
+    del row.settings["data_sha256"]
+    write_row(tmp_path / "results", row)
+    assert read_rows(tmp_path / "results") == [row]
+    lipreading.evaluate(config)
+    assert computed == ["frozen"]
+    committed = Path(__file__).parents[2] / "results" / "demo" / "frozen-10.json"
+    (tmp_path / "old" / "evaluation").mkdir(parents=True)
+    shutil.copy(committed, tmp_path / "old" / "evaluation")
+    assert read_rows(tmp_path / "old")[0].row == "frozen"
 
 
 def test_an_error_in_a_process_ends_the_evaluation(finished_run: tuple[Path, Path]) -> None:

@@ -65,6 +65,21 @@ def test_rows_of_different_settings_are_pointed_out(tmp_path: Path) -> None:
     assert "--epochs 7" in text
 
 
+def test_rows_of_the_same_clips_elsewhere_are_of_the_same_settings(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    write_run(directory, tmp_path / "nowhere")
+    rows = [make_row(directory, row) for row in ("supervised", "frozen")]
+    for row, data in zip(rows, ("packed", "/data/packed"), strict=True):
+        row.settings.update(data=data, data_sha256="0" * 64)
+        write_row(directory, row)
+    page = Page(render(ReportConfig(directory))).text
+    assert "different settings" not in page
+    assert page.count("avppc evaluate --run") == 1
+    del rows[0].settings["data_sha256"]  # a row of before: only the place tells the data
+    write_row(directory, rows[0])
+    assert "different settings (data, data_sha256)" in Page(render(ReportConfig(directory))).text
+
+
 def test_rows_of_another_encoder_are_pointed_out(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     write_run(directory, tmp_path / "nowhere")

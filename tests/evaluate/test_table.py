@@ -149,6 +149,24 @@ def test_pages_can_be_made_of_what_is_finished(data: Path, tmp_path: Path, quick
     assert f"<td>{NOTHING}</td>" in (tmp_path / "table.html").read_text()
 
 
+def test_finished_work_is_known_wherever_it_lies_and_however_it_is_spelled(
+    data: Path, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_table(data, tmp_path / "table", tasks=(OURS,), labels="4", heads=("bins",), seeds=1)
+    results = make_table(config).results
+    assert len(results) == 4
+    quick.clear()
+    config.out.rename(tmp_path / "moved")
+    monkeypatch.chdir(data.parent)
+    moved = dataclasses.replace(config, data=Path(data.name), out=tmp_path / "moved")
+    other_machine = dataclasses.replace(moved, device="auto", threads=2, workers=2)
+    pages = make_table(dataclasses.replace(other_machine, only_finished=True))
+    assert [entry.text for entry, _ in pages.facts] == [OURS]
+    assert make_table(dataclasses.replace(other_machine, only_finished=True, steps=1)).facts == {}
+    assert make_table(moved).results == results
+    assert quick == []
+
+
 def test_settings_of_an_entry_reach_its_runs_alone(data: Path, tmp_path: Path) -> None:
     config = tiny_table(data, tmp_path, tasks=("av-permutative", "av-permutative:objective.weighting=equal;seed=0"))
     plain, equal = (entry.pretraining(config, 1) for entry in entries_of(config))
