@@ -13,6 +13,7 @@ from avppc.config.plain import config_to_dict
 from avppc.config.pretrain import PretrainConfig
 from avppc.config.table import TableConfig
 from avppc.data.packed import PackedDataset
+from avppc.evaluate.classifier import HELD_OUT_SPLITS
 from avppc.evaluate.lipreading import evaluate, settings_of
 from avppc.evaluate.results import read_row
 from avppc.evaluate.table_pages import to_markdown, write_pages
@@ -42,6 +43,7 @@ def make_table(config: TableConfig) -> Table:
     runs = {(entry, seed): entry.pretraining(config, seed) for entry in entries for seed in range(config.seeds)}
     for run_config in runs.values():
         make_task(run_config.task, run_config)  # settings that do not fit are refused before hours are spent
+    labels = _training_labels(config)
     facts: dict[tuple[Entry, int], RunFacts] = {}
     for number, (key, run_config) in enumerate(runs.items(), 1):
         if not _is_finished(run_config):
@@ -51,7 +53,6 @@ def make_table(config: TableConfig) -> Table:
             pretrain(run_config)
         facts[key] = read_facts(run_config.out)
 
-    labels = PackedDataset(config.data, "train", verify=True).labels
     results: list[CellResult] = []
     cells = cells_of(config)
     baseline = _write_untrained(runs[entries[0], 0], config.out / "cells" / "baselines")
@@ -91,7 +92,7 @@ def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> Eval
         rows=(cell.row,),
         heads=(cell.head,),
         results=cell.place(config),
-        verify_data=False,  # once for all cells is enough
+        verify_data=False,  # _training_labels has, once for all cells
     )
 
 
@@ -100,6 +101,14 @@ def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
     assert protocol.results is not None
     result = read_row(protocol.results, cell.row, cell.labels_per_word, settings_of(protocol))
     return None if result is None else CellResult(cell, result)
+
+
+def _training_labels(config: TableConfig) -> torch.Tensor:
+    """[n] int64; checks the shards of all splits, unless nothing is to be measured: pages alone need no checksums."""
+    if not config.only_finished:
+        for split in HELD_OUT_SPLITS:
+            PackedDataset(config.data, split, verify=True).close()
+    return PackedDataset(config.data, "train", verify=not config.only_finished).labels
 
 
 def _count_labelled(labels: torch.Tensor, per_word: int) -> int:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from avppc.cli import main
 from avppc.config import EvaluateConfig, TableConfig
 from avppc.config.evaluate import HeadName
 from avppc.config.pretrain import TASK_NAMES
+from avppc.data import packed
 from avppc.evaluate import table as table_module
 from avppc.evaluate.published import PUBLISHED
 from avppc.evaluate.results import RowResult
@@ -165,6 +167,31 @@ def test_finished_work_is_known_wherever_it_lies_and_however_it_is_spelled(
     assert make_table(dataclasses.replace(other_machine, only_finished=True, steps=1)).facts == {}
     assert make_table(moved).results == results
     assert quick == []
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_damaged_shard_is_refused_before_anything_is_pretrained(
+    split: str, data: Path, tmp_path: Path, quick: list[str]
+) -> None:
+    damaged = tmp_path / "packed"
+    shutil.copytree(data, damaged)
+    path = damaged / "shards" / f"{split}-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{split}-00000\.safetensors is damaged"):
+        make_table(tiny_table(damaged, tmp_path / "table"))
+    assert not (tmp_path / "table").exists()
+
+
+def test_pages_of_what_is_finished_need_no_checksums(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, records: object) -> None:
+        pytest.fail(f"checksums of {folder}")
+
+    monkeypatch.setattr(packed, "verify_shards", refuse)
+    assert make_table(tiny_table(data, tmp_path / "table", only_finished=True)).results == []
 
 
 def test_settings_of_an_entry_reach_its_runs_alone(data: Path, tmp_path: Path) -> None:
