@@ -8,6 +8,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from avppc.config import EvaluateConfig, PretrainConfig
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
+_GOES_ON = "the same command goes on from what is there"
 _CLOSED_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 
 
@@ -68,7 +70,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code, 2 for bad arguments and unusable files."""
+    """Runs one command; returns its exit code, 2 for bad arguments and unusable files, 1 where a worker died."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
@@ -98,12 +100,14 @@ def _run(given: list[str]) -> int:
         raise  # `main` looks whether it is standard output's
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
+    except BrokenExecutor:
+        return _fail(f"a worker process died (killed, or out of memory); {_GOES_ON}", code=1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         return _fail(f"out of memory: {(str(error) or 'no more is to be had').splitlines()[0]}")
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from what is there", code=130)
+        return _fail(f"interrupted; {_GOES_ON}", code=130)
 
 
 def _stdout_is_closed() -> bool:

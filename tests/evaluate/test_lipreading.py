@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import signal
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
 from avppc.data.packed import PackedIndex
 from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
+from avppc.evaluate.fit_pool import FitPool
 from avppc.evaluate.labels import draw_labelled_clips
 from avppc.evaluate.results import RowResult, print_table, read_rows, write_row
 from avppc.evaluate.sources import EncoderWithHead, FeatureSource
@@ -182,6 +186,25 @@ def test_an_error_in_a_process_ends_the_evaluation(finished_run: tuple[Path, Pat
     config = quick_config(run, videos, rows=("ceiling",), workers=2, head_hidden=2**40)
     with pytest.raises(RuntimeError):
         lipreading.evaluate(config)
+
+
+def test_a_process_that_is_killed_is_told_in_a_line(
+    finished_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    submit = FitPool.submit
+
+    def submit_and_kill(pool: FitPool, fit: fits.Fit) -> Future[fits.FitResult]:
+        future = submit(pool, fit)
+        monkeypatch.setattr(FitPool, "submit", submit)  # one is enough
+        os.kill(min(pool._executor._processes), signal.SIGKILL)
+        return future
+
+    monkeypatch.setattr(FitPool, "submit", submit_and_kill)
+    few = ["--rows", "random", "--labels-per-word", "4", "--device", "cpu", "--workers", "2"]
+    assert main(["evaluate", "--run", str(finished_run[0]), "--results", str(tmp_path), *few]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "avppc: a worker process died (killed, or out of memory); the same command goes on from what is there"
+    )
 
 
 def test_ceiling_needs_trajectories(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
