@@ -88,7 +88,8 @@ class EvaluateConfig:
     training_epochs: int = 40
     """Epochs where it is trained."""
     selection_epochs: int = 20
-    """Epochs of the trials that choose head and rate where the encoder is trained."""
+    """Most epochs of the trials that choose head and rate, where the encoder is trained or the features of a frozen one
+    are larger than feature_gigabytes."""
     batch_size: int = 32
     """Labelled clips a step."""
     validate_every: int = 5
@@ -96,8 +97,9 @@ class EvaluateConfig:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     """Schedule, decay and variation of the training clips."""
     feature_gigabytes: float = 4.0
-    """Frozen features are kept in memory up to this size, in four views of each labelled clip; larger ones are computed
-    anew for each batch, from clips varied at random."""
+    """A row's frozen features are kept up to this size, in four views of each labelled clip: in memory, or in a
+    temporary file that all processes map. Larger ones are computed anew for each batch, from clips varied at random;
+    the row's trials then end after selection_epochs."""
     precision: Precision = "auto"
     """Arithmetic of the encoder."""
     device: str = "auto"

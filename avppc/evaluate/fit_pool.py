@@ -29,7 +29,8 @@ class FitPool:
         self.workers = config.worker_processes if bench.device.type == "cpu" else 1
         threads = config.threads or torch.get_num_threads()
         self._folder = tempfile.TemporaryDirectory(prefix="avppc-features-")
-        self._features: dict[RowName, FeatureSource | None] = dict.fromkeys(TRAINED_ROWS)
+        self._files: dict[RowName, Path | None] = dict.fromkeys(TRAINED_ROWS)
+        self._last: tuple[RowName, FeatureSource | None] | None = None
         self._executor: ProcessPoolExecutor | None = None
         if self.workers > 1:
             self._executor = ProcessPoolExecutor(
@@ -41,20 +42,28 @@ class FitPool:
 
     def submit(self, fit: Fit) -> Future[FitResult]:
         """Starts a fit, here and now where there is but one process."""
-        if fit.row not in self._features:
-            made = self.bench.features(fit.row)
-            self._features[fit.row] = made
-            if self._executor is not None and made is not None:
-                made.save(self._path(fit.row))
-        features = self._features[fit.row]
         if self._executor is not None:
-            return self._executor.submit(_run_fit, fit, None if features is None else self._path(fit.row))
+            return self._executor.submit(_run_fit, fit, self._file_of(fit.row))
         future: Future[FitResult] = Future()
-        future.set_result(self.bench.run(fit, features))
+        future.set_result(self.bench.run(fit, self._features_of(fit.row)))
         return future
 
-    def _path(self, row: RowName) -> Path:
-        return Path(self._folder.name) / f"{row}.safetensors"
+    def _file_of(self, row: RowName) -> Path | None:
+        """The file of a row's features, which all processes map: they are in memory once. None: it has none."""
+        if row not in self._files:
+            self._files[row] = None
+            if (features := self.bench.features(row)) is not None:
+                path = Path(self._folder.name) / f"{row}.safetensors"
+                features.save(path)
+                self._files[row] = path
+        return self._files[row]
+
+    def _features_of(self, row: RowName) -> FeatureSource | None:
+        """A row's features; None: it has none. Fits that run one by one come row by row: no other's are kept."""
+        if self._last is None or self._last[0] != row:
+            self._last = None  # makes room first
+            self._last = row, None if row in TRAINED_ROWS else self.bench.features(row)
+        return self._last[1]
 
     def __enter__(self) -> FitPool:
         return self

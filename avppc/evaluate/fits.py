@@ -54,7 +54,7 @@ class Fit:
     trial: Trial
     draw: int
     selects: bool
-    """Whether it only helps to choose a trial: shorter where the encoder is trained, and never tested."""
+    """Whether it only helps to choose a trial: never tested, and shorter where it sees pictures instead of features."""
 
     def __str__(self) -> str:
         return f"{self.row}: {self.trial}, {'trial' if self.selects else f'draw {self.draw + 1}'}"

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import weakref
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import avppc.evaluate.lipreading as lipreading
 from avppc import load_encoder
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
+from avppc.config.evaluate import RowName
 from avppc.data.packed import PackedIndex
 from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
 from avppc.evaluate.fit_pool import FitPool
@@ -205,6 +207,31 @@ def test_a_process_that_is_killed_is_told_in_a_line(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "avppc: a worker process died (killed, or out of memory); the same command goes on from what is there"
     )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_features_of_one_row_at_most_are_held_here(
+    workers: int, finished_run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None where processes read them from files."""
+    made: list[weakref.ref[FeatureSource]] = []
+    make = fits.Bench.features
+
+    def note(bench: fits.Bench, row: RowName) -> FeatureSource | None:
+        assert [ref() for ref in made] == [None] * len(made)  # the last row's make room first
+        features = make(bench, row)
+        assert features is not None
+        made.append(weakref.ref(features))
+        return features
+
+    monkeypatch.setattr(fits.Bench, "features", note)
+    bench = fits.Bench(quick_config(finished_run[0], None, workers=workers, epochs=1))
+    rows: tuple[RowName, ...] = ("frozen", "frozen", "random", "random", "supervised")
+    with FitPool(bench) as pool:
+        results = [pool.submit(fits.Fit(row, fits.Trial("bins", 1e-2, 1e-2), 0, selects=True)) for row in rows]
+        assert len(made) == 2
+        assert [ref() for ref in made] == [None, None]  # one that trains its encoder has none
+        assert all(0 <= result.result().val_rate <= 1 for result in results)
 
 
 def test_ceiling_needs_trajectories(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
