@@ -51,7 +51,7 @@ class RowResult:
     confusion: list[list[int]]
     """[words spoken, words chosen], counts over all draws."""
     seconds: float
-    """Wall time of the row."""
+    """Time of all the row's fits, added up: more than the clock's where they ran side by side."""
     settings: dict[str, Any]
     """The settings of the evaluation, the run's task and the checksums of its encoder and of the data's index."""
 
