@@ -21,7 +21,8 @@ class ScaleConfig:
     compile: bool = False
     """Compiles the encoders with torch.compile; the first steps take minutes."""
     max_skipped_steps: int = 10
-    """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run."""
+    """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run. Looked at with
+    each line of metrics (every log_every steps): skipped steps before the last good one do not count."""
 
     def __post_init__(self) -> None:
         check_types(self)

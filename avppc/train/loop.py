@@ -214,17 +214,18 @@ def _draws(config: PretrainConfig, processes: Processes, step: int, part: int) -
 def _check_skipped(config: PretrainConfig, skipped: SkippedSteps, report: SkippedReport, step: int) -> int:
     """Names the clips of steps that were skipped since the last time; how many there were in all."""
     total, in_row = skipped.counts()
-    new = skipped.new(total)
-    blame = report.write(new)
+    new, remembered = skipped.new(total)
+    blame = report.write(remembered)
     limit = config.scale.max_skipped_steps
-    where = f"their clips are in {config.out / SKIPPED_FILE}; {blame}"
+    clips = "their clips" if len(remembered) == new else f"the clips of the last {len(remembered)}"
+    where = f"{clips} are in {config.out / SKIPPED_FILE}; {blame}"
     if in_row > limit:
         raise FloatingPointError(
             f"loss or gradient were not finite in the last {in_row} steps up to step {step} "
             f"(scale.max_skipped_steps={limit}); {where}. Lower optimizer.learning_rate, or leave these clips out"
         )
     if new:
-        logger.warning("skipped %d steps up to step %d, their loss or gradient not finite; %s", len(new), step, where)
+        logger.warning("skipped %d steps up to step %d, their loss or gradient not finite; %s", new, step, where)
     return total
 
 

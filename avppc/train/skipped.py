@@ -63,12 +63,12 @@ class SkippedSteps:
         total, in_row = torch.stack([self._total, self._in_row]).tolist()
         return total, in_row
 
-    def new(self, total: int) -> list[tuple[int, list[int]]]:
-        """(step, clip ids) of those skipped since this was last asked, as far as they are remembered, oldest first."""
-        first = max(self._reported, total - _SLOTS)
+    def new(self, total: int) -> tuple[int, list[tuple[int, list[int]]]]:
+        """How many were skipped since this was last asked, and (step, clip ids) of the last 8 of them, oldest first."""
+        count = total - self._reported
         self._reported = total
-        slots = [number % _SLOTS for number in range(first, total)]
-        return [(int(self._steps[slot]), self._clips[slot].tolist()) for slot in slots]
+        slots = [number % _SLOTS for number in range(total - min(count, _SLOTS), total)]
+        return count, [(int(self._steps[slot]), self._clips[slot].tolist()) for slot in slots]
 
 
 class SkippedReport:
@@ -80,18 +80,26 @@ class SkippedReport:
         self._rows: dict[int, int] | None = None
 
     def write(self, skipped: list[tuple[int, list[int]]]) -> str:
-        """Adds a line a step, on all processes together; a sentence about who is to blame."""
+        """Adds a line a step, on all processes together; a sentence about who is to blame.
+
+        A task that makes nothing of a clip by itself, but only of batches, has no suspects: null in the file.
+        """
         suspects: list[str] = []
-        diverged = False
+        looks, diverged = self._task.has_representations, False
         for step, ids in skipped:
             # On the CPU or the GPU, whatever the processes' group connects.
             every = self._processes.gather(torch.tensor(ids, device=self._processes.device)).flatten().tolist()
-            wrong = self._processes.gather(self._spoiled(ids).byte()).flatten().tolist()
-            named = [self._source(clip) for clip, is_wrong in zip(every, wrong, strict=True) if is_wrong]
-            diverged = diverged or len(named) == len(every)
-            suspects += [name for name in named if name not in suspects]
+            line = {"step": step, "suspects": None, "clips": list(map(self._source, every))}
+            if looks:
+                wrong = self._processes.gather(self._spoiled(ids).byte()).flatten().tolist()
+                named = [self._source(clip) for clip, is_wrong in zip(every, wrong, strict=True) if is_wrong]
+                line["suspects"] = named
+                diverged = diverged or len(named) == len(every)
+                suspects += [name for name in named if name not in suspects]
             if self._processes.main:
-                self._write_line({"step": step, "suspects": named, "clips": list(map(self._source, every))})
+                self._write_line(line)
+        if not looks:
+            return "which clip is to blame cannot be told for this task"
         if diverged:
             return "no clip gives finite features any more: the weights have diverged"
         if suspects:
@@ -107,8 +115,6 @@ class SkippedReport:
 
     def _spoiled(self, ids: list[int]) -> Tensor:
         """[n] bool: clips whose features, in eval mode where no clip touches another, are not finite."""
-        if not self._task.has_representations:
-            return torch.zeros(len(ids), dtype=torch.bool, device=self._processes.device)
         rows = torch.tensor([self._row(clip) for clip in ids])
         batch = self._dataset.batch(rows).to(self._processes.device)
         training = self._task.training

@@ -19,14 +19,18 @@ from test_pretrain import start_run, wait_for_rows
 from tiny_runs import SHAPE, WORDS, make_clip, tiny_config
 
 from avppc.config import ScaleConfig
-from avppc.data.packed import SHARD_FOLDER, PackedIndex
+from avppc.config.pretrain import TASK_NAMES
+from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
 from avppc.data.shard import ShardWriter
 from avppc.files import sole_use
 from avppc.ops.log_mel import log_mel
 from avppc.tasks import element_task
+from avppc.tasks.registry import make_task
 from avppc.train import state
 from avppc.train.log import MetricsLog, read_metrics
 from avppc.train.loop import pretrain
+from avppc.train.processes import Processes
+from avppc.train.skipped import SkippedReport
 
 TESTS = Path(__file__).parent
 BAD_CLIP, CLIPS, BATCH = 5, 24, 4
@@ -184,11 +188,39 @@ class TestNotFinite:
         with pytest.raises(FloatingPointError, match=r"in the last 3 steps up to step 3 .*max_skipped_steps=2.*5\.mp4"):
             pretrain(config)
 
+    def test_more_skipped_steps_than_are_remembered_are_counted(
+        self, set_with_a_bad_clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scale = ScaleConfig(max_skipped_steps=10)
+        config = tiny_config(
+            set_with_a_bad_clip, tmp_path / "run", batch_size=CLIPS, steps=10, log_every=10, scale=scale
+        )
+        pretrain(config)
+        assert "skipped 10 steps up to step 10" in caplog.text
+        assert "the clips of the last 8 are in" in caplog.text
+        lines = [json.loads(line) for line in (config.out / "skipped_clips.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(3, 11))
+
     def test_a_resumed_run_goes_on_counting(self, set_with_a_bad_clip: Path, tmp_path: Path) -> None:
         config = tiny_config(set_with_a_bad_clip, tmp_path / "run", batch_size=BATCH)
         pretrain_until(config, 7)
         pretrain(config)
         assert read_metrics(config.out)[-1]["skipped"] == 2
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_no_clip_is_cleared_that_was_not_looked_at(name: str, set_with_a_bad_clip: Path, tmp_path: Path) -> None:
+    task = make_task(name, tiny_config(set_with_a_bad_clip, tmp_path))
+    for parameter in task.parameters():
+        parameter.data.fill_(torch.nan)
+    report = SkippedReport(tmp_path, PackedDataset(set_with_a_bad_clip), task, Processes(0, 1, torch.device("cpu")))
+    clips = ["5.mp4", "7.mp4"]
+    sentence, suspects = "no clip gives finite features any more: the weights have diverged", clips
+    if not name.endswith("permutative"):
+        sentence, suspects = "which clip is to blame cannot be told for this task", None
+    assert report.write([(3, [105, 107])]) == sentence
+    (line,) = map(json.loads, (tmp_path / "skipped_clips.jsonl").read_text().splitlines())
+    assert line == {"step": 3, "suspects": suspects, "clips": clips}
 
 
 class TestElasticRestart:
