@@ -18,7 +18,8 @@ from avppc.train.processes import Processes
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_clips.jsonl"
-_SLOTS = 8  # skipped steps whose clips are remembered until they are read
+_TOLD = 8  # skipped steps whose clips are remembered until they are read
+_SLOTS = _TOLD + 1  # a good step is written, too, to be overwritten by the next bad one
 
 
 class SkippedSteps:
@@ -46,7 +47,6 @@ class SkippedSteps:
         """float32 [], 1.0 if the step must be left out; running statistics are then as before it."""
         bad = ~norm.isfinite()
         slot = (self._total % _SLOTS)[None]
-        # Written where the step is good, too: the next bad one overwrites it.
         self._clips.index_copy_(0, slot, clip_ids[None])
         self._steps.index_fill_(0, slot, step)
         self._total += bad
@@ -67,7 +67,7 @@ class SkippedSteps:
         """How many were skipped since this was last asked, and (step, clip ids) of the last 8 of them, oldest first."""
         count = total - self._reported
         self._reported = total
-        slots = [number % _SLOTS for number in range(total - min(count, _SLOTS), total)]
+        slots = [number % _SLOTS for number in range(total - min(count, _TOLD), total)]
         return count, [(int(self._steps[slot]), self._clips[slot].tolist()) for slot in slots]
 
 

@@ -30,7 +30,7 @@ from avppc.train import state
 from avppc.train.log import MetricsLog, read_metrics
 from avppc.train.loop import pretrain
 from avppc.train.processes import Processes
-from avppc.train.skipped import SkippedReport
+from avppc.train.skipped import SkippedReport, SkippedSteps
 
 TESTS = Path(__file__).parent
 BAD_CLIP, CLIPS, BATCH = 5, 24, 4
@@ -221,6 +221,14 @@ def test_no_clip_is_cleared_that_was_not_looked_at(name: str, set_with_a_bad_cli
     assert report.write([(3, [105, 107])]) == sentence
     (line,) = map(json.loads, (tmp_path / "skipped_clips.jsonl").read_text().splitlines())
     assert line == {"step": 3, "suspects": suspects, "clips": clips}
+
+
+def test_a_good_step_takes_no_place_among_the_skipped() -> None:
+    skipped = SkippedSteps(torch.nn.Linear(1, 1), 1, 0, torch.device("cpu"))
+    for step in range(1, 13):
+        bad = torch.tensor(torch.nan if step in range(2, 11) else 1.0)
+        skipped.judge(bad, step, torch.tensor([100 + step]))
+    assert skipped.new(skipped.counts()[0]) == (9, [(step, [100 + step]) for step in range(3, 11)])
 
 
 class TestElasticRestart:
