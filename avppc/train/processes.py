@@ -65,11 +65,11 @@ class Processes:
         return every
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` gives here; if it is refused on one process all of them raise, so that none waits for it."""
-        refusal: ValueError | OSError | None = None
+        """What `work` gives here; if it fails on one process all of them raise, so that none waits for it."""
+        refusal: Exception | None = None
         try:
             result = work()
-        except (ValueError, OSError) as error:
+        except Exception as error:
             refusal = error
         refusals = int(self.sum(torch.tensor(refusal is not None, dtype=torch.int32)))
         if refusal is not None:

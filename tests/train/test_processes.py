@@ -14,7 +14,7 @@ from tiny_runs import tiny_config
 from avppc.config import OptimizerConfig, PretrainConfig, ScaleConfig
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
-from avppc.train.processes import join_processes
+from avppc.train.processes import Processes, join_processes
 
 STEPS, RATE = 6, 5e-4
 CASES = {
@@ -97,10 +97,28 @@ def test_sigterm_to_one_process_stops_all_with_a_checkpoint(tiny_set: Path, tmp_
 
 
 def test_batch_that_cannot_be_dealt_out_is_refused(tiny_set: Path, tmp_path: Path) -> None:
-    from avppc.train.processes import Processes
-
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 5 processes, got 12"):
         Processes(0, 5, torch.device("cpu")).share(12)
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, ImportError, RuntimeError, MemoryError, TypeError])
+def test_whatever_fails_on_one_process_is_told_to_the_others(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for its number: a process that raises without giving it leaves them there."""
+    told: list[int] = []
+
+    def add_up(self: Processes, value: torch.Tensor) -> torch.Tensor:
+        told.append(int(value))
+        return value
+
+    def fail() -> None:
+        raise error("no more")
+
+    monkeypatch.setattr(Processes, "sum", add_up)
+    with pytest.raises(error, match="no more"):
+        Processes(0, 2, torch.device("cpu")).together(fail)
+    assert told == [1]
 
 
 @pytest.mark.parametrize(("name", "text"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0"), ("RANK", "2"), ("RANK", "-1")])
