@@ -125,7 +125,8 @@ def _measure(stepper: _Stepper, steps: int) -> BenchResult:
     data_wait = (stepper.loader.wait_seconds - waited) / steps / seconds
     parts = _parts(stepper, min(steps, 10), wait)
     total = sum(parts.values())
-    tflop = step_flop(stepper.config, stepper.step) / 1e12
+    subtasks = len(stepper.task.loss.subtasks) if isinstance(stepper.task, PermutativeTask) else 0
+    tflop = step_flop(stepper.config, stepper.step, subtasks) / 1e12
     ceiling = product_tflops(stepper.device, torch.bfloat16 if stepper.bf16 else torch.float32)
     return BenchResult(
         clips_per_second=stepper.config.batch_size / seconds,
@@ -157,17 +158,17 @@ def _parts(stepper: _Stepper, steps: int, wait: Callable[[], None]) -> dict[str,
     return parts
 
 
-def step_flop(config: PretrainConfig, step: Callable[[], None]) -> float:
-    """Floating point operations of a step; what activation checkpointing computes again is counted, too."""
+def step_flop(config: PretrainConfig, step: Callable[[], object], subtasks: int) -> float:
+    """Floating point operations of a step; what activation checkpointing computes again is counted, too.
+
+    Args:
+        subtasks: of the step's permutative loss; 0: it has none.
+    """
     with FlopCounterMode(display=False) as counter:
         step()
-    flop = float(counter.get_total_flops())
-    if config.task == "av-permutative":
-        task = PermutativeTask(config)
-        subtasks, clips, dim = len(task.loss.subtasks), config.batch_size, config.objective.dim
-        # Logits and their two gradient products, and as much for the projections: the op is opaque to the counter.
-        flop += 6.0 * subtasks * clips * dim * (clips + dim)
-    return flop
+    clips, dim = config.batch_size, config.objective.dim
+    # Logits and their two gradient products, and as much for the projections: the op is opaque to the counter.
+    return counter.get_total_flops() + 6.0 * subtasks * clips * dim * (clips + dim)
 
 
 def product_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -6,11 +6,25 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from avppc.cli import main
+from avppc.config import ObjectiveConfig, PretrainConfig
+from avppc.tasks.permutative_task import PermutativeTask
+from avppc.train.bench import step_flop
 
 
-def test_figures_of_the_step_fit_each_other(tiny_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_the_step_fit_each_other(
+    tiny_set: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    make = PermutativeTask.__init__
+
+    def count(task: PermutativeTask, *args: object) -> None:
+        made.append(task)
+        make(task, *args)
+
+    monkeypatch.setattr(PermutativeTask, "__init__", count)
     flags = ["--batch-size", "8", "--steps", "2", "--device", "cpu", "--threads", "1"]
     assert main(["bench-train", "--data", str(tiny_set), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -23,3 +37,11 @@ def test_figures_of_the_step_fit_each_other(tiny_set: Path, capsys: pytest.Captu
     utilisation = found["step_tflop"] / found["step_seconds"] / found["ceiling_tflops"]
     assert found["model_flop_utilisation"] == pytest.approx(utilisation)
     assert found["peak_mib"] > 100
+    assert len(made) == 1  # the one that is timed
+
+
+def test_the_loss_is_counted_by_its_formula() -> None:
+    config = PretrainConfig(Path("data"), Path("out"), batch_size=8, objective=ObjectiveConfig(dim=16))
+    first, second = torch.ones(3, 5), torch.ones(5, 7)
+    assert step_flop(config, lambda: first @ second, 0) == 2 * 3 * 5 * 7
+    assert step_flop(config, lambda: first @ second, 42) == 2 * 3 * 5 * 7 + 6 * 42 * 8 * 16 * (8 + 16)
