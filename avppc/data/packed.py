@@ -20,8 +20,8 @@ from avppc.config.checks import check_bool, check_choice, check_path
 from avppc.data.buffers import BufferPool
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, index_file
 from avppc.data.read_ahead import ReadAhead, blocks_read
-from avppc.data.remote import fetch_packed, remote_url
-from avppc.data.shard import Shard, ShardRecord, missing_shard
+from avppc.data.remote import fetch_packed, forget_copy, remote_url
+from avppc.data.shard import REMAKE_ADVICE, Shard, ShardRecord, missing_shard
 from avppc.files import real_path, sha256_of
 from avppc.tensors import check_tensor
 
@@ -192,7 +192,10 @@ def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:
 
 
 def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:
-    """ValueError that names the first shard that is missing or whose content is not what its record says."""
+    """ValueError that names the first shard that is missing or whose content is not what its record says.
+
+    A damaged copy of a remote set's shard is copied again when the set is next opened.
+    """
     for record in records:
         if not (folder / record.file).is_file():
             raise missing_shard(folder / record.file)
@@ -200,7 +203,9 @@ def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:
         digests = pool.map(lambda record: sha256_of(folder / record.file), records)
         for record, digest in zip(records, digests, strict=True):
             if digest != record.sha256:
+                copied = forget_copy(folder / record.file)
+                remedy = "the same command copies it again" if copied else REMAKE_ADVICE
                 raise ValueError(
-                    f"{folder / record.file} is damaged: its SHA-256 is {digest}, the index says {record.sha256}; "
-                    "`avppc prepare` with the same settings makes it anew"
+                    f"{folder / record.file} is damaged: "
+                    f"its SHA-256 is {digest}, the index says {record.sha256}; {remedy}"
                 )

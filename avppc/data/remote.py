@@ -75,6 +75,15 @@ def fetch_packed(url: str, splits: Iterable[str] | None = None) -> Path:
     return folder
 
 
+def forget_copy(path: Path) -> bool:
+    """Whether a shard here is a copy of a remote one; if so, fetch_packed copies it again."""
+    mark = _mark(path)
+    if not mark.is_file():
+        return False
+    mark.unlink(missing_ok=True)  # another process may have found the same
+    return True
+
+
 def upload_packed(directory: Path, url: str) -> int:
     """Copies a packed set of this machine to an address, its index last; returns how many shards were sent.
 
@@ -113,9 +122,14 @@ def _file_system(url: str) -> tuple[Any, str]:
     return files, str(root).rstrip("/")
 
 
+def _mark(path: Path) -> Path:
+    """The file that holds the checksum of a shard's copy, as it was checked on its way."""
+    return path.with_name(f".{path.name}.sha256")
+
+
 def _fetch_shard(files: Any, root: str, url: str, folder: Path, record: ShardRecord) -> None:
     path = folder / record.file
-    mark = path.with_name(f".{path.name}.sha256")  # of the copy, as it was checked on its way
+    mark = _mark(path)
     if path.is_file() and path.stat().st_size == record.bytes and mark.is_file() and mark.read_text() == record.sha256:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")

@@ -26,6 +26,7 @@ from avppc.clip import SAMPLES_PER_FRAME
 from avppc.files import parse_json, sync_directory
 
 PARTIAL_SUFFIX = ".partial"
+REMAKE_ADVICE = "`avppc prepare` with the same settings makes it anew"
 _HEADER_LIMIT_BYTES = 1 << 16
 _ALIGNMENT_BYTES = 4096
 _DTYPES: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "I16": np.dtype("<i2"), "U8": np.dtype("u1")}
@@ -205,7 +206,7 @@ class Shard:
 
 def missing_shard(path: Path) -> ValueError:
     """What is raised where an index names a shard that is not there."""
-    return ValueError(f"{path} is missing; `avppc prepare` with the same settings makes it anew")
+    return ValueError(f"{path} is missing; {REMAKE_ADVICE}")
 
 
 def _header(shape: ClipShape, clips: int) -> bytes:

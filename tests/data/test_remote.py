@@ -103,6 +103,21 @@ class TestReading:
         names = [file.name for file in (cache_folder(URL) / "shards").iterdir()]
         assert not [name for name in names if "train-00002" in name or name.endswith(".partial")]
 
+    def test_a_copy_that_is_damaged_later_is_copied_again(self, tmp_path):
+        upload_packed(write_packed(tmp_path / "packed"), URL)
+        with PackedDataset(URL) as dataset:
+            whole = dataset.batch(torch.arange(23)).video
+        copy = cache_folder(URL) / "shards" / "train-00002.safetensors"
+        content = bytearray(copy.read_bytes())
+        content[-1] ^= 1
+        copy.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"train-00002\.safetensors is damaged: .*the same command copies it again"
+        ):
+            PackedDataset(URL)
+        with PackedDataset(URL) as dataset:
+            assert torch.equal(dataset.batch(torch.arange(23)).video, whole)
+
     def test_path_tricks_in_the_index_are_refused(self, tmp_path):
         upload_packed(write_packed(tmp_path / "packed"), URL)
         memory = fsspec.filesystem("memory")
