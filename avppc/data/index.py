@@ -44,7 +44,7 @@ def run(config: IndexConfig) -> int:
     started = time.monotonic()
     out = config.data / MANIFEST_NAME if config.out is None else config.out
     found = scan(config.data, config.paths)
-    if not found.videos:
+    if not found.videos and not found.refused:
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
     number, shares = config.share()

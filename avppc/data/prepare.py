@@ -58,7 +58,7 @@ def run(config: PrepareConfig) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     found = scan(config.data, config.paths, config.frames)
-    if not found.videos:  # an empty mount point, say: nothing in OUT is touched
+    if not found.videos and not found.refused:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
     units = plan(config, found.videos)
@@ -85,10 +85,10 @@ def run(config: PrepareConfig) -> int:
     notes = sorted(item for record in records.values() for item in record.notes)
     _write_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
     _write_lines(config.out / NOTES_NAME, ({"path": path, "note": note} for path, note in notes))
-    if complete and config.upload and (config.out / INDEX_NAME).exists():
+    clips = sum(shard.clips for record in records.values() for shard in record.shards)
+    if complete and config.upload and clips:  # an index that is there without them is an earlier run's
         sent = upload_packed(config.out, config.upload)
         print(f"{config.upload}: {sent} shards sent")
-    clips = sum(shard.clips for record in records.values() for shard in record.shards)
     _print_summary(config, found, records, refused, notes, time.monotonic() - started)
     if not complete:
         missing = f"{len(units) - len(records)} of {len(units)} units"

@@ -138,6 +138,17 @@ class TestIndex:
         assert not (tmp_path / "manifest.jsonl").exists()
         assert "has no videos" in capsys.readouterr().out
 
+    def test_videos_that_are_all_refused_unopened_are_listed(self, tmp_path, capsys):
+        data = tmp_path / "data"
+        data.mkdir()
+        (tmp_path / "a.mp4").write_bytes(b"elsewhere")
+        (data / "a.mp4").symlink_to(tmp_path / "a.mp4")
+        assert index.run(IndexConfig(data)) == 3
+        assert entries(data / "manifest.jsonl")["a.mp4"]["problems"] == [
+            "a link that leaves the data's folder is not followed"
+        ]
+        assert "problems: 1" in capsys.readouterr().out
+
 
 class TestShares:
     @pytest.fixture(autouse=True)

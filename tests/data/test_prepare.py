@@ -359,6 +359,27 @@ def test_nothing_usable(tmp_path, capsys):
     assert not (out / "index.json").exists()
 
 
+def test_videos_that_are_all_refused_unopened_are_listed(tmp_path, capsys):
+    """And what an earlier run has made of other videos stays, and is not sent anywhere."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    write_video(data / "a.mp4", size=(48, 64), options={"preset": "ultrafast"})
+    assert prepare.run(PrepareConfig(data, out, workers=1)) == 0
+    before = (out / "index.json").read_bytes()
+    line = {"path": "a.mp4", "bytes": (data / "a.mp4").stat().st_size, "clip_frames": 29}
+    (data / "manifest.jsonl").write_text(json.dumps(line | {"problems": ["no sound"], "usable": False}) + "\n")
+    for place in (out, tmp_path / "new"):
+        capsys.readouterr()
+        assert prepare.run(PrepareConfig(data, place, workers=1, upload=f"file://{tmp_path}/sent")) == 1
+        told = capsys.readouterr().out
+        assert "no usable clip" in told
+        assert "refused: 1, listed in refused.jsonl" in told
+        assert refusals(place) == {"a.mp4": "left out: `avppc index` has found: no sound"}
+    assert (out / "index.json").read_bytes() == before
+    assert not (tmp_path / "new" / "index.json").exists()
+    assert not (tmp_path / "sent").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
