@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.clip import CLIP_FRAMES, CROP_SIZE, LRW_COLUMNS, LRW_ROWS
+from avppc.config.checks import check_integer
 from avppc.files import write_atomically
 
 _HEADER_PIXELS = 14
@@ -21,13 +22,16 @@ def write_contact_sheet(root: Path, path: Path, *, clips: int = 10, frames: int 
     Args:
         root: folder of the data set; every .mp4 below it counts.
         path: of the PNG file.
-        clips: rows, at least 1.
+        clips: rows, 1 to 10,000.
         frames: mouth crops a row, 1 to 29.
-        faces: whole faces before them, at least 0.
+        faces: whole faces before them, 0 to 29.
+
+    Raises:
+        TypeError, ValueError: an argument is no integer or out of range, or there is no .mp4 below root.
     """
-    for name, value, allowed in (("clips", clips, 10_000), ("frames", frames, CLIP_FRAMES), ("faces", faces + 1, 30)):
-        if not 1 <= value <= allowed:
-            raise ValueError(f"{name} is out of range, got {value}")
+    check_integer("clips", clips, 1, 10_000)
+    check_integer("frames", frames, 1, CLIP_FRAMES)
+    check_integer("faces", faces, 0, CLIP_FRAMES)
     videos = sorted(root.rglob("*.mp4"))
     if not videos:
         raise ValueError(f"root must hold .mp4 files, found none in {root}")

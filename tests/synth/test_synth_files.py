@@ -101,7 +101,22 @@ def test_contact_sheet_shows_the_clips(small_set: Path, tmp_path: Path) -> None:
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet.shape == (3 * (96 + 14), 6 * 96, 3)
     assert all(row.std() > 10 for row in sheet.reshape(3, -1))
-    with pytest.raises(ValueError, match="frames is out of range, got 30"):
-        write_contact_sheet(small_set, tmp_path / "sheet.png", frames=30)
     with pytest.raises(ValueError, match=r"root must hold \.mp4 files"):
         write_contact_sheet(tmp_path, tmp_path / "sheet.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clips": 0}, "clips must be from 1 to 10000, got 0"),
+        ({"frames": 30}, "frames must be from 1 to 29, got 30"),
+        ({"faces": -1}, "faces must be from 0 to 29, got -1"),
+        ({"faces": 30}, "faces must be from 0 to 29, got 30"),
+    ],
+    ids=str,
+)
+def test_what_a_contact_sheet_cannot_have_is_refused_by_name(
+    tmp_path: Path, arguments: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_contact_sheet(tmp_path, tmp_path / "sheet.png", **arguments)
