@@ -84,8 +84,17 @@ def make_video_loader(
     """A loader of clips that are still in their videos, with the best decoder for the first of them; logs the choice.
 
     Args:
+        clips: at least one; the decoder is chosen by the first one's video, so all should be coded alike.
+        sampler: the order of the clips; its num_clips is their number.
+        device: where the batches are wanted; DALI decodes there.
         options: num_frames and crop.
+
+    Raises:
+        ValueError: there are no clips, or the sampler orders another number of them.
+        DecodeError: the first clip's video cannot be read.
     """
+    if not clips:
+        raise ValueError("clips must hold at least one clip, got none")
     device = torch.device(device)
     choice = choose_backend(probe(clips[0].path), device)
     _log.info("decoding with %s%s", choice.backend, f" ({choice.reason})" if choice.reason else "")

@@ -28,6 +28,7 @@ Backend = Literal["pyav", "torchcodec"]
 OnRefused = Callable[[int, str], None]
 
 UNREADABLE = "cannot be read"  # the one reason that another try may mend
+_MAX_FRAMES = 100_000  # of a clip
 _SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf"
 
@@ -56,15 +57,19 @@ def decode_clip(
 
     Args:
         source: a file, or the bytes of one.
-        start_frame: in frames of 1/25 s from the first frame of the video.
+        start_frame: in frames of 1/25 s from the first frame of the video, at least 0.
+        num_frames: length of the clip in frames of 1/25 s, 1 to 100,000.
+        crop: which part of each frame is kept, and its size; None: Crop(), LRW's window or the middle square.
         backend: "pyav" reads the luma where the decoder left it; "torchcodec" (an extra) computes it from the colours,
             which may differ by a few units, and the sound by its own resampler.
 
     Raises:
+        TypeError, ValueError: an argument has a wrong type or value.
         ImportError: backend "torchcodec" where it cannot be loaded.
         DecodeError: not a video, damaged, too short, without sound, or of a size the crop does not fit into.
     """
     check_integer("start_frame", start_frame, 0)
+    check_integer("num_frames", num_frames, 1, _MAX_FRAMES)
     check_choice("backend", backend, get_args(Backend))
     if backend == "torchcodec":
         from avppc.data.codec import decode_clip_torchcodec  # only here: it is an extra
@@ -89,6 +94,7 @@ def decode_clips(
     """The clips of a video of any length, in order, in bounded memory; the tail that fills no clip is left out.
 
     Args:
+        source, num_frames, crop: as for decode_clip.
         stride: frames of 1/25 s between the starts of clips; None: only the clip at the start.
         on_refused: called with (start_frame, reason) for a clip with missing frames or sound, then the next one
             follows; without it such a clip raises.
@@ -111,7 +117,7 @@ def _clips(
     *,
     seek: bool = False,
 ) -> Iterator[DecodedClip]:
-    check_integer("num_frames", num_frames, 1, 100_000)
+    check_integer("num_frames", num_frames, 1, _MAX_FRAMES)
     with damage_as_decode_error(source) as name, open_video(source) as container:
         reader = StreamReader(container, crop, start_frame, seek, check_container(source))
         yield from _cut(reader, name, num_frames, stride, on_refused)

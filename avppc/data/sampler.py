@@ -23,11 +23,18 @@ class EpochSampler:
     other ranks but the same global batch sees the same clips in the same steps.
 
     Args:
-        num_clips: clips in the data set.
-        batch_size: clips a batch on each rank.
-        speakers: [num_clips] integers, and
-        speakers_per_batch: each global batch holds this many groups of clips, each group of one speaker; what of a
-            speaker's clips fills no group is left out in this epoch, and so is a remainder of groups.
+        num_clips: clips in the data set, at least 1.
+        batch_size: clips a batch on each rank, at least 1.
+        seed: of the orders, at least 0; the same on all ranks.
+        rank: which part of each global batch this stream hands out, 0 to world_size - 1.
+        world_size: ranks that share the global batches, at least 1.
+        speakers: [num_clips] integers of at least 0, the speaker of each clip; looked at with speakers_per_batch only.
+        speakers_per_batch: each global batch holds this many groups of clips, each group of one speaker; a divisor of
+            the global batch. What of a speaker's clips fills no group is left out in this epoch, and so is a remainder
+            of groups. None: clips are shuffled whoever speaks.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong type, shape or value, or the clips fill no global batch.
     """
 
     def __init__(

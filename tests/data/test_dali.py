@@ -161,6 +161,10 @@ class TestChoice:
         with loader:
             assert next(loader).video.shape == (3, 29, 96, 96)
 
+    def test_no_clips(self):
+        with pytest.raises(ValueError, match="clips must hold at least one clip, got none"):
+            dali.make_video_loader([], EpochSampler(1, 1, seed=0), "cpu")
+
 
 class TestLoader:
     pytestmark = needs_dali

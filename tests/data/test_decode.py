@@ -287,6 +287,9 @@ class TestRefusals:
         path = write_video(tmp_path / "v.mp4")
         with pytest.raises(ValueError, match="start_frame must be at least 0, got -1"):
             decode_clip(path, start_frame=-1)
+        for backend in ("pyav", "torchcodec"):
+            with pytest.raises(ValueError, match="num_frames must be from 1 to 100000, got 0"):
+                decode_clip(path, num_frames=0, backend=backend)
         with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
             decode_clips(path, stride=0)
         with pytest.raises(ValueError, match="crop mode must be one of"):
