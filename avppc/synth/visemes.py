@@ -120,8 +120,6 @@ _TABLE: dict[str, Viseme] = {
 }
 VISEMES: dict[str, Viseme] = {name: viseme for names, viseme in _TABLE.items() for name in names.split()}
 _CLASSES: dict[str, str] = {name: names.split()[0] for names in _TABLE for name in names.split()}
-VOWELS: frozenset[str] = frozenset(name for name, viseme in VISEMES.items() if not np.isnan(viseme.targets).any())
-BILABIALS: frozenset[str] = frozenset({"p", "b", "m", "m-"})
 _BURST_STOPS = frozenset({"p", "t", "t2", "k", "tS"})
 
 

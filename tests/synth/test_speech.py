@@ -9,7 +9,6 @@ from avppc.clip import SPLITS
 from avppc.synth.espeak import Espeak, Phoneme, Speech, voice_variants
 from avppc.synth.speaker import ACCENTS, VARIANTS, split_variants
 from avppc.synth.visemes import (
-    BILABIALS,
     OPEN,
     PRESS,
     PROTRUSION,
@@ -17,11 +16,13 @@ from avppc.synth.visemes import (
     TONGUE_OUT,
     TUCK,
     VISEMES,
-    VOWELS,
     mouth_trajectory,
     segments_of,
 )
 from avppc.synth.words import AFTER, BEFORE, WORDS
+
+BILABIALS = {"p", "b", "m", "m-"}
+VOWELS = {name for name, viseme in VISEMES.items() if not np.isnan(viseme.targets).any()}
 
 
 @pytest.fixture(scope="module")
