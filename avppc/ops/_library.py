@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 BUILD_COMMAND = "pip install -e . --no-build-isolation"
 COMPILED_PARTS = ("cpp", "cuda", "triton")  # what an op's backend may need
+_logger = logging.getLogger("avppc.ops")
 _LIBRARY_FOLDER = Path(__file__).parent.parent / "lib"
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -108,6 +110,19 @@ def require(backend: str, op: str) -> None:
     if reason is not None:
         what = {"cpp": "the compiled extension", "cuda": "the compiled CUDA library", "triton": "Triton"}[backend]
         raise RuntimeError(f"{op}(backend={backend!r}) needs {what}: {reason}")
+
+
+@constant_when_compiled
+def log_plain_torch(op: str, device_type: str, backend: str, reason: str) -> None:
+    """Says in the log, once in a process, that an op runs in plain torch without the backend's kernels, and why."""
+    # on the CPU plain torch is what many ask for; on a GPU it costs many times the time
+    level = logging.INFO if device_type == "cpu" else logging.WARNING
+    _log_once(level, f"{op} runs in plain torch on {device_type}, without the {backend!r} kernels: {reason}")
+
+
+@functools.cache
+def _log_once(level: int, text: str) -> None:
+    _logger.log(level, text)
 
 
 def build_info() -> dict[str, Any] | None:

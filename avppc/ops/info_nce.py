@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,7 +25,6 @@ from avppc.tensors import is_autocast_on, without_autocast
 
 REDUCTIONS = ("mean", "task", "none")
 BACKENDS = ("auto", "triton", "cpp", "reference")
-_logger = logging.getLogger(__name__)
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -159,21 +156,8 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_al
         reason = _library.triton_missing_reason("cuda", device.index)
     if reason is None:
         return backend
-    # on the CPU plain torch is what many ask for; on a GPU it costs ten times the time
-    level = logging.INFO if device.type == "cpu" else logging.WARNING
-    text = f"bilinear_info_nce runs in plain torch on {device.type}, without the {backend!r} kernels: {reason}"
-    _log_once(level, text)
+    _library.log_plain_torch("bilinear_info_nce", device.type, backend, reason)
     return "reference"
-
-
-@_library.constant_when_compiled
-def _log_once(level: int, text: str) -> None:
-    _log(level, text)
-
-
-@functools.cache
-def _log(level: int, text: str) -> None:
-    _logger.log(level, text)
 
 
 def _needs_plain_torch(problem: Problem) -> str | None:

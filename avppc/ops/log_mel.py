@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +14,6 @@ from avppc.tensors import check_tensor, without_autocast
 
 BACKENDS = ("auto", "cpp", "cuda", "reference")
 _LENGTH_DTYPES = (torch.int32, torch.int64)
-_logger = logging.getLogger(__name__)
 
 
 def log_mel(
@@ -127,7 +124,7 @@ def _pick_backend(waveform: Tensor, backend: str) -> str:
             return "reference"
         reason = _library.missing_reason(compiled)
         if reason is not None:
-            _log_fallback(reason)
+            _library.log_plain_torch("log_mel", device, compiled, reason)
             return "reference"
         return compiled
     if backend == "reference":
@@ -139,15 +136,6 @@ def _pick_backend(waveform: Tensor, backend: str) -> str:
         raise ValueError(f"waveform must be on a {needed} device with backend={backend!r}, got {waveform.device}")
     _library.require(backend, "log_mel")
     return backend
-
-
-_logged: set[str] = set()
-
-
-def _log_fallback(reason: str) -> None:
-    if not torch.compiler.is_compiling() and reason not in _logged:
-        _logged.add(reason)
-        _logger.debug("log_mel falls back to plain torch: %s", reason)
 
 
 def _log_mel_fake(waveform: Tensor, lengths: Tensor | None, config: str) -> Tensor:

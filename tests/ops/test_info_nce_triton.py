@@ -64,13 +64,13 @@ def test_auto_falls_back_on_a_gpu_and_says_why_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(_library, "triton_missing_reason", lambda *_: triton_reason)
-    op._log.cache_clear()
+    _library._log_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         picked = [op._pick_automatically(torch.device("cuda", 0), dtype, None) for _ in range(2)]
     assert picked == ["triton" if expected is None else "reference"] * 2
     assert len(caplog.records) == (0 if expected is None else 1)
     assert expected is None or expected in caplog.text
-    op._log.cache_clear()
+    _library._log_once.cache_clear()
 
 
 def test_capabilities_below_8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from avppc import LogMel, LogMelConfig, log_mel
 from avppc.ops import _library
+from avppc.ops.log_mel import _pick_backend
 from avppc.ops.reference import log_mel_reference
 
 
@@ -146,15 +148,41 @@ def test_the_compiled_operator_checks_for_itself(arguments: tuple[Tensor, Tensor
         torch.ops.avppc.log_mel(*arguments, LogMelConfig().to_text())
 
 
-def test_without_the_extension(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """ "auto" falls back and says so once, quietly; "cpp" raises and says what to run."""
+@pytest.mark.parametrize(
+    ("device", "backend", "level"), [("cpu", "cpp", logging.INFO), ("cuda", "cuda", logging.WARNING)]
+)
+def test_a_missing_backend_is_told_once_and_on_a_gpu_as_a_warning(
+    device: str, backend: str, level: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_library, "missing_reason", lambda part: f"there is no {part}")
+    _library._log_once.cache_clear()
+    waveform: Any = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
+    with caplog.at_level(logging.DEBUG, logger="avppc"):
+        assert [_pick_backend(waveform, "auto") for _ in range(2)] == ["reference"] * 2
+    text = f"log_mel runs in plain torch on {device}, without the '{backend}' kernels: there is no {backend}"
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(level, text)]
+    _library._log_once.cache_clear()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_without_the_extension(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ "auto" falls back and says so once, compiled too; "cpp" raises and says what to run."""
     reason = "libavppc_cpu.so was not built: run `pip install -e . --no-build-isolation` in the source tree"
-    monkeypatch.setattr(_library, "missing_reason", lambda backend: reason)
+    monkeypatch.setattr(_library, "_find", lambda part: reason)
+    _library._log_once.cache_clear()
+    torch.compiler.reset()
+    features = torch.compile(log_mel, fullgraph=True, backend="aot_eager") if compiled else log_mel
     waveform = speech_like(1600)
-    with caplog.at_level(logging.DEBUG, logger="avppc.ops.log_mel"):
-        assert torch.equal(log_mel(waveform), log_mel_reference(waveform, LogMelConfig()))
-        log_mel(waveform)
-    assert [record.getMessage() for record in caplog.records] == [f"log_mel falls back to plain torch: {reason}"]
+    with caplog.at_level(logging.INFO, logger="avppc"):
+        torch.testing.assert_close(features(waveform), log_mel_reference(waveform, LogMelConfig()), atol=0, rtol=0)
+        features(waveform)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"log_mel runs in plain torch on cpu, without the 'cpp' kernels: {reason}"
+    ]
+    _library._log_once.cache_clear()
+    torch.compiler.reset()
     with pytest.raises(
         RuntimeError, match=r"log_mel\(backend='cpp'\) needs the compiled extension: .*run `pip install"
     ):
