@@ -1,4 +1,4 @@
-"""Small tensors that many calls have in common: making them anew takes longer than a small loss does.
+"""Small tensors and tables that many calls have in common: making them anew takes longer than a small loss does.
 
 On a GPU a tensor made from numbers is copied there besides, which CUDA graphs cannot capture.
 """
@@ -6,24 +6,26 @@ On a GPU a tensor made from numbers is copied there besides, which CUDA graphs c
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _MOST_KEPT = 64  # of a kind; later ones are made in each call, for a CUDA graph may read what is kept
-_kept: dict[str, dict[Hashable, Tensor]] = {}
+_kept: dict[str, dict[Hashable, Any]] = {}
+_T = TypeVar("_T")
 
 
-def constant(kind: str, key: Hashable, make: Callable[[], Tensor], like: Tensor) -> Tensor:
-    """The tensor kept under kind and key, or what make() gives; nobody may write into it.
+def constant(kind: str, key: Hashable, make: Callable[[], _T], like: Tensor) -> _T:
+    """What is kept under kind and key, a tensor or a table, or what make() gives; nobody may write into it.
 
     `like` is an embedding of the call: where it is no plain tensor, or a transform, a mode or a CUDA graph that is
-    recorded would take part in the making, the tensor is made for this call alone.
+    recorded would take part in the making, it is made for this call alone.
     """
     if not is_plain(like):
         return make()
     kept = _kept.setdefault(kind, {})
-    found = kept.get(key)
+    found: _T | None = kept.get(key)
     if found is None:
         if like.is_cuda and torch.cuda.is_current_stream_capturing():
             return make()

@@ -43,7 +43,7 @@ class Setting(NamedTuple):
         values: Any = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
         problem = Problem(*values)
         device = problem.contexts.device
-        plan = plan_of(problem.pairs, problem.contexts.shape[0], problem.targets.shape[0], device)
+        plan = plan_of(problem)
         width, itemsize = problem.targets.shape[2], problem.contexts.itemsize
         place = Place(
             tiles.architecture_of(device),

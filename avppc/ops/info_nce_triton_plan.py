@@ -1,13 +1,15 @@
-"""Which sub-task uses what, as tables on the device, made once for each list of pairs: a step copies nothing."""
+"""Which sub-task uses what, as tables on the device, kept for each list of pairs: a step copies nothing."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from avppc.ops.constants import constant
+from avppc.ops.info_nce_problem import Problem
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,14 @@ class Plan:
     """For each sub-task: the dq of its slot turned, times its context"""
 
 
-def plan_of(pairs: Tensor, contexts: int, targets: int, device: torch.device) -> Plan:
-    """The plan of checked pairs [K, 2] on the CPU."""
-    flat: list[int] = pairs.flatten().tolist()
-    return _plan(tuple(flat), contexts, targets, device)
+def plan_of(problem: Problem) -> Plan:
+    """The plan of a checked problem; one that is kept stays, for a CUDA graph may read its tables."""
+    flat: list[int] = problem.pairs.flatten().tolist()
+    arguments = tuple(flat), problem.contexts.shape[0], problem.targets.shape[0], problem.contexts.device
+    return constant("plan", arguments, lambda: _make_plan(*arguments), problem.contexts)
 
 
-@functools.lru_cache(maxsize=64)
-def _plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch.device) -> Plan:
+def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch.device) -> Plan:
     pairs = list(zip(flat[::2], flat[1::2], strict=True))
     for context, target in pairs:
         for name, index, count in (("context", context, contexts), ("target", target, targets)):
