@@ -23,9 +23,9 @@ def log_mel(
     lengths: Tensor | None = None,  # [...]
     backend: str = "auto",
 ) -> Tensor:  # [..., F, features]
-    """Log-mel features [..., F, features] of each waveform, as `log_mel_reference` defines them.
+    """Log-mel features [..., F, features] of each waveform, as `avppc.ops.reference.log_mel_reference` defines them.
 
-    There is no gradient: a waveform that requires one is refused (`log_mel_reference` is differentiable).
+    There is no gradient: a waveform that requires one is refused (the reference is differentiable).
 
     Args:
         waveform: [..., S] float32, full scale +-1, or int16, which means x / 32768; float64 for the reference alone.
@@ -89,7 +89,10 @@ def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
             f"drop_last_frame={config.drop_last_frame}"
         )
     if waveform.requires_grad and torch.is_grad_enabled():
-        raise ValueError("waveform must not require a gradient: log_mel has none; detach it or use log_mel_reference")
+        raise ValueError(
+            "waveform must not require a gradient: log_mel has none; "
+            "detach it or use avppc.ops.reference.log_mel_reference"
+        )
 
 
 def _check_config(config: LogMelConfig) -> None:
