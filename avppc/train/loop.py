@@ -53,8 +53,10 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Every draw of step i comes from (seed, i, place of the clip in the batch), and the order of the clips from (seed,
     epoch): a run that was killed and is started again by the same call gives, on a CPU, bit for bit the weights of an
-    undisturbed one. The number of processes changes rounding alone, unless gather or scale.sync_batch_norm keep them
-    apart.
+    undisturbed one. The number of processes changes rounding alone, but for what is of each process's own clips: the
+    negatives with gather="none", the statistics without scale.sync_batch_norm, the false pairs of the task
+    correspondence and of the first stage of rivals.sync_mode="curriculum" (so one clip a process is a ValueError), and
+    the norms that objective.weighting="gradient-norm" takes the mean of.
 
     Raises:
         ValueError: settings that do not fit the data, or a directory that holds another run or is another process's.
