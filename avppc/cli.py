@@ -23,8 +23,8 @@ from avppc.config import EvaluateConfig, PretrainConfig
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
-_GOES_ON = "the same command goes on from what is there"
-_CLOSED_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
+_INTERRUPTED, _CLOSED_PIPE = 128 + 2, 128 + 13  # as a shell reports a program that SIGINT or SIGPIPE ended
+_GOES_ON = "; the same command goes on from what is there"
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,29 @@ class Command:
     """Module whose run(config) does the work and returns the exit code; imported when the command runs."""
     positional: str | None = None
     """Its field that may come first without the flag's name."""
+    goes_on: bool = False
+    """Whether the same command, started again, goes on from what it has done."""
 
 
 COMMANDS = {
-    "synth": Command("Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset"),
-    "index": Command("Lists what a folder of videos holds and what is wrong.", "IndexConfig", "avppc.data.index"),
-    "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare"),
+    "synth": Command(
+        "Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset", goes_on=True
+    ),
+    "index": Command(
+        "Lists what a folder of videos holds and what is wrong.", "IndexConfig", "avppc.data.index", goes_on=True
+    ),
+    "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare", goes_on=True),
     "check-sync": Command(
         "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.evaluate.check_sync"
     ),
-    "pretrain": Command("Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop"),
-    "evaluate": Command("Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading"),
+    "pretrain": Command(
+        "Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop", goes_on=True
+    ),
+    "evaluate": Command(
+        "Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading", goes_on=True
+    ),
     "bench-train": Command("Times the training step on this machine.", "BenchTrainConfig", "avppc.train.bench"),
-    "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table"),
+    "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table", goes_on=True),
     "probe": Command("Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.probe"),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),
     "export": Command(
@@ -70,7 +80,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code, 2 for bad arguments and unusable files, 1 where a worker died."""
+    """Runs one command; returns its exit code: 2 for bad arguments and unusable files, 1 where a worker died, 130 after
+    Ctrl-C, 141 where nobody reads the output."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         try:
@@ -101,13 +112,13 @@ def _run(given: list[str]) -> int:
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         return _fail(str(error))
     except BrokenExecutor:
-        return _fail(f"a worker process died (killed, or out of memory); {_GOES_ON}", code=1)
+        return _fail(f"a worker process died (killed, or out of memory){_GOES_ON if command.goes_on else ''}", code=1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         return _fail(f"out of memory: {(str(error) or 'no more is to be had').splitlines()[0]}")
     except KeyboardInterrupt:
-        return _fail(f"interrupted; {_GOES_ON}", code=130)
+        return _fail(f"interrupted{_GOES_ON if command.goes_on else ''}", code=_INTERRUPTED)
 
 
 def _stdout_is_closed() -> bool:

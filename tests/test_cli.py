@@ -109,6 +109,21 @@ def test_too_little_memory_is_told_in_a_line(
         main(["doctor"])
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"), [("doctor", ""), ("prepare", "; the same command goes on from what is there")]
+)
+def test_an_interruption_is_told_and_what_goes_on(
+    name: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{COMMANDS[name].module}.run", run)
+    flags = [] if name == "doctor" else ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([name, *flags]) == 130
+    assert capsys.readouterr().err == f"avppc: interrupted{advice}\n"
+
+
 def test_more_threads_than_a_process_can_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data", str(tmp_path), "--out", str(tmp_path / "run"), "--threads", "100000"]
     with pytest.raises(SystemExit, match="2"):
