@@ -116,7 +116,7 @@ def _run(given: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
-        return _fail(f"out of memory: {(str(error) or 'no more is to be had').splitlines()[0]}")
+        return _fail(f"out of memory: {(str(error) or 'none is left').splitlines()[0]}")
     except KeyboardInterrupt:
         return _fail(f"interrupted{_GOES_ON if command.goes_on else ''}", code=_INTERRUPTED)
 

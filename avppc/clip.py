@@ -21,7 +21,7 @@ LRW_ROWS, LRW_COLUMNS = (115, 211), (79, 175)  # pixels, the mouth in frames of 
 NO_LABEL = -1
 UNLABELED_FOLDER = "_UNLABELED"  # beside the folders of the words
 SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[str, ...] = get_args(SplitName)  # seeds count on the order
+SPLITS: tuple[str, ...] = get_args(SplitName)  # the order is part of synth's seeds: never change it
 
 
 def _check(name: str, value: Tensor, dtype: torch.dtype, dims: int) -> None:

@@ -100,7 +100,7 @@ def _import_problem(module: str) -> str | None:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         return f"not installed ({error})"
-    except Exception as error:  # a package whose libraries are missing raises what it likes
+    except Exception as error:  # a package whose libraries are missing may raise anything
         return f"does not import: {(str(error) or type(error).__name__).strip().splitlines()[0]}"
     return None
 

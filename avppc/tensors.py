@@ -43,6 +43,7 @@ def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
 
 def is_autocast_on(device_type: str) -> bool:
     """Whether autocast is on for such devices."""
-    # Devices without autocast, such as meta, must not be asked; who has it torch.compile cannot ask before torch 2.12.
+    # Devices without autocast, such as meta, must not be asked whether it is on. Before torch 2.12 torch.compile cannot
+    # trace the question whether a device has it, so cpu and cuda are named.
     has_autocast = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
     return has_autocast and torch.is_autocast_enabled(device_type)

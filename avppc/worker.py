@@ -10,7 +10,7 @@ import threading
 
 def follow_parent() -> None:
     """Leaves Ctrl-C to the process that started this one, and from now on ends with it, even in the middle of work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its processes itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it and ends its processes itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

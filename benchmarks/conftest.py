@@ -27,7 +27,7 @@ def machine_facts() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: _version(name) for name in ("torch", "numpy", "avppc")},
         },
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("AVPPC_COMMIT"),  # a copy without .git is told
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("AVPPC_COMMIT"),  # for a copy without .git
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

@@ -40,8 +40,8 @@ def take_turns(
 ) -> dict[str, Times]:
     """Times of each contestant: as many rounds as the budget allows, within the given fewest and most.
 
-    Each round has an order of its own, the same in every run: who comes behind a contestant that runs the same code
-    finds it in the caches, which is worth some 10% of a step of a few hundred microseconds.
+    Each round has an order of its own, the same in every run: a contestant that comes after one that runs the same
+    code finds it in the caches, which is worth some 10% of a step of a few hundred microseconds.
     What `prepare` holds under a contestant's name runs before each of its turns and is not timed.
     """
     prepare = prepare or {}

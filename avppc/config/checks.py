@@ -14,7 +14,7 @@ from typing import Any
 MAX_SEED = (1 << 63) - 1
 """Largest seed of a run, which every generator takes."""
 MAX_THREADS = 4096
-"""More of them than a machine lets a process have end it without a word."""
+"""Asking for more than the system allows can end the process without a message."""
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

@@ -45,7 +45,7 @@ class Choice:
 def choose_backend(facts: VideoFacts, device: torch.device | str) -> Choice:
     """DALI where it can decode such video on the device, else PyAV; the reason names what stood against DALI.
 
-    torchcodec is there for who asks for it: on a CPU it is slower than PyAV, since it computes colours.
+    torchcodec is there for whoever asks for it: on a CPU it is slower than PyAV, since it computes colours.
     """
     against = dali_problem(facts, torch.device(device))
     return Choice("dali", "") if against is None else Choice("pyav", f"not DALI: {against}")

@@ -3,7 +3,7 @@
     {"path": "A/talk.mp4", "bytes": ..., "mtime_ns": ..., "duration_seconds": 8.3, "fps": 30.0, ..., "problems": [],
      "sha256": ...}
 
-Nothing is decoded: headers and packets tell enough. What the manifest said before, of speakers and boxes, say, stays.
+Nothing is decoded: headers and packets tell enough. What the manifest already says of speakers, boxes and so on stays.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(config: IndexConfig) -> int:
 
 
 def _part_prefix(out: Path) -> str:
-    """How the names of files begin in which shares keep what they have read, until all have."""
+    """The beginning of the names of the files in which shares keep what they have read, until all are done."""
     return f".{out.name}."
 
 

@@ -103,7 +103,7 @@ def iterate_once(dataset: PackedDataset, batch_size: int = 64) -> Iterator[ClipB
 
 
 def _check_dataset(dataset: PackedDataset) -> None:
-    # what wraps one, to slow it down or to leave clips out, will do as well
+    # a wrapper that slows one down or leaves clips out will do as well
     if not callable(getattr(dataset, "batch", None)) or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset must be a PackedDataset, got {type(dataset).__name__}")
 

@@ -262,7 +262,7 @@ def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tu
 
 
 def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Path below root, size and time of each video; all that is something else goes into the result."""
+    """Path below root, size and time of each video; everything else goes into the result."""
     inside = real_path(root)
     pending = [""]
     while pending:

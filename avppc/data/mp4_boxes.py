@@ -41,7 +41,7 @@ def check_mp4(file: BinaryIO) -> list[str]:
     """Reads the boxes of a file, from its beginning; files of other kinds are left alone.
 
     Returns:
-        Notes on boxes that are ignored, since nobody knows them.
+        Notes on boxes that are ignored, since their kind is unknown.
 
     Raises:
         ValueError: the boxes contradict each other.

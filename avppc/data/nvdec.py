@@ -20,7 +20,7 @@ _MACROBLOCK_PIXELS = 256
 
 
 class _Caps(ctypes.Structure):
-    """CUVIDDECODECAPS of NVIDIA's cuviddec.h; what older drivers do not fill in lies in what was reserved then."""
+    """CUVIDDECODECAPS of NVIDIA's cuviddec.h; fields that older drivers do not fill in were reserved then."""
 
     _fields_ = (
         ("codec", ctypes.c_int),

@@ -158,7 +158,7 @@ class PackedDataset:
 def open_shard(
     directory: Path, index: PackedIndex, split: str, record: ShardRecord, verify: bool = True
 ) -> PackedDataset:
-    """One shard as a data set of its own, for who goes on without a damaged one; ValueError where it is damaged."""
+    """One shard as a data set of its own, for whoever goes on without a damaged one; ValueError where it is damaged."""
     dataset = PackedDataset.__new__(PackedDataset)
     dataset._open(directory, split, replace(index, splits={split: (record,)}), verify)
     return dataset

@@ -63,7 +63,7 @@ def run(config: PrepareConfig) -> int:
         return 1
     units = plan(config, found.videos)
     if config.crop in TRACKED_CROPS:
-        make_finder(config.crop)  # what is not installed is told before anything is begun
+        make_finder(config.crop)  # what is not installed is reported before anything is begun
     _claim(config)
     for folder in (SHARD_FOLDER, UNIT_FOLDER):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def _decode(config: PrepareConfig, todo: list[Unit], records: dict[str, UnitReco
 
 
 def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records: dict[str, UnitRecord]) -> None:
-    """Writes the index, and removes shards and units that are no part of it (of a larger data set, before)."""
+    """Writes the index, and removes shards and units that are no part of it (left from a larger data set)."""
     splits = {
         split: tuple(shard for unit in units if unit.videos[0].split == split for shard in records[unit.name].shards)
         for split in SPLITS

@@ -103,8 +103,8 @@ class DecodeJob:
             record.refused.append((video.path, error.reason))
 
     def _check_content(self, video: Video) -> None:
-        """A DecodeError where the file is not what the manifest has a checksum of: wrong bits are no video's problem to
-        its decoder, as long as they obey its rules."""
+        """A DecodeError where the file is not what the manifest has a checksum of: a decoder cannot notice wrong bits
+        that obey its rules."""
         if video.sha256 is None:
             return
         with damage_as_decode_error(self.config.data / video.path):

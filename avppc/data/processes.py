@@ -52,8 +52,8 @@ class Report:
         self._connection = connection
 
     def video(self, path: str) -> None:
-        """This video is worked on from now on; "" for work that is no video's fault when it takes long. Said again, it
-        is a sign of life."""
+        """This video is worked on from now on; "" for work that may take long through no fault of a video. Said again,
+        it is a sign of life."""
         self._connection.send(("video", path))
 
     def clip(self) -> None:
@@ -61,7 +61,7 @@ class Report:
         self._connection.send(("clip", None))
 
     def video_done(self) -> None:
-        """The video is done, well or ill."""
+        """The video is done, successfully or not."""
         self._connection.send(("video done", None))
 
 

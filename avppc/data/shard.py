@@ -144,7 +144,7 @@ class ShardWriter:
 
 
 def partial_ending(pid: int) -> str:
-    """How the name of a shard ends that a process of this machine is writing."""
+    """The end of the name of a shard that a process of this machine is writing."""
     return f".{socket.gethostname()}.{pid}{PARTIAL_SUFFIX}"
 
 

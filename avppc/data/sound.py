@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from avppc.data.clock import AudioTimeline
 from avppc.data.decode import DecodeError, damage_as_decode_error, open_options
 
-_STREAMED = 0x7FFF_0000  # who writes into a pipe leaves a size from here on
+_STREAMED = 0x7FFF_0000  # a program that writes into a pipe leaves a size from here on
 _FORMATS = "wav,w64,flac,mp3,aac,ogg,aiff,au,caf,mov,mp4,m4a,3gp,matroska,webm,avi,mpeg,mpegts,flv,asf"
 
 

@@ -86,7 +86,7 @@ class MouthTrack:
 def track_mouth(
     source: Source, finder: FaceFinder, *, until_seconds: float | None = None, alive: Alive = lambda: None
 ) -> MouthTrack:
-    """Follows the mouth through a video; what is damaged ends the track, whoever decodes the clips tells it.
+    """Follows the mouth through a video; damage ends the track, and is reported where the clips are decoded.
 
     Args:
         until_seconds: of the video that are looked at; None: all.

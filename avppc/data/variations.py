@@ -107,7 +107,10 @@ def check_fits(crop_pixels: int, height: int, width: int) -> None:
 
 
 def check_starts(name: str, starts: Tensor, count: int, last: int) -> None:
-    """Raises TypeError or ValueError unless starts are [count] int64 from 0 to last; on a GPU nobody waits for them."""
+    """Raises TypeError or ValueError unless starts are [count] int64 from 0 to last.
+
+    On a GPU the values are not checked: that would wait for the device.
+    """
     check_tensor(name, starts)
     if starts.dtype != torch.int64 or starts.shape != (count,):
         raise TypeError(f"{name} must be [{count}] int64, got {starts.dtype} {list(starts.shape)}")

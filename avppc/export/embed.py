@@ -151,7 +151,7 @@ def _embed_all(
     skipped: list[SkippedClip],
     advance: Callable[[int], None],
 ) -> Iterator[EmbeddedClips]:
-    """Features of the batches; what gives none is added to `skipped`. `advance` hears of every clip."""
+    """Features of the batches; clips that give none are added to `skipped`. `advance` is told of every clip."""
     device = next(encoder.parameters()).device
     bf16 = use_bf16(config.precision, device)
     for item in _ahead(items):

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
     """The model with batch norms that, while they train, normalise by the statistics of all processes.
 
-    The state_dict stays what it was. On a GPU they are torch's own SyncBatchNorm, which knows no CPU.
+    The state_dict stays what it was. On a GPU they are torch's own SyncBatchNorm, which does not run on a CPU.
     """
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -89,7 +89,7 @@ class _Normalise(torch.autograd.Function):
         wide = dy.float()
         normal = (x.float() - mean.view(shape)) * scale.view(shape)
         own = torch.stack([wide.sum(others), (wide * normal).sum(others)])
-        dbias, dweight = own.clone()  # of this process's own; what averages parameters' gradients adds them up
+        dbias, dweight = own.clone()  # of this process alone; averaging the parameters' gradients adds them up
         dist.all_reduce(own)
         mean_dy, mean_dy_normal = (own / ctx.count).unbind(0)
         dx = wide - mean_dy.view(shape) - normal * mean_dy_normal.view(shape)

@@ -20,7 +20,7 @@ def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:
 
     Args:
         clips: [N, T, ...] of any dtype.
-        starts: [R] int64 from 0 to T - length, R a multiple of N; on a GPU out of it unchecked.
+        starts: [R] int64 from 0 to T - length, R a multiple of N; not checked on a GPU.
         length: steps of each span, 1 to T.
     """
     if clips.device.type == "cpu" and _library.has_cpp_ops():
@@ -107,7 +107,7 @@ def _root(square: Tensor) -> Tensor:
 
 
 def _has_float_values(video: Tensor) -> bool:
-    """Whether these are float32 numbers on the CPU through which nobody differentiates or traces."""
+    """Whether these are float32 numbers on the CPU that are neither differentiated nor traced."""
     return (
         video.device.type == "cpu"
         and video.dtype == torch.float32

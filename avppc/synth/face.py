@@ -43,7 +43,7 @@ class StillFace:
 
 
 def as_image(array: NDArray[np.integer | np.floating]) -> Image:
-    """What OpenCV returns, which its annotations say no more of than that it holds numbers."""
+    """What OpenCV returns, of which its annotations say only that it holds numbers."""
     return np.asarray(array, np.float32)
 
 

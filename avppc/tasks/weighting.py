@@ -50,7 +50,7 @@ class Weighting(nn.Module):
 
 
 class UncertaintyWeighting(Weighting):
-    """loss = mean_k exp(-s_k) loss_k + s_k / 2, with s_k learned: what is lost little weighs much.
+    """loss = mean_k exp(-s_k) loss_k + s_k / 2, with s_k learned: a sub-task whose loss is small gets a large weight.
 
     Reference: Kendall, Gal, Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses", CVPR 2018.
     """

@@ -143,7 +143,7 @@ def _checkpoint_readers(folder: Path) -> dict[str, Reader]:
         read_checkpoint(directory).tensors("model")
 
     def read_weights(content: bytes) -> None:
-        """The checksum is that of the file: who writes one can write the other."""
+        """The checksum is that of the file: whoever writes one can write the other."""
         file = weights / "model.safetensors"
         file.write_bytes(content)
         header = read_json(weights / "progress.json")
