@@ -200,12 +200,12 @@ def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:
         if not (folder / record.file).is_file():
             raise missing_shard(folder / record.file)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        digests = pool.map(lambda record: sha256_of(folder / record.file), records)
-        for record, digest in zip(records, digests, strict=True):
-            if digest != record.sha256:
-                copied = forget_copy(folder / record.file)
-                remedy = "the same command copies it again" if copied else REMAKE_ADVICE
-                raise ValueError(
-                    f"{folder / record.file} is damaged: "
-                    f"its SHA-256 is {digest}, the index says {record.sha256}; {remedy}"
-                )
+        digests = list(pool.map(lambda record: sha256_of(folder / record.file), records))
+    damaged = [(record, digest) for record, digest in zip(records, digests, strict=True) if digest != record.sha256]
+    copies = [forget_copy(folder / record.file) for record, _ in damaged]  # of all, so that one more try heals all
+    if damaged:
+        record, digest = damaged[0]
+        remedy = "the same command copies it again" if copies[0] else REMAKE_ADVICE
+        raise ValueError(
+            f"{folder / record.file} is damaged: its SHA-256 is {digest}, the index says {record.sha256}; {remedy}"
+        )

@@ -76,6 +76,8 @@ def run(config: PrepareConfig) -> int:
         (config.out / INDEX_NAME).unlink(missing_ok=True)
         _remove_partials(config.out, {unit.name for unit in todo})
         _decode(config, todo, records, console)
+        # again: the workers of a run that was killed a moment ago may have been about to end at first
+        _remove_partials(config.out, {unit.name for unit in todo})
     if shares > 1:
         records |= _finished(config.out, [unit for unit in units if unit.name not in records], console, verify=False)
     complete = len(records) == len(units)
