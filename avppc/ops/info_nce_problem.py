@@ -172,7 +172,7 @@ def as_pairs(pairs: Pairs) -> Tensor:
 
 
 def _pairs_of_array(pairs: Any) -> Tensor:
-    import numpy as np  # who has an array has numpy; the op itself does without
+    import numpy as np  # whoever has an array has numpy; the op itself does without it
 
     try:
         return torch.as_tensor(np.ascontiguousarray(pairs))
