@@ -16,23 +16,23 @@ class AugmentConfig:
     flip_probability: float = 0.5
     """Probability of mirroring left and right."""
     gamma_range: float = 0.0
-    """Exponents from 1/(1+x) to 1+x are drawn for the luma; 0 leaves it."""
+    """Exponents of the luma are drawn from 1/(1+x) to 1+x; 0 leaves it as it is."""
     contrast_range: float = 0.0
-    """Contrast factors from 1-x to 1+x."""
+    """Contrast factors are drawn from 1-x to 1+x."""
     brightness_range: float = 0.0
-    """Luma offsets from -x to x, on the scale of 0 to 1."""
+    """Luma offsets are drawn from -x to x, on the scale of 0 to 1."""
     pixel_noise: float = 0.0
     """Largest standard deviation of the noise added to the luma, on the scale of 0 to 1."""
     time_jitter_frames: int = 2
-    """An element is cut this many frames short, its start drawn at random; sound follows the picture."""
+    """An element is cut this many frames shorter, from a start drawn at random; sound follows the picture."""
     time_mask_frames: int = 0
-    """Up to so many consecutive frames are replaced by the element's mean frame."""
+    """Up to this many consecutive frames are replaced by the element's mean frame."""
     mel_shift_frames: int = 2
     """Largest circular shift of the log-mel features, in mel frames of 10 ms."""
     mel_noise_floor: bool = True
-    """Adds a noise floor to the log-mel features, its level from 8 to 1 (in ln) below their mean, with a tilt."""
+    """Adds a noise floor with a tilt to the log-mel features, at a level from 8 to 1 (in ln) below their mean."""
     mel_mask_bands: int = 4
-    """Up to so many neighbouring mel bands are replaced by the mean."""
+    """Up to this many neighbouring mel bands are replaced by the mean."""
 
     def __post_init__(self) -> None:
         check_types(self)

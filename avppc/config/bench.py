@@ -29,7 +29,7 @@ class BenchTrainConfig:
     compile: bool = False
     """Compiles the encoders."""
     activation_checkpointing: bool = False
-    """Computes the encoders' blocks again in the backward pass."""
+    """Computes the encoders' blocks again in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -1,4 +1,4 @@
-"""Checks shared by the configurations; each names the field, what came and what is allowed."""
+"""Checks shared by the configurations; each error names the field, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 MAX_SEED = (1 << 63) - 1
-"""Largest seed of a run, which every generator takes."""
+"""The largest seed of a run that every generator takes."""
 MAX_THREADS = 4096
-"""Asking for more than the system allows can end the process without a message."""
+"""The most threads: asking for more than the system allows can end the process without a message."""
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Raises ValueError unless value is one of the allowed ones, and of its type."""
+    """Raises ValueError unless value equals one of the allowed ones and has its type."""
     choices = list(allowed)
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
@@ -68,8 +68,10 @@ def check_path(name: str, value: object) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Raises TypeError for a field of a configuration that is not the text, path, tuple, truth value or configuration
-    that its annotation says; numbers and choices have checks of their own, which see their values as well."""
+    """Raises TypeError if a field is not the text, path, tuple, truth value or configuration that its annotation says.
+
+    Numbers and choices have checks of their own, which check their values as well.
+    """
     cls: Any = type(config)
     for name, (kinds, words) in _kinds_of_fields(cls).items():
         value = getattr(config, name)

@@ -31,7 +31,7 @@ def _share(shard: str) -> tuple[int, int]:
 
 
 class _SharedWork:
-    """Settings of what processes, and machines, do together."""
+    """Settings of work that several processes, or machines, share."""
 
     workers: int
     shard: str
@@ -42,7 +42,7 @@ class _SharedWork:
         return self.workers or count_cores()
 
     def share(self) -> tuple[int, int]:
-        """Number of this share of the work, from 0, and of all shares."""
+        """The number of this share of the work, from 0, and the number of all shares."""
         return _share(self.shard)
 
 
@@ -53,20 +53,20 @@ class IndexConfig(_SharedWork):
     data: Path
     """Folder of the videos, as for `avppc prepare`."""
     out: Path | None = None
-    """Manifest to write, a JSON object a line; None: DATA/manifest.jsonl. What it says already of a speaker or a box is
+    """Manifest to write, a JSON object a line; None: DATA/manifest.jsonl. Speakers and boxes that it already has are
     kept, and files that have not changed since are not read again."""
     paths: Path | None = None
-    """A list that names the videos to take: a text file of one path below DATA a line, or a manifest. None: all."""
+    """A list of the videos to take: a text file with one path below DATA a line, or a manifest. None: all."""
     frames: int = CLIP_FRAMES
-    """Frames of 1/25 s a clip needs; shorter videos are listed as a problem."""
+    """Frames, of 1/25 s, that a clip needs; shorter videos are listed as a problem."""
     workers: int = 0
-    """Processes; 0 is one a core."""
+    """Processes; 0: one for each core."""
     shard: str = ""
     """"i/n" (0/4 to 3/4, say): read the i-th of n shares of the videos, each on a machine of its own with the same OUT;
     the one that ends last writes the manifest. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
     environment has them, else everything."""
     timeout_seconds: float = 120.0
-    """A video that cannot be read within so long, twice, is listed as a problem."""
+    """A video that twice cannot be read within this time is listed as a problem."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -78,19 +78,19 @@ class IndexConfig(_SharedWork):
 
 @dataclass(frozen=True)
 class PrepareConfig(_SharedWork):
-    """Decodes videos once into packed shards; the same command again goes on where it was stopped."""
+    """Decodes videos once into packed shards; after an interruption the same command goes on where it stopped."""
 
     data: Path
     """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
-    of videos (training clips without label). A DATA/manifest.jsonl may tell the speaker or the mouth's box of each;
-    what `avppc index` has found there to be of no use is left out, and what has changed since is refused."""
+    of videos (training clips without labels). A DATA/manifest.jsonl may give the speaker or the mouth's box of each;
+    videos that `avppc index` found to be of no use are left out, and those that have changed since are refused."""
     out: Path
     """Folder of the packed data set."""
     paths: Path | None = None
-    """A list that names the videos to take: a text file of one path below DATA a line, or a manifest as `avppc index`
-    writes it. None: all below DATA."""
+    """A list of the videos to take: a text file with one path below DATA a line, or a manifest as `avppc index` writes
+    it. None: all below DATA."""
     frames: int = CLIP_FRAMES
-    """Frames a clip, of 1/25 s."""
+    """Frames of a clip, of 1/25 s each."""
     stride: int = CLIP_FRAMES
     """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
     video gives one clip, its first frames."""
@@ -103,11 +103,11 @@ class PrepareConfig(_SharedWork):
     crop_columns: tuple[int, int] = LRW_COLUMNS
     """First column of the window and the one after its last, pixels."""
     centre_fraction: float = 1.0
-    """Side of the middle square as a part of the frame's shorter side."""
+    """Side of the middle square as a share of the frame's shorter side."""
     clips_per_shard: int = 512
-    """Most clips a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
+    """The most clips of a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
     workers: int = 0
-    """Processes; 0 is one a core."""
+    """Processes; 0: one for each core."""
     shard: str = ""
     """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
     one that ends last writes the index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the environment
@@ -116,7 +116,7 @@ class PrepareConfig(_SharedWork):
     """Where to copy the finished set, if anywhere: an address that fsspec knows, such as s3://BUCKET/SET.
     Training takes the address for its --data."""
     timeout_seconds: float = 120.0
-    """A video that gives no clip for so long, twice, is refused."""
+    """A video that twice gives no clip for so long is refused."""
     overwrite: bool = False
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 

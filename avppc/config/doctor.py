@@ -19,7 +19,7 @@ class DoctorConfig:
     json: bool = False
     """Prints one JSON object instead of text."""
     self_test: bool = True
-    """Compares each op with its definition in float64, some seconds."""
+    """Compares each op with its definition in float64, which takes some seconds."""
     require: tuple[str, ...] = ()
     """What must be there: cpp, cuda, triton, pyav, torchcodec, dali, nvdec."""
 

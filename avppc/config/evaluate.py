@@ -23,17 +23,17 @@ class RecipeConfig:
     """How classifiers are trained, whatever their size."""
 
     schedule: Literal["one-cycle", "cosine"] = "one-cycle"
-    """Learning rate: up over a fifth of the steps and down again, or down from the start along half a cosine."""
+    """Learning rate: "one-cycle", up over a fifth of the steps and down again; "cosine", down along half a cosine."""
     weight_decay: float = 0.05
     """Decoupled weight decay."""
     label_smoothing: float = 0.1
-    """Probability that is spread over all words."""
+    """Share of the probability that is spread over all words."""
     clip_norm: float = 5.0
     """Largest norm of the whole gradient."""
     mixup: float = 0.0
-    """Parameter of the beta distribution by which clips and labels are mixed in pairs; 0: they are not."""
+    """Parameter of the beta distribution by which clips and labels are mixed in pairs; 0: no mixing."""
     time_mask_frames: int = 0
-    """Up to so many consecutive frames of a training clip are replaced by its mean frame, where pictures are seen."""
+    """Up to this many consecutive frames of a training clip are replaced by its mean frame, where pictures are seen."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -78,7 +78,7 @@ class EvaluateConfig:
     gru_layers: int = 1
     """Layers of the GRU head; for LRW with all labels 2 is usual."""
     head_learning_rates: tuple[float, ...] = (3e-3, 1e-2)
-    """Learning rates of the head that are tried where the encoder is frozen; the smallest is used elsewhere."""
+    """Learning rates of the head that are tried where the encoder is frozen; elsewhere the smallest is used."""
     scratch_learning_rates: tuple[float, ...] = (3e-3, 6e-3)
     """Learning rates of the encoder that are tried in the row "supervised"."""
     finetune_learning_rates: tuple[float, ...] = (3e-4, 1e-3)
@@ -88,12 +88,12 @@ class EvaluateConfig:
     training_epochs: int = 40
     """Epochs where it is trained."""
     selection_epochs: int = 20
-    """Most epochs of the trials that choose head and rate, where the encoder is trained or the features of a frozen one
-    are larger than feature_gigabytes."""
+    """The most epochs of the trials that choose head and rate, where the encoder is trained or a frozen encoder's
+    features are larger than feature_gigabytes."""
     batch_size: int = 32
     """Labelled clips a step."""
     validate_every: int = 5
-    """Epochs between two looks at the validation clips, in the second half of the epochs; the best is kept."""
+    """Epochs between two looks at the validation clips, in the second half of the epochs; the best epoch is kept."""
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     """Schedule, decay and variation of the training clips."""
     feature_gigabytes: float = 4.0

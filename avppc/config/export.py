@@ -47,11 +47,11 @@ class EmbedConfig:
     """File to write: NAME.npz, or NAME.parquet (needs the extra [parquet]). Clips that could not be embedded are listed
     beside it, in NAME.npz.skipped.jsonl."""
     splits: tuple[SplitName, ...] = ()
-    """Splits to take; none named: all that there are."""
+    """Splits to take; if none is named, all that there are."""
     per: Literal["clip", "frame"] = "clip"
-    """One vector a "clip", the mean over its frames, or one a "frame"."""
+    """"clip": one vector a clip, the mean over its frames; "frame": one vector a frame."""
     batch_size: int = 64
-    """Clips the encoder sees at once."""
+    """Clips that the encoder sees at once."""
     verify_data: bool = True
     """Checks each shard's checksum; the clips of a damaged shard are skipped."""
     precision: Precision = "fp32"

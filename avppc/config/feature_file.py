@@ -14,16 +14,16 @@ class FeaturesConfig:
     """Log-mel features or MFCC of the sound of one file."""
 
     source: Path
-    """The file: wav, flac, mp3, ogg, mp4, mkv, ...; its first audio stream, mixed to mono at 16 kHz. Without the flag
-    it comes first: avppc features FILE."""
+    """The file: wav, flac, mp3, ogg, mp4, mkv, ...; its first audio stream is mixed to mono at 16 kHz. It may be given
+    first, without the flag: avppc features FILE."""
     preset: str = "torchaudio"
     """Whose features: torchaudio, librosa, whisper or kaldi."""
     mfcc: int = 0
     """Cepstral coefficients to give instead of the 80 bands, 1 to 80; 0: the bands."""
     plot: Path | None = None
-    """A picture of the waveform and the features to write: .png, .svg or .pdf."""
+    """Where to write a picture of the waveform and the features: .png, .svg or .pdf."""
     out: Path | None = None
-    """The features to write, .npy: float32 [frames, features]."""
+    """Where to write the features: .npy, float32 [frames, features]."""
 
     def __post_init__(self) -> None:
         check_types(self)

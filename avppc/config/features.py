@@ -39,7 +39,7 @@ class LogMelConfig:
     fft_size: int = 512
     """Points of the Fourier transform, 16 to 8192; even, with no prime factor above 5."""
     hop_samples: int = 160
-    """Distance of two frames."""
+    """Samples from one frame to the next."""
     bands: int = 80
     """Number of mel bands, 1 to 512."""
     mel_scale: str = "htk"
@@ -56,13 +56,13 @@ class LogMelConfig:
     """Frame t reads, from sample h = t * hop_samples on: "center": fft_size samples around h, the ends padded; "left":
     fft_size samples from h on, the window in their middle; "snip_edges": window_samples samples from h on."""
     padding: str = "reflect"
-    """What stands beyond the ends if framing is "center": "reflect" (again and again in short clips), "constant": 0."""
+    """What is beyond the ends if framing is "center": "reflect" (again and again in short clips) or "constant", 0."""
     drop_last_frame: bool = True
     """Leaves out the last frame: a centred clip of n * hop_samples samples then has n frames, not n + 1."""
     window: str = "hann"
     """"hann" (periodic), "hann_symmetric", "hann_half_sample" (sampled between the points), or "povey" (Kaldi's)."""
     preemphasis: float = 0.0
-    """p in x[i] - p x[i - 1], 0 to 1."""
+    """The factor p of x[i] - p x[i - 1], 0 to 1."""
     preemphasis_scope: str = "signal"
     """"signal": before framing, the first sample kept; "frame": in each frame, the first sample times 1 - p."""
     remove_dc: bool = False
@@ -72,11 +72,11 @@ class LogMelConfig:
     log_offset: float = 1e-6
     """Added before the logarithm."""
     log_floor: float = 0.0
-    """Smaller values are raised to this before the logarithm, after log_offset was added."""
+    """Smaller values are raised to this before the logarithm, after log_offset is added."""
     relative_to_max: bool = False
     """Subtracts the clip's largest value after the logarithm."""
     dynamic_range: float | None = None
-    """Values are raised to the clip's maximum less this, in units of the logarithm; None: no limit."""
+    """Values are raised to at least the clip's maximum less this, in units of the logarithm; None: no limit."""
     output_scale: float = 1.0
     """The result is output_scale * value + output_shift."""
     output_shift: float = 0.0
@@ -84,7 +84,7 @@ class LogMelConfig:
     mfcc: int = 0
     """Cepstral coefficients (orthonormal DCT-II over the bands) to give instead of the bands; 0: the bands."""
     normalize: str = "none"
-    """"per_feature": each feature less its mean over the clip, over its standard deviation (n - 1) plus 1e-5."""
+    """"per_feature": each feature less its mean over the clip, divided by its standard deviation (n - 1) plus 1e-5."""
 
     def __post_init__(self) -> None:
         check_integer("sample_rate_hz", self.sample_rate_hz, 1, 10_000_000)
@@ -172,7 +172,7 @@ class LogMelConfig:
         """The configuration whose `to_text` is text.
 
         Raises:
-            TypeError, ValueError: text is none, lacks a field or names another.
+            TypeError, ValueError: text is not of that form, lacks a field or names an unknown one.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")

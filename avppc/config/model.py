@@ -11,7 +11,7 @@ from avppc.config.checks import check_choice, check_integer, check_types
 
 @dataclass(frozen=True)
 class CutConfig:
-    """Which frames are the past and which the future; what lies between is seen by neither."""
+    """Which frames are the past and which the future; the frames between them are seen by neither."""
 
     past_frames: int = 14
     """Frames of the past, from the start of the clip."""
@@ -53,17 +53,17 @@ class EncoderConfig:
     backbone: Literal["conv4", "resnet10", "resnet18", "resnet34"] = "conv4"
     """The frame network: "conv4", four strided convolutions for a CPU, or a ResNet."""
     width: int = 16
-    """Channels of its first stage; 64 is the standard ResNet."""
+    """Channels of its first stage; 64 in the standard ResNet."""
     stem: Literal["small", "2d", "3d"] = "2d"
-    """First layers of a ResNet: "small" for inputs up to 48 pixels, "2d" as published, "3d" a convolution over 5 frames
-    as well."""
+    """First layers of a ResNet: "small" for inputs up to 48 pixels; "2d" as published; "3d" with a convolution over 5
+    frames as well."""
     channels: Literal["luma", "motion"] = "motion"
-    """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame
-    less the clip's mean frame, and the standardised frame."""
+    """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame,
+    each less the clip's mean frame, and the standardised frame."""
     crop_pixels: int = 64
     """Side of the square cut from the stored 96-pixel crop."""
     input_pixels: int = 32
-    """Side of the network's input; a divisor of crop_pixels (block means are taken)."""
+    """Side of the network's input; a divisor of crop_pixels (the crop is reduced by block means)."""
     features: int = 64
     """Width of a frame's feature vector."""
 

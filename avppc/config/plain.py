@@ -27,7 +27,7 @@ def config_from_dict(cls: type[T], values: Any, where: str) -> T:
     """A configuration of type `cls` from JSON values.
 
     Raises:
-        ValueError: `where` (the file, say) holds an unknown or missing field, or a value that does not fit.
+        ValueError: `where` (the file, say) has an unknown field, lacks one, or has a value that does not fit.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object with the fields of {cls.__name__}, got {type(values).__name__}")

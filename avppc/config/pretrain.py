@@ -39,18 +39,18 @@ class ObjectiveConfig:
     weighting: WeightingName = "modality"
     """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
     each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": sub-tasks pull in proportion to their
-    loss to gradient_norm_power."""
+    loss, raised to gradient_norm_power."""
     group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """Total weights of the groups 1to1, 1to2, 2to1 and 2to2 under weighting="group"."""
     gradient_norm_power: float = 1.0
-    """The power of the loss under "gradient-norm"; 0: all sub-tasks pull alike."""
+    """The power to which losses are raised under "gradient-norm"; 0: all sub-tasks pull alike."""
     chunks: Literal[2, 4] = 2
-    """Parts a clip is cut into by the task "visual-permutative": past and future, or four, of which every one or two
-    predict every other one or two."""
+    """Parts into which the task "visual-permutative" cuts a clip: past and future, or four chunks, of which every one
+    or two predict every other one or two."""
     negatives: Literal["clips", "same-clip"] = "clips"
-    """Candidates a target is told from: those of the other clips, or also past and future the wrong way round."""
+    """What a target is told from: the targets of other clips, or also targets with past and future swapped."""
     leave_out: Literal["none", "clip", "word"] = "none"
-    """False negatives that are no candidates: other appearances of the same clip, or (an oracle: it needs labels) all
+    """Clips that are not used as negatives: other appearances of the same clip, or (an oracle: it needs labels) all
     clips of the same word."""
 
     def __post_init__(self) -> None:
@@ -75,15 +75,15 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class RivalConfig:
-    """The proxy tasks that are compared with permutative predictive coding."""
+    """Settings of the proxy tasks that are compared with permutative predictive coding."""
 
     sync_mode: Literal["shift", "curriculum", "multiway"] = "shift"
     """Synchronization: "shift", is the sound aligned or shifted inside its clip; "curriculum", a margin between aligned
     and false pairs that come closer as training goes on; "multiway", which frame of the clip belongs to which sound."""
     min_shift_frames: int = 4
-    """Sound that is shifted is shifted by at least so many video frames."""
+    """The least shift of shifted sound, in video frames."""
     far_shift_frames: int = 8
-    """Shifts of the middle stage of the curriculum are at least as long."""
+    """The least shift in the middle stage of the curriculum, in video frames."""
     margin: float = 1.0
     """Distance beyond which the curriculum pushes false pairs no further apart."""
     arrow_pool: Literal["gru", "mean"] = "gru"
@@ -100,7 +100,7 @@ class RivalConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up and a cosine to nearly nothing."""
+    """AdamW with a linear warm-up and a cosine decay to nearly nothing."""
 
     learning_rate: float = 2e-3
     """Highest learning rate."""
@@ -146,18 +146,18 @@ class PretrainConfig:
     steps: int = 1000
     """Optimiser steps in all."""
     batch_size: int = 128
-    """Clips of one loss, on all processes together: each is told apart from the others."""
+    """Clips of one loss, on all processes together; each is told apart from the others."""
     speakers_per_batch: int = 0
-    """Batches of so many speakers, as many clips of each, so that who speaks tells less; 0: speakers as they come."""
+    """Each batch has this many speakers, equally many clips of each, so that who speaks tells less; 0: as they come."""
     accumulate: int = 1
-    """Batches whose gradients are averaged before a step; with scale.cached_negatives they have one loss together."""
+    """Batches whose gradients are averaged before a step; with scale.cached_negatives they share one loss."""
     gather: Literal["none", "all", "ring"] = "all"
-    """Negatives under torchrun: "none", the clips of a process's own; "all" or "ring", those of all processes: copied
-    to each, or passed round with the memory of one and more arithmetic."""
+    """Negatives under torchrun: "none", each process's own clips; "all" or "ring", the clips of all processes: copied
+    to each, or passed round, with the memory of one process and more arithmetic."""
     seed: int = 0
     """Seed of the initial weights, the order of the clips and the augmentation."""
     frame_stride: int = 2
-    """Every so many-th frame is encoded, from a random phase; motion is taken at the full rate."""
+    """One frame in so many is encoded, from a random first one; motion is taken at the full rate."""
     precision: Precision = "auto"
     """Arithmetic of the encoders: "bf16", "fp32", or "auto", bf16 where the hardware is quick at it."""
     device: str = "auto"
@@ -183,13 +183,13 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Variation of the training clips."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The loss of the permutative tasks; its width serves all."""
+    """The loss of the permutative tasks; its embedding width also serves the other tasks."""
     rivals: RivalConfig = field(default_factory=RivalConfig)
     """The other tasks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
-    """Several processes, large batches, faults."""
+    """Several processes, large batches, and what to do about faults."""
 
     def __post_init__(self) -> None:
         check_types(self)

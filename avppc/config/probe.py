@@ -23,7 +23,7 @@ class ProbeConfig:
     data: Path | None = None
     """Packed shards; the run's own data by default."""
     split: SplitName = "test"
-    """Split that is looked at; only "conflict" always takes training clips."""
+    """The split that is looked at; only "conflict" always takes training clips."""
     measures: tuple[MeasureName, ...] = MEASURES
     """"retrieval" of sound by picture and back; "offset", the right one within a frame; "knn", words by the nearest
     training clips; "shortcut", sub-tasks with candidates of one speaker; "conflict", cosines of the gradients of groups

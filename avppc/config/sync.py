@@ -16,19 +16,19 @@ class CheckSyncConfig:
     data: Path
     """Folder (or address) of the packed data set."""
     run: Path | None = None
-    """A pretrained run, if there is one, whose own scores of sound and picture tell the offset too. It must have been
-    trained on data that are in sync: a model takes for right what it was trained with."""
+    """A pretrained run, if there is one: its own scores of sound and picture then tell the offset, too. It must have
+    been trained on data that are in sync: a model takes for right what it was trained with."""
     out: Path = Path("sync")
     """Folder for histogram.png and sync.json."""
     split: SplitName = "train"
     """"train", "val" or "test"."""
     clips: int = 2000
-    """Most clips that are looked at, evenly chosen; a few hundred are enough where people talk all the time."""
+    """The most clips to look at, evenly chosen; a few hundred are enough where people talk all the time."""
     max_offset_frames: int = 8
-    """Largest shift looked for, in frames of 1/25 s; each clip must be longer than twice as much. By the run, as far as
-    the clips have room beside its spans."""
+    """Largest shift to look for, in frames of 1/25 s; each clip must be longer than twice that. With a run, its shifts
+    reach only as far as the clips have room beside the model's spans."""
     tolerance_frames: float = 2.0
-    """Shifts up to this are taken for sound: lips move a little before they are heard."""
+    """Shifts up to this count as in sync: lips move a little before they are heard."""
     device: str = "auto"
     """Where the run's model computes: "auto", "cpu", "cuda"."""
 

@@ -19,7 +19,7 @@ class SynthConfig:
     """A data set of synthetic talking mouths in LRW's layout: OUT/WORD/{train,val,test}/WORD_00001.mp4."""
 
     out: Path
-    """Folder of the data set; made where it is missing, continued where the same settings began it."""
+    """Folder of the data set; made if it is missing, continued if the same settings began it."""
     words: int = 20
     """Labelled words, from the top of the list of 186; with extra_clips at most 166."""
     clips_per_word: int = 100
@@ -41,11 +41,11 @@ class SynthConfig:
     test_speakers: int = 40
     """Speakers of the test split."""
     seed: int = 0
-    """Of everything that is drawn, but the speech synthesiser's own variation."""
+    """Seed of everything that is drawn, except the speech synthesiser's own variation."""
     workers: int = 0
-    """Processes; 0 is one a core."""
+    """Processes; 0: one for each core."""
     overwrite: bool = False
-    """Delete a data set of other settings that is in the way; otherwise it is refused."""
+    """Delete a data set of other settings that is in the way; otherwise it is an error."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -18,7 +18,7 @@ _LABELS = re.compile(r"all|[1-9]\d{0,8}")
 class TableConfig:
     """The table of the proxy tasks: pretrains what is missing, evaluates every cell, writes markdown, CSV and HTML.
 
-    Each finished run and each finished cell is kept: the same command goes on after an interruption.
+    Each finished run and each finished cell is kept, so the same command goes on after an interruption.
     """
 
     data: Path
@@ -28,14 +28,14 @@ class TableConfig:
     preset: PresetName = "laptop"
     """Size of everything: "laptop" for two cores and about two hours, "gpu" for ResNet-34 at 88 pixels."""
     tasks: tuple[str, ...] = TASK_NAMES
-    """The proxy tasks, one row each; settings of pretraining may follow, such as
+    """The proxy tasks, one row each; a task may be followed by settings of pretraining, such as
     "av-permutative:objective.weighting=equal;batch_size=64"."""
     labels: str = "10"
     """Labelled clips a word, with commas between them: "all,10,1"."""
     seeds: int = 1
     """Pretraining seeds, 0 to seeds - 1, of each task."""
     heads: tuple[HeadName, ...] = QUICK_HEADS
-    """Back-ends, a column each; "best" is the one with the best validation rate."""
+    """Heads, a column each; the column "best" has the one with the best validation rate."""
     finetune: bool = True
     """Also fine-tunes the encoders, and trains one from scratch with the labels."""
     steps: int = 0
@@ -45,10 +45,10 @@ class TableConfig:
     training_draws: int = 3
     """Draws for cells that train the encoder."""
     most_clips: int = 20_000
-    """Labelled clips, repeated ones counted, that a training with encoder sees at most: many labels take fewer epochs
+    """The most labelled clips, repeated ones counted, that a training with encoder sees: many labels take fewer epochs
     (8 at least)."""
     only_finished: bool = False
-    """Makes the pages from what is there: nothing is pretrained or measured, what is missing stays empty."""
+    """Makes the pages from what is there: nothing is pretrained or measured, and what is missing stays empty."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
     threads: int = 0

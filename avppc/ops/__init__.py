@@ -1,1 +1,1 @@
-"""What is fast: the ops, their backends and their definitions in plain torch."""
+"""The fast operators, their backends, and their definitions in plain torch."""

@@ -1,6 +1,6 @@
-"""Loads the compiled libraries; the only place that knows whether C++, CUDA and Triton kernels are there, and why not.
+"""Loads the compiled libraries. This module alone knows whether C++, CUDA and Triton kernels are there, and why not.
 
-Nothing here fails at import: `missing_reason` says what is missing, `require` raises it where it is first used.
+Nothing here fails at import: `missing_reason` says what is missing, and `require` raises it at the first use.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def constant_when_compiled(function: _Function) -> _Function:
-    """torch.compile asks while it traces and keeps the answer, instead of tracing into the loading.
+    """Lets torch.compile call the function while it traces and keep the answer, instead of tracing into the loading.
 
-    This is torch.compiler.assume_constant_result without its import of the whole compiler, seconds at `import avppc`.
+    This is torch.compiler.assume_constant_result without its import of the whole compiler, which would cost seconds at
+    `import avppc`.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # what torch's decorator sets
     return function
@@ -34,7 +35,7 @@ def constant_when_compiled(function: _Function) -> _Function:
 
 @functools.cache
 def _load(name: str) -> str | None:
-    """Loads lib/lib<name>.so once; returns why it could not be loaded, None when it is there."""
+    """Loads lib/lib<name>.so once; returns why it could not be loaded, or None when it is loaded."""
     path = _LIBRARY_FOLDER / f"lib{name}.so"
     if not path.exists():
         return f"{path.name} was not built: run `{BUILD_COMMAND}` in the source tree"
@@ -77,7 +78,7 @@ def has_cpp_ops() -> bool:
 
 @constant_when_compiled
 def triton_interprets() -> bool:
-    """Whether Triton's interpreter runs its kernels, on the CPU: TRITON_INTERPRET=1, as Triton has it."""
+    """Whether TRITON_INTERPRET=1 makes Triton's interpreter run its kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -105,7 +106,7 @@ def _triton_missing_reason(device_type: str, index: int | None) -> str | None:
 
 
 def require(backend: str, op: str) -> None:
-    """Raises RuntimeError naming the op and what to run when the backend's kernels are missing."""
+    """Raises RuntimeError when the backend's kernels are missing; the text names the op and what to run."""
     reason = missing_reason(backend)
     if reason is not None:
         what = {"cpp": "the compiled extension", "cuda": "the compiled CUDA library", "triton": "Triton"}[backend]
@@ -114,7 +115,7 @@ def require(backend: str, op: str) -> None:
 
 @constant_when_compiled
 def log_plain_torch(op: str, device_type: str, backend: str, reason: str) -> None:
-    """Says in the log, once in a process, that an op runs in plain torch without the backend's kernels, and why."""
+    """Logs, once in a process, that an op runs in plain torch without the backend's kernels, and why."""
     # on the CPU plain torch is what many ask for; on a GPU it costs many times the time
     level = logging.INFO if device_type == "cpu" else logging.WARNING
     _log_once(level, f"{op} runs in plain torch on {device_type}, without the {backend!r} kernels: {reason}")
@@ -126,7 +127,7 @@ def _log_once(level: int, text: str) -> None:
 
 
 def build_info() -> dict[str, Any] | None:
-    """Facts of the compiled extension; None without it.
+    """Facts about the compiled extension; None without it.
 
     Keys: compiler, flags, torch (built against), cuda (version or None), cuda_architectures, cpu_levels (vector
     extensions compiled), cpu_level (the one in use on this machine).

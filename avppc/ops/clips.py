@@ -1,7 +1,8 @@
-"""What training does to a batch of clips first: cuts spans out, makes luma of their pictures and motion of the luma.
+"""What training first does to a batch of clips: it cuts spans out, crops the luma, and computes motion from the luma.
 
-Each has its definition in plain torch beside it, which serves every device. On a CPU, where torch would go clip by clip
-or write all pictures anew for each step, compiled operators take its place; spans and crops have the same bits.
+Each operator has its definition in plain torch beside it, which runs on every device. On a CPU torch would go clip by
+clip, or write all pictures anew for each step; there compiled operators take its place. Their spans and crops have the
+same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from avppc.ops.constants import is_plain
 
 
 def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:
-    """Spans [R, length, ...] of clips [N, T, ...]: span r lies in clip r % N, from its step starts[r] on.
+    """Spans [R, length, ...] of clips [N, T, ...]: span r is cut from clip r % N, from step starts[r] on.
 
     Args:
         clips: [N, T, ...] of any dtype.
@@ -73,15 +74,15 @@ def crop_luma_reference(
 def motion_frames(video: Tensor, stride: int = 1, phase: int = 0) -> Tensor:
     """Motion and picture of every stride-th frame: [N, T, H, W] luma -> [N T', 4, H, W], in memory channels last.
 
-    Channels are the motion of the frame before, of this one and of the one behind it (at the ends, its own), and the
-    frame less its mean, scaled by its deviation. Motion is the frame less the mean frame of the T given ones, scaled by
-    its deviation over the clip: what does not move (who speaks, how it is lit) is gone. It is computed over the given
-    frames alone, so nothing leaks into a cut element.
+    The channels are the motion of the previous frame, of this one and of the next (at the ends of the clip, this one's
+    again), and the frame less its mean, divided by its deviation. Motion is the frame less the mean of the T given
+    frames, divided by its deviation over the clip: what does not move (who speaks, how it is lit) is gone. Only the
+    given frames enter, so nothing leaks into a cut element.
 
     Args:
         video: [N, T, H, W] floating point luma, 0 to 1.
-        stride: the distance of the frames that are given; motion is taken at the full rate.
-        phase: the first of them.
+        stride: every how many frames a result is given; motion is taken at the full rate.
+        phase: the first frame that has a result.
     """
     if _has_float_values(video) and _library.has_cpp_ops():
         channels: Tensor = torch.ops.avppc.motion_frames(video.contiguous(), stride, phase)
@@ -102,12 +103,12 @@ def motion_frames_reference(video: Tensor, stride: int = 1, phase: int = 0) -> T
 
 
 def _root(square: Tensor) -> Tensor:
-    """The root of what is not negative, whose gradient is 0 at 0: a still clip, or an even frame, has one."""
+    """The root of a number >= 0, with gradient 0 at 0, so that a still clip and a frame of one grey have a gradient."""
     return square.clamp_min(1e-30).sqrt()
 
 
 def _has_float_values(video: Tensor) -> bool:
-    """Whether these are float32 numbers on the CPU that are neither differentiated nor traced."""
+    """Whether these are float32 numbers on the CPU, neither differentiated nor traced."""
     return (
         video.device.type == "cpu"
         and video.dtype == torch.float32

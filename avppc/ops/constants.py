@@ -1,6 +1,6 @@
-"""Small tensors and tables that many calls have in common: making them anew takes longer than a small loss does.
+"""Small tensors and tables that many calls share: to make them anew takes longer than a small loss.
 
-On a GPU a tensor made from numbers is copied there besides, which CUDA graphs cannot capture.
+On a GPU a tensor made from numbers must also be copied to the device, which CUDA graphs cannot capture.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-_MOST_KEPT = 64  # of a kind; later ones are made in each call, for a CUDA graph may read what is kept
+_MOST_KEPT = 64  # of a kind; further ones are made in each call: none is dropped, for a CUDA graph may read it
 _kept: dict[str, dict[Hashable, Any]] = {}
 _T = TypeVar("_T")
 
 
 def constant(kind: str, key: Hashable, make: Callable[[], _T], like: Tensor) -> _T:
-    """What is kept under kind and key, a tensor or a table, or what make() gives; nobody may write into it.
+    """The tensor or table kept under kind and key; the first call makes it by make(). Nobody may write into it.
 
-    `like` is an embedding of the call: where it is no plain tensor, or a transform, a mode or a CUDA graph that is
-    recorded would take part in the making, it is made for this call alone.
+    `like` is an embedding of the call. If it is not a plain tensor, or if a transform, a mode or the recording of a
+    CUDA graph would take part in the making, the value is made for this call alone.
     """
     if not is_plain(like):
         return make()
@@ -31,7 +31,7 @@ def constant(kind: str, key: Hashable, make: Callable[[], _T], like: Tensor) -> 
             return make()
         with torch.inference_mode(False):  # a later call may differentiate
             found = make()
-        if like.is_cuda:  # once: later calls may come on other streams
+        if like.is_cuda:  # wait once: later calls may come on other streams
             torch.cuda.current_stream(like.device).synchronize()
         if len(kept) < _MOST_KEPT:
             kept[key] = found
@@ -39,7 +39,7 @@ def constant(kind: str, key: Hashable, make: Callable[[], _T], like: Tensor) -> 
 
 
 def is_plain(like: Tensor) -> bool:
-    """Whether a value's numbers are there: no tracing, no transform, no mode and no subclass takes part."""
+    """Whether the numbers of `like` can be read: no tracing, no transform, no mode and no subclass takes part."""
     return (
         not torch.compiler.is_compiling()
         and type(like) in (Tensor, torch.nn.Parameter)

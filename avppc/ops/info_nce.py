@@ -29,7 +29,7 @@ _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class InfoNCEStats(NamedTuple):
-    """What a step learned about each sub-task; no gradient."""
+    """Figures of each sub-task in one call; no gradient."""
 
     task_loss: Tensor
     """[K] mean loss of each sub-task, in nats; log(M) - task_loss bounds its mutual information from below."""
@@ -52,7 +52,7 @@ def bilinear_info_nce(
     backend: str = "auto",
     return_stats: bool = False,
 ) -> Any:
-    """K InfoNCE losses with bilinear scores; each context must find its target among the targets of the whole batch.
+    """K InfoNCE losses with bilinear scores: each context must find its target among the targets of the whole batch.
 
     In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]]):
 
@@ -63,17 +63,17 @@ def bilinear_info_nce(
         contexts: [C, N, Dc], or [N, Dc] for a single one; float32, bfloat16, float16, or float64 (reference alone).
         targets: [U, M, Dz], or [M, Dz], with M >= N; dtype and device as the contexts.
         weights: [K, Dz, Dc], or [Dz, Dc]; None scores by plain dot products (Dc == Dz), as CLIP does.
-        pairs: [K, 2], the (context index, target index) of each sub-task, best on the CPU; None: sub-task k uses
+        pairs: [K, 2], the (context index, target index) of each sub-task, best given on the CPU; None: sub-task k uses
             context k and target k.
         scale: multiplies the logits; a 0-d tensor receives a gradient.
         positive_offset: the positive of context row i is target row i + positive_offset; 0 to M - N.
         context_ids: [N] integers, given together with target_ids.
-        target_ids: [M] integers: targets of an equal id other than the positive are left out of the negatives.
-        symmetric: mean of the loss of rows (contexts look for targets) and of columns (the reverse); needs M == N.
+        target_ids: [M] integers: targets with a context's id, other than its positive, are left out of its negatives.
+        symmetric: averages the loss of rows (contexts look for targets) and of columns (the reverse); needs M == N.
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
         backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
             the fastest that can run.
-        return_stats: also return InfoNCEStats, at next to no cost.
+        return_stats: also return InfoNCEStats, which costs next to nothing.
 
     Returns:
         The loss, a Tensor of float32 (float64 for float64); with return_stats, (loss, InfoNCEStats). Under autocast
@@ -141,7 +141,7 @@ def pick_backend(problem: Problem, backend: str) -> str:
 
 
 def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_alone: str | None) -> str:
-    """The compiled kernels of the device where they can be had, else "reference", with the reason in the log."""
+    """The compiled kernels of the device where they are there, else "reference", with the reason in the log."""
     if device.type not in ("cpu", "cuda"):
         return "reference"
     backend = "cpp" if device.type == "cpu" else "triton"
@@ -161,10 +161,10 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_al
 
 
 def _needs_plain_torch(problem: Problem) -> str | None:
-    """What must see through plain torch just now, or else lose derivatives; None where nothing does."""
+    """The transform or mode that needs plain torch, or would lose derivatives without it; None where there is none."""
     if _is_exporting():
         return "gradients in torch.export"
-    if torch.compiler.is_compiling():  # which traces all else
+    if torch.compiler.is_compiling():  # it traces all other uses
         return None
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms"
@@ -180,7 +180,7 @@ def _needs_plain_torch(problem: Problem) -> str | None:
 
 @_library.constant_when_compiled
 def _is_exporting() -> bool:
-    """As torch says when it is asked: torch.compile, which traces the question, took it for true before torch 2.13."""
+    """What torch answers outside the trace: before torch 2.13 torch.compile, tracing the question, took it for true."""
     return torch.compiler.is_exporting()
 
 
@@ -225,7 +225,7 @@ def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | No
 
 
 def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> Tensor:
-    """[K], of the dtype and device of `like`: what each sub-task's loss counts in the mean; they sum to 1."""
+    """[K], of the dtype and device of `like`: the share of each sub-task's loss in the mean; they sum to 1."""
     if task_weights is None:
         return constant(
             "equal shares", (tasks, like.dtype, like.device), lambda: like.new_full((tasks,), 1 / tasks), like

@@ -1,4 +1,4 @@
-"""What the autograd functions of the compiled backends share; their inputs are the fields of a Problem, then others."""
+"""What the autograd functions of the compiled backends share. Their inputs are the fields of a Problem, then others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEEDS = 4
 
 
 def distinct(problem: Problem) -> Problem:
-    """The problem as torch.compile takes it: no tensor comes twice, as one that is both contexts and targets would."""
+    """The problem as torch.compile takes it: no tensor twice, as it would be if it were both contexts and targets."""
     if not torch.compiler.is_compiling():
         return problem
     ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
@@ -24,7 +24,7 @@ def distinct(problem: Problem) -> Problem:
 
 
 def refuse_double_backward(backend: str) -> None:
-    """Raises RuntimeError in a backward that is to be differentiated."""
+    """Raises RuntimeError in a backward that is itself to be differentiated."""
     if not torch.compiler.is_compiling() and torch.is_grad_enabled():
         raise RuntimeError(
             f"bilinear_info_nce(backend={backend!r}) has no second derivative; "
@@ -33,13 +33,13 @@ def refuse_double_backward(backend: str) -> None:
 
 
 def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:
-    """Whether the contexts, the targets, the weights and the scale of a Problem as inputs need a gradient."""
+    """Whether a gradient is needed of the contexts, the targets, the weights and the scale of a Problem as inputs."""
     contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
     return contexts, targets, weights, scale
 
 
 def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
-    """Gradients of (contexts, targets, weights, scale) as those of all inputs: a Problem's fields, then others."""
+    """Gradients of (contexts, targets, weights, scale), as those of all inputs: a Problem's fields, then the others."""
     contexts, targets, weights, scale = found
     return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
 
@@ -53,7 +53,7 @@ def save_rows(ctx: Any, problem: Problem, correct: Tensor, statistics: Sequence[
 
 
 def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of a Problem's fields by a backward operator, which computes the logits again."""
+    """The gradients of a Problem's fields, by a backward operator that computes the logits again."""
     contexts, targets, weights, pairs, scale, context_ids, target_ids, *statistics = ctx.saved_tensors
     offset, symmetric = ctx.settings
     problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
@@ -64,7 +64,7 @@ def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Te
 
 
 def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    """Losses, whether they are correct [K, N], and the log-sum-exps of rows and columns, in shape and dtype."""
+    """Fake losses [K, N], hits [K, N] and log-sum-exps of rows and columns: their shapes and dtypes."""
     problem = Problem(*inputs)
     K, N, M = problem.tasks, problem.rows, problem.targets.shape[1]
     rows = problem.contexts.new_empty((K, N), dtype=torch.float32)
@@ -73,7 +73,7 @@ def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
-    """Gradients of contexts, targets, weights and scale in shape and dtype; empty where not needed."""
+    """Fake gradients of contexts, targets, weights and scale: their shapes and dtypes; empty where not needed."""
     values = (problem.contexts, problem.targets, problem.weights, problem.scale)
     dtypes = (*[problem.contexts.dtype] * 3, torch.float32)
     return [
@@ -83,5 +83,5 @@ def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
 
 
 def backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    """What a backward operator gives, in shape and dtype."""
+    """Fake results of a backward operator: their shapes and dtypes."""
     return tuple(gradients_fake(Problem(*inputs[:FIELDS]), inputs[-NEEDS:]))

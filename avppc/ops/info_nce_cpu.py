@@ -1,8 +1,8 @@
-"""bilinear_info_nce by the compiled operators for CPU tensors: their calls, their derivatives, their shapes.
+"""bilinear_info_nce by the compiled operators for CPU tensors: their calls, derivatives and shapes.
 
-The mean over sub-tasks and rows is one operator that computes the gradients along with the loss, while each block of
-logits is at hand. For any other reduction the gradient by each row's loss is not known before the backward, which
-computes the logits again.
+The mean over sub-tasks and rows is one operator, which computes the gradients along with the loss while each block of
+logits is at hand. For any other reduction the gradient of each row's loss is known only in the backward, which computes
+the logits again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sum(shares * task losses), differentiable, task losses [K] and accuracies [K]; shares [K] float32."""
+    """sum(shares * task losses), differentiable; task losses [K]; accuracies [K]. The shares are [K] float32."""
     tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
     if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
         loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * NEEDS)
@@ -47,7 +47,7 @@ def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor,
 
 
 def _is_last_backward(upstream: Tensor) -> bool:
-    """Whether the graph is freed behind this backward, so that what it has saved may be changed and given away."""
+    """Whether the graph is freed after this backward, so that what it has saved may be changed and given away."""
     if torch.compiler.is_compiling():
         return False
     functorch = torch._C._functorch
@@ -57,7 +57,7 @@ def _is_last_backward(upstream: Tensor) -> bool:
 
 
 class _Rows(torch.autograd.Function):
-    """Losses of rows; the backward computes the logits again, for only then is each row's gradient known."""
+    """Losses of rows. The backward computes the logits again, since each row's gradient is known only then."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
@@ -89,11 +89,11 @@ class _Mean(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("cpp")
         gradients = ctx.saved_tensors
-        if not _is_last_backward(dloss):  # copies even for dloss = 1: the next one needs the saved gradients
+        if not _is_last_backward(dloss):  # copies even for dloss = 1: the next backward needs the saved gradients
             gradients = tuple(value if value is None else value * dloss for value in gradients)
         elif not is_plain(dloss) or dloss.item() != 1.0:
             gradients = tuple(value if value is None else value.mul_(dloss) for value in gradients)
-        if ctx.dtype == torch.float16:  # theirs are float32 until upstream's factor is in
+        if ctx.dtype == torch.float16:  # its gradients are float32 until the upstream factor is in
             *embeddings, scale = gradients
             gradients = *[value if value is None else value.to(ctx.dtype) for value in embeddings], scale
         return gradients_of(gradients, FIELDS + 1)

@@ -1,8 +1,8 @@
 """bilinear_info_nce with the targets of every process as candidates (torch.distributed).
 
-Each process scores its own N contexts against the targets of all G, and returns the mean over its own rows. A gradient
-that belongs to another process's tensor is summed there. So the average over processes, which DistributedDataParallel
-takes of its gradients, is exactly the gradient of one process that has the whole batch.
+Each process scores its own N contexts against the targets of all G processes, and returns the mean over its own rows. A
+gradient of another process's tensor is added up on that process. So the average over processes, which
+DistributedDataParallel takes of the gradients, is exactly the gradient of one process that has the whole batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _known_even = False
 
 @contextlib.contextmanager
 def rows_known_even() -> Iterator[None]:
-    """Inside, all processes promise the same number of rows: they are not asked, which takes a message round a call."""
+    """Inside, all processes promise the same number of rows; asking them would take a message round in each call."""
     global _known_even
     before, _known_even = _known_even, True
     try:
@@ -47,10 +47,10 @@ def solve_gathered(
     """The loss of this process's rows, and its statistics.
 
     Args:
-        problem: this process's own; positive_offset 0.
-        gather: "all": the targets of all processes are copied here; "ring": they pass by, one process's at a time,
-            in the forward and again in the backward; "none": this process's own are the only ones.
-        reduction, task_weights, backend: as `solve` has them.
+        problem: this process's own; its positive_offset is 0.
+        gather: "all": the targets of all processes are copied here; "ring": they pass by, one process's at a time, in
+            the forward and again in the backward; "none": only this process's own are used.
+        reduction, task_weights, backend: as in `solve`.
 
     Raises:
         ValueError: the processes have different numbers of rows.
@@ -88,7 +88,7 @@ def _turned(problem: Problem) -> Problem:
 
 def _check_even(problem: Problem, gather: str) -> None:
     backends = str(dist.get_backend_config())
-    # on the CPU where the group can, so that nobody waits for a GPU
+    # on the CPU if the group can, so that nobody waits for a GPU
     device = torch.device("cpu") if "cpu:" in backends else problem.contexts.device
     own = torch.tensor([problem.rows, problem.targets.shape[1]], device=device)
     sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -107,7 +107,7 @@ def _gather(value: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """[U, G M, D]: the rows [U, M, D] of all processes; the gradients of all are summed where the rows came from."""
+    """[U, G M, D]: the rows [U, M, D] of all processes; all gradients of a row are summed on the process it is from."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # [G, U, M, D], summed in float32: bfloat16 would lose what many processes add
+        # [G, U, M, D], summed in float32: in bfloat16 a sum over many processes would lose digits
         parts = gradient.unflatten(1, (dist.get_world_size(), -1)).transpose(0, 1)
         parts = parts.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
         own = torch.empty_like(parts[0])
@@ -146,7 +146,7 @@ def _solve_ring(
 
 
 class _Ring(torch.autograd.Function):
-    """Losses [K, N] and whether each positive beats every negative [K, N], with one process's targets at a time."""
+    """Losses [K, N] and whether each positive beats every negative [K, N], from one process's targets at a time."""
 
     @staticmethod
     def forward(
@@ -159,7 +159,7 @@ class _Ring(torch.autograd.Function):
             _, _, other = _statistics(part, backend)
             correct = correct * (own_maximum > other[0])
             lse = _merge(lse, other)
-        # lse - positive, from the loss among the own targets
+        # log-sum-exp - positive, from the loss among this process's own targets
         rows = rows + (lse[0] - own_maximum) + (lse[1] - own_log_sum)
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(contexts, targets, weights, scale, own.pairs, own.context_ids, own.target_ids, lse)
@@ -175,7 +175,7 @@ class _Ring(torch.autograd.Function):
         for part in _others(own):
             more = _gradients(part, ctx.backend, lse, drows)
             dcontexts, dweights, dscale = dcontexts + more[0], dweights + more[2], dscale + more[3]
-            # the gradient travels one process behind the targets that it belongs to, and so arrives home
+            # the gradient travels one process behind the targets it belongs to, and so arrives where they came from
             dtargets = _pass_on([dtargets])[0] + more[1]
         dtargets = _pass_on([dtargets])[0]
         gradients = (dcontexts, dtargets, None if weights is None else dweights, dscale)
@@ -184,7 +184,7 @@ class _Ring(torch.autograd.Function):
 
 
 def _others(own: Problem) -> Iterator[Problem]:
-    """The problem with the targets of each other process in turn; the next ones are on their way meanwhile."""
+    """The problem with each other process's targets in turn; the next ones travel meanwhile."""
     travellers = [value.contiguous() for value in (own.targets, own.target_ids) if value is not None]
     works, arriving = _start_passing(travellers)
     for step in range(1, dist.get_world_size()):
@@ -213,13 +213,13 @@ def _pass_on(values: list[Tensor]) -> list[Tensor]:
 
 
 def _merge(a: Tensor, b: Tensor) -> Tensor:
-    """The log-sum-exp of two parts; each [2, K, N], the maximum and the log of the sum."""
+    """The log-sum-exp of two parts; each is [2, K, N], the maximum and the log of the sum of exponentials."""
     maximum = torch.maximum(a[0], b[0])
     return torch.stack([maximum, torch.logaddexp(a[0] - maximum + a[1], b[0] - maximum + b[1])])
 
 
 def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, hits [K, N] and log-sum-exps [2, K, N] among these targets; without a positive only the last counts."""
+    """Losses, hits [K, N] and log-sum-exps [2, K, N] among these targets; without positives only the last is of use."""
     if backend != "reference":
         operator = torch.ops.avppc.info_nce_cpu if backend == "cpp" else torch.ops.avppc.info_nce_triton
         rows, correct, lse, *_ = operator(*problem)
@@ -227,7 +227,7 @@ def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]
     with without_autocast(problem.contexts):
         s = info_nce_logits_reference(*problem[:-1])
     lowest = torch.finfo(s.dtype).min
-    maximum = s.amax(2).clamp_min(lowest)  # finite where all are left out
+    maximum = s.amax(2).clamp_min(lowest)  # finite even if all are left out
     log_sum = (s - maximum[:, :, None]).exp().sum(2).log()
     if problem.positive_offset == NO_POSITIVE:
         return log_sum, log_sum, torch.stack([maximum, log_sum])
@@ -237,14 +237,14 @@ def _statistics(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _gradients(problem: Problem, backend: str, lse: Tensor, drows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of contexts, targets, weights (empty without) and scale, at least float32, among these targets."""
+    """Gradients of contexts, targets, weights (empty without) and scale among these targets, at least float32."""
     with_weights = problem.weights is not None
     no_columns = lse.new_empty(2, problem.tasks, 0)
     needs = (True, True, with_weights, True)
     if backend == "cpp":
         found = torch.ops.avppc.info_nce_cpu_backward(*problem, lse, no_columns, drows, *needs)
     elif backend == "triton":
-        nothing = problem.contexts.new_empty(0)  # no queries: they are computed again
+        nothing = problem.contexts.new_empty(0)  # without queries the operator computes them again
         found = torch.ops.avppc.info_nce_triton_backward(*problem, lse, no_columns, nothing, drows, *needs)
     else:
         names = ("contexts", "targets", "weights", "scale") if with_weights else ("contexts", "targets", "scale")

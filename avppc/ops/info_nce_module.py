@@ -26,7 +26,7 @@ class InfoNCEOptions:
     """How a loss module scores and reduces."""
 
     scale: float = 1.0
-    """What the logits are multiplied by; the first value where it is learned."""
+    """What the logits are multiplied by; its first value if it is learned."""
     learn_scale: bool = False
     """Whether the scale is a parameter (its logarithm is, so that it stays positive)."""
     normalize: str = "none"
@@ -63,7 +63,7 @@ class InfoNCEOptions:
 
 
 def check_weight_list(weights: object) -> None:
-    """Raises TypeError unless it is a collection, such as a list (a tensor is none); the options check the numbers."""
+    """Raises TypeError unless it is a collection, such as a list (not a tensor); the options check the numbers."""
     if not isinstance(weights, Collection) or isinstance(weights, Tensor):
         raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
 
@@ -88,13 +88,13 @@ class BilinearInfoNCE(nn.Module):
     Args:
         context_dim: Dc, the width of the contexts.
         target_dim: Dz, the width of the targets.
-        tasks: K, the number of sub-tasks; given by pairs where there are some.
+        tasks: K, the number of sub-tasks; if pairs are given, their number.
         pairs: [K, 2] integers, the (context index, target index) of each sub-task; None: sub-task k uses context k
             and target k.
         learn_scale: whether the scale of the logits is a parameter.
         gather: "none": negatives of this process alone. With torch.distributed, "all": the targets of all processes,
-            copied to each; "ring": the same loss and gradients, the targets passing by, with the memory of one process
-            and more arithmetic. Each process returns the mean over its own rows, such that the gradients that
+            copied to each; "ring": the same loss and gradients with the targets passed round, which takes the memory of
+            one process and more arithmetic. Each process returns the mean over its own rows, so that the gradients that
             DistributedDataParallel averages are those of one process with the whole batch.
         **options: the other fields of InfoNCEOptions: scale, normalize, task_weights, symmetric, reduction, backend,
             return_stats.
@@ -159,7 +159,7 @@ class BilinearInfoNCE(nn.Module):
         *,
         return_stats: bool | None = None,
     ) -> Any:
-        """The loss, or (loss, InfoNCEStats); arguments as in bilinear_info_nce."""
+        """The loss, or (loss, InfoNCEStats); the arguments are those of bilinear_info_nce."""
         options = self.options
         with_stats = options.return_stats if return_stats is None else return_stats
         check_bool("return_stats", with_stats)

@@ -14,7 +14,7 @@ from avppc.ops.constants import constant
 from avppc.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
 
 NO_POSITIVE = -1
-"""The positive_offset inside a ring, where these targets are another process's and hold no row's positive."""
+"""The positive_offset inside a ring, where the targets are another process's and no row has its positive among them."""
 
 Pairs = Tensor | Sequence[Sequence[int]]
 
@@ -130,7 +130,7 @@ def _check_weights(weights: Tensor, contexts: Tensor, targets: Tensor) -> Tensor
 
 
 def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """The pairs as [K, 2] int64 on the CPU, where the backends read them without waiting for a device."""
+    """The pairs as [K, 2] int64 on the CPU, where backends read them without waiting for a device."""
     sets = contexts.shape[0], targets.shape[0]
     if pairs is None:
         tasks = sets[0] if weights is None else weights.shape[0]
@@ -172,7 +172,7 @@ def as_pairs(pairs: Pairs) -> Tensor:
 
 
 def _pairs_of_array(pairs: Any) -> Tensor:
-    import numpy as np  # whoever has an array has numpy; the op itself does without it
+    import numpy as np  # whoever passes an array has numpy; the op itself does without
 
     try:
         return torch.as_tensor(np.ascontiguousarray(pairs))
@@ -238,7 +238,7 @@ def check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
-    """The scale as a 0-d tensor in the precision of the losses or its own."""
+    """The scale as a 0-d tensor in the precision of the losses."""
     if not isinstance(scale, Tensor):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise TypeError(f"scale must be a number or a 0-d torch.Tensor, got {type(scale).__name__}")
@@ -246,7 +246,7 @@ def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
         # one compiled graph serves all floats, unless they are checked or go through torch.full
         if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(dtype).max:
             raise ValueError(f"scale must be finite in {_names([dtype])}, got {scale}")
-        factor = float(scale) if isinstance(scale, int) else scale  # torch takes no int beyond 64 bits
+        factor = float(scale) if isinstance(scale, int) else scale  # torch takes no int of more than 64 bits
         device = contexts.device
         return constant(
             "scale", (factor, dtype, device), lambda: factor * torch.ones((), dtype=dtype, device=device), contexts

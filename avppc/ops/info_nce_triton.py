@@ -1,7 +1,7 @@
-"""bilinear_info_nce by Triton's kernels: the operators, their derivatives, their shapes.
+"""bilinear_info_nce by Triton's kernels: the operators, their derivatives and shapes.
 
-Triton is imported when an operator first runs. One operator each for the forward and the backward, so that
-torch.compile sees one node and leaves the launches between alone.
+Triton is imported when an operator first runs. Forward and backward are one operator each, so that torch.compile sees
+one node and leaves the launches inside it alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Launches the Triton kernels of the bilinear InfoNCE's backward, in one of two ways.
 
-Either two kernels compute the logits again and keep dq and dz on the chip, without a workspace; or waves of rows have
-their dS written to a bounded workspace, and cuBLAS multiplies. The upstream gradients are divided by their largest,
-`unit`, so that float16 holds what lies between: dS, dq. The factors scale and unit, `gain`, come back where gradients
-are stored. Nothing here waits for the device.
+By recomputation, two kernels compute the logits again and keep dq and dz on the chip, without a workspace. By waves,
+the dS of some rows at a time is written to a bounded workspace, and cuBLAS multiplies. The upstream gradients are
+divided by the largest of them, `unit`, so that float16 holds dS and dq; `gain`, which is scale * unit, is multiplied in
+where gradients are stored. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class _Needs(NamedTuple):
 
 
 def info_nce_triton_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dcontexts, dtargets, dweights (as their tensors) and dscale (float32); empty where not needed.
+    """dcontexts, dtargets, dweights (in the dtypes of their tensors) and dscale (float32); empty where not needed.
 
-    The inputs are those of the forward, then row_lse, column_lse, queries (computed again where empty), drows, and the
+    The inputs are those of the forward, then row_lse, column_lse, queries (computed again if empty), drows, and the
     four needs.
     """
     fields = len(Problem._fields)
@@ -112,14 +112,14 @@ def _empty_if(setting: Setting, needed: bool, like: Tensor) -> Tensor:
 
 
 def _empty_dq(setting: Setting, needed: bool) -> Tensor:
-    """Without weights it is summed as it is, not multiplied: in float32."""
+    """dq; without weights it is added up as it is, not multiplied, and so is float32."""
     K, N, _, _, D = setting.sizes
     dtype = torch.float32 if setting.problem.weights is None else setting.problem.contexts.dtype
     return setting.empty(*((K, N, D) if needed else (0,)), dtype=dtype)
 
 
 def _common(setting: Setting, upstream: _Upstream) -> tuple[Any, ...]:
-    """The arguments that end alike in all three kernels."""
+    """The last arguments, which are the same for all three kernels."""
     K, N, _, M, D = setting.sizes
     return upstream.row_lse, upstream.column_lse, upstream.drows, *setting.ids, K, N, M, setting.offset, D
 
@@ -129,7 +129,7 @@ def _flags(setting: Setting) -> dict[str, Any]:
 
 
 def _output_options(setting: Setting, output: int, tile: Tile) -> dict[str, Any]:
-    """Of the kernels that keep a part `output` wide of a gradient's tile on the chip."""
+    """For kernels that keep a part of a gradient's tile, `output` wide, on the chip."""
     D = setting.place.width
     even = D % tile.d == 0 and D % output == 0
     return {"EVEN": even, "WHOLE": tile.d >= D, "BLOCK_O": output, **_flags(setting), **options_of(tile)}
@@ -261,7 +261,7 @@ def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _N
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-    """out (+)= a @ b, accumulated in float32, whatever the factors are."""
+    """out (+)= a @ b, accumulated in float32 whatever the dtype of the factors."""
     if a.dtype == out.dtype and (a.dtype == torch.float32 or a.device.type == "cuda"):
         torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
     elif a.device.type == "cuda":
@@ -291,7 +291,7 @@ def _dcontexts_and_dweights(setting: Setting, dq: Tensor, gain: Tensor, needs: _
 
 
 def _add_up(plan: Plan, dq: Tensor, gain: Tensor, dcontexts: Tensor) -> None:
-    """Without weights: each context's gradient is the sum of dq over its slots, added in one order."""
+    """Without weights: each context's gradient is the sum of dq over its slots, always in the same order."""
     for context in range(dcontexts.shape[0]):
         slots = [slot for slot, its in enumerate(plan.slot_contexts) if its == context]
         total = dq[slots[0]] if slots else torch.zeros_like(dq[0])

@@ -1,6 +1,6 @@
 """Triton kernels of the bilinear InfoNCE's backward: logits computed again, dS on the chip or by waves in a workspace.
 
-Letters, names and slots as in `info_nce_triton_kernels`. dS is the gradient by the logits, divided by `unit`.
+Letters, names and slots are those of `info_nce_triton_kernels`. dS is the gradient of the logits, divided by `unit`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from avppc.ops.info_nce_triton_kernels import (
 
 @triton.jit
 def _weights(lse, dlosses, unit, task, o, K, L):
-    """Of rows or columns o of a task: maximum in base 2, upstream gradient over its sum of exponentials, and alone.
+    """Of rows or columns o of a task: maximum in base 2, upstream gradient over the sum of exponentials, and itself.
 
-    Past the end the weights are 0 and the maximum is so high that no exponential overflows.
+    Past the end the weights are 0, and the maximum is so high that no exponential overflows.
     """
     o_task = tl.cast(task, tl.int64) * L + o
     b_du = tl.load(dlosses + o_task, mask=o < L, other=0.0) / tl.load(unit)
@@ -37,7 +37,7 @@ def _weights(lse, dlosses, unit, task, o, K, L):
 
 @triton.jit
 def _logit_gradient(
-    s,  # [BLOCK_N, BLOCK_M], or turned
+    s,  # [BLOCK_N, BLOCK_M], or transposed
     o_n,
     o_m,
     ids_n,
@@ -57,7 +57,7 @@ def _logit_gradient(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """dS: what the softmax gives each candidate, less the positive. What belongs to rows or columns broadcasts to s."""
+    """dS: each candidate's softmax term, less the positive's gradient. Values of rows or columns broadcast to s."""
     if HAS_IDS or _is_edge(n, m, N, M, BLOCK_N, BLOCK_M):
         s = _candidates(s, o_n, o_m, ids_n, ids_m, N, M, offset, HAS_IDS)
     ds = tl.exp2(s * LOG2E - row_max) * row_weight
@@ -99,7 +99,7 @@ def info_nce_bwd_dq_kernel(
     PRECISION: tl.constexpr,
     HAS_DQ: tl.constexpr,  # False: for dscale alone
 ):
-    """dq = dS z of one row tile, the logits computed again; the grid's second axis goes over parts of the width."""
+    """dq = dS z of one row tile, with logits computed again; the grid's second axis goes over parts of the width."""
     tiles = tl.cdiv(N, BLOCK_N)
     slot, n = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK_N
     task, target = tl.load(slot_tasks + slot), tl.load(slot_targets + slot)
@@ -190,7 +190,7 @@ def info_nce_bwd_dz_kernel(
     BLOCK_O: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dz = sum of dS^T q over all rows of all sub-tasks of the target, for one tile of its rows; logits turned."""
+    """dz: the sum of dS^T q over all rows of the target's sub-tasks, for one tile of its rows; logits transposed."""
     tiles_n, tiles_m = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
     target, m = tl.program_id(0) // tiles_m, (tl.program_id(0) % tiles_m) * BLOCK_M
     o_m = m + tl.arange(0, BLOCK_M)
@@ -278,7 +278,7 @@ def info_nce_bwd_ds_kernel(
     GROUP: tl.constexpr,  # row tiles that walk the columns together, for the cache
     PRECISION: tl.constexpr,
 ):
-    """dS of one tile of a wave of rows, the logits computed again, into the workspace."""
+    """dS of one tile of a wave of rows, with the logits computed again, into the workspace."""
     tiles_n, tiles_m = tl.cdiv(N, BLOCK_N), tl.cdiv(M, BLOCK_M)
     pid = tl.program_id(0)
     first = (pid // (GROUP * tiles_m)) * GROUP

@@ -3,10 +3,10 @@
 Letters as everywhere (N rows, M columns, D width of targets and queries, K sub-tasks, U targets). Sub-tasks are sorted
 by target into *slots*, so that the queries [K, N, D] of one target's sub-tasks lie side by side. A row tile is BLOCK_N
 rows of one slot; tile t belongs to slot t // T, T = ceil(N / BLOCK_N). In names `i_` is a program's index, `o_`
-offsets, `m_` masks, `p_` pointers, `b_` blocks. Logits are float32 and never leave the chip, but for the gradient by
-them that `info_nce_bwd_ds_kernel` writes. There are no atomics: every sum has one order.
+offsets, `m_` masks, `p_` pointers, `b_` blocks. Logits are float32 and never leave the chip; only
+`info_nce_bwd_ds_kernel` writes their gradient. There are no atomics: every sum has one order.
 
-Rows and columns past the end are read as the last one, so that loads need no mask, and left out where they count.
+Rows and columns past the end are read as the last one, so that loads need no mask, and are left out of every result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOWEST = tl.constexpr(-1e38)  # a maximum over nothing: finite, so that neither 
 @triton.jit
 def _narrow(x, dtype: tl.constexpr):
     """float32 x in dtype, rounded to nearest."""
-    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts digits off
+    if INTERPRETED and dtype == tl.bfloat16:  # the interpreter truncates
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return bits.to(tl.int16).to(tl.bfloat16, bitcast=True)
@@ -33,7 +33,7 @@ def _narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
-    if INTERPRETED:  # which would multiply the bits of bfloat16
+    if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -41,14 +41,14 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _row_pointers(p, first, rows, D, BLOCK: tl.constexpr):
-    """[BLOCK] pointers to the rows first.. of a matrix [rows, D]; int64 up to the tile, int32 within."""
+    """[BLOCK] pointers to the rows from `first` on of a matrix [rows, D]; int64 up to the tile, int32 inside it."""
     o = tl.minimum(tl.arange(0, BLOCK), rows - 1 - first)
     return p + tl.cast(first, tl.int64) * D + o * D
 
 
 @triton.jit
 def _load(p_rows, d, D, EVEN: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[rows, BLOCK_D]: columns d.. of rows of width D, zeros past the end."""
+    """[rows, BLOCK_D]: the columns from d on of rows of width D, zeros past the end."""
     o_d = d + tl.arange(0, BLOCK_D)
     if EVEN:
         b = tl.load(p_rows[:, None] + o_d[None, :])
@@ -77,7 +77,7 @@ def _products(
 
 @triton.jit
 def _load_ids(context_ids, target_ids, o_n, o_m, N, M, HAS_IDS: tl.constexpr):
-    """The ids of rows and columns, in the shapes of o_n and o_m; without ids anything."""
+    """The ids of rows and columns, in the shapes of o_n and o_m; anything if there are no ids."""
     if HAS_IDS:
         ids_n, ids_m = tl.load(context_ids + tl.minimum(o_n, N - 1)), tl.load(target_ids + tl.minimum(o_m, M - 1))
     else:
@@ -101,7 +101,7 @@ def _is_edge(n, m, N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def _has_positives(n, m, offset, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Whether the tile of rows n.. and columns m.. holds some row's positive."""
+    """Whether the tile of rows from n on and columns from m on holds some row's positive."""
     return (m < n + BLOCK_N + offset) & (m + BLOCK_M > n + offset)
 
 
@@ -169,7 +169,7 @@ def info_nce_fwd_kernel(
     slot_targets,  # [K]
     context_ids,  # [N]
     target_ids,  # [M]
-    row_max,  # [splits, slots, N], of the slots of this launch: over the negatives in a split's columns
+    row_max,  # [splits, slots, N], for the slots of this launch: over the negatives in a split's columns
     row_sum,  # [splits, slots, N]: sum of exp(s - maximum)
     positives,  # [K, N] by task
     column_max,  # [T, slots, M]: over the negatives in a tile's rows
@@ -190,7 +190,7 @@ def info_nce_fwd_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Running maximum and sum of the negatives of one row tile over one split of the columns, and the positives."""
+    """Running maximum and sum of the negatives of one row tile over one split of the columns; and the positives."""
     tiles = tl.cdiv(N, BLOCK_N)
     i_slot, i_tile, i_split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
     slot = first_slot + i_slot
@@ -257,7 +257,7 @@ def info_nce_lse_kernel(
     L,
     parts,
     HAS_POSITIVE: tl.constexpr,
-    IS_COLUMN: tl.constexpr,  # whether to average the losses with those that are there
+    IS_COLUMN: tl.constexpr,  # whether these are losses of columns, averaged into the row losses that are there
     BLOCK: tl.constexpr,
 ):
     """Log-sum-exps, losses and hits from the statistics of the negatives in each part."""

@@ -1,6 +1,6 @@
 """Launches the Triton kernels of the bilinear InfoNCE's forward: projection, statistics, losses.
 
-Nothing here waits for the device, so that CUDA graphs can capture it. Tensors are by task, queries by slot (see
+Nothing here waits for the device, so that CUDA graphs can capture it. Tensors are ordered by task, queries by slot (see
 `info_nce_triton_kernels`).
 """
 
@@ -21,7 +21,7 @@ from avppc.ops.info_nce_triton_tiles import Place, Tile
 from avppc.ops.info_nce_triton_tune import with_best_tile
 
 _NOWHERE = -(1 << 30)
-"""The offset of positives that are no columns here."""
+"""The offset of positives that are not among the columns here."""
 FINISH_BLOCK = 256
 
 
@@ -62,7 +62,7 @@ class Setting(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """The positive of row i is column i + offset; far below 0 where it is elsewhere."""
+        """The positive of row i is column i + offset; far below 0 if it is elsewhere."""
         offset = self.problem.positive_offset
         return _NOWHERE if offset == NO_POSITIVE else offset
 
@@ -73,7 +73,7 @@ class Setting(NamedTuple):
 
     @property
     def ids(self) -> tuple[Tensor, Tensor]:
-        """Ids of rows and columns; without any, something that is not read."""
+        """Ids of rows and columns; if there are none, tensors that are not read."""
         p = self.problem
         return (p.scale if p.context_ids is None else p.context_ids, p.scale if p.target_ids is None else p.target_ids)
 
@@ -88,12 +88,12 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _precision() -> str:
-    """How products of float32 are computed: as torch does on this machine."""
+    """How products of float32 are computed: as torch is set to do it."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def options_of(tile: Tile) -> dict[str, Any]:
-    """What every kernel takes of its tile."""
+    """The options of every kernel that come from its tile."""
     blocks: dict[str, Any] = {"BLOCK_N": tile.n, "BLOCK_M": tile.m, "BLOCK_D": tile.d}
     if tile.registers:
         blocks["maxnreg"] = tile.registers
@@ -130,7 +130,7 @@ def multiply_terms(place: Place, a: Tensor, b: Tensor, terms: Terms, out: Tensor
 
 
 def queries_of(setting: Setting) -> Tensor:
-    """[K, N, D]: q = c W^T of each slot; without weights the contexts themselves."""
+    """[K, N, D]: q = c W^T of each slot; without weights, the contexts themselves."""
     problem, plan = setting.problem, setting.plan
     K, N, _, _, D = setting.sizes
     if problem.weights is None:
@@ -166,7 +166,7 @@ def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
 
 
 def _slot_chunks(setting: Setting, tile: Tile) -> Iterator[tuple[int, int]]:
-    """(first slot, slots) of each launch of the forward: all, or as many as bounded statistics of columns allow."""
+    """(first slot, slots) of each launch of the forward: all, or as many as the bound on columns' statistics allows."""
     K, N, _, M, _ = setting.sizes
     chunk = K
     if setting.problem.symmetric:
@@ -176,7 +176,7 @@ def _slot_chunks(setting: Setting, tile: Tile) -> Iterator[tuple[int, int]]:
 
 
 def _splits(setting: Setting, tile: Tile, slots: int) -> int:
-    """Over how many programs the columns of a row tile are divided: one, unless the GPU would be half empty."""
+    """Over how many programs a row tile's columns are divided: one, unless that were fewer than two a processor."""
     _, N, _, M, _ = setting.sizes
     programs = slots * divide_up(N, tile.n)
     wanted = divide_up(2 * tiles.processors_of(setting.problem.contexts.device), programs)
@@ -189,7 +189,7 @@ _Parts = tuple[Tensor, Tensor]  # maxima and sums [parts, slots, length]
 def _statistics(
     setting: Setting, queries: Tensor, positives: Tensor, tile: Tile, first_slot: int, slots: int
 ) -> tuple[_Parts, _Parts]:
-    """Statistics of the negatives of rows by split of the columns, and of columns by row tile."""
+    """Statistics of the negatives: of rows by split of the columns, and of columns by row tile."""
     problem, plan = setting.problem, setting.plan
     _, N, _, M, D = setting.sizes
     row_tiles = divide_up(N, tile.n)
@@ -234,7 +234,7 @@ def _combine(
     correct: Tensor | None,
     first_slot: int,
 ) -> None:
-    """Log-sum-exps and losses of rows, with `correct`; without, those of columns, averaged into the losses of rows."""
+    """Log-sum-exps and losses of rows if `correct` is given; else of columns, averaged into the losses of rows."""
     count, slots, length = parts[0].shape
     kernels.info_nce_lse_kernel[(slots * divide_up(length, FINISH_BLOCK),)](
         *parts,

@@ -1,4 +1,4 @@
-"""Which sub-task uses what, as tables on the device, kept for each list of pairs: a step copies nothing."""
+"""Which sub-task uses what, as tables on the device that are kept for each list of pairs: a step copies nothing."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Plan:
     slot_contexts: tuple[int, ...]
     """K: the context of each slot, on the host"""
     queries: Terms
-    """For each slot: its context, times its sub-task's weights turned"""
+    """For each slot: its context, times its sub-task's weights transposed"""
     dcontexts: Terms
     """For each context: the dq of its slots, times their sub-tasks' weights"""
     dweights: Terms
-    """For each sub-task: the dq of its slot turned, times its context"""
+    """For each sub-task: the dq of its slot transposed, times its context"""
 
 
 def plan_of(problem: Problem) -> Plan:
-    """The plan of a checked problem; one that is kept stays, for a CUDA graph may read its tables."""
+    """The plan of a checked problem; once kept it stays, since a CUDA graph may read its tables."""
     flat: list[int] = problem.pairs.flatten().tolist()
     arguments = tuple(flat), problem.contexts.shape[0], problem.targets.shape[0], problem.contexts.device
     return constant("plan", arguments, lambda: _make_plan(*arguments), problem.contexts)

@@ -1,7 +1,7 @@
 """What the compiler makes of the Triton kernels, without a GPU: `python -m avppc.ops.info_nce_triton_report`.
 
-Compiles every tile of the table for its architecture and prints registers, spilled bytes and shared memory as a table
-in Markdown (docs/kernels.md has it). `compile_kernel` serves the tests, too.
+Compiles every tile of the table for its architecture and prints registers, spilled bytes and shared memory as a
+Markdown table (docs/kernels.md has it). The tests use `compile_kernel`, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 
 class Variant(NamedTuple):
-    """One kernel as it is compiled."""
+    """One kernel in one form in which it is compiled."""
 
     kernel: str
     architecture: int
@@ -33,8 +33,8 @@ class Variant(NamedTuple):
     width: int
     tile: Tile
     flags: tuple[str, ...] = ()
-    """Of "ids", "symmetric", "ragged" (sizes that 16 does not divide), "tf32", "ones" (every size is 1, which Triton
-    takes for a constant); of `product` "dcontexts" or "dweights" (not queries); of `lse` "no_positive"."""
+    """Any of "ids", "symmetric", "ragged" (sizes that are not multiples of 16), "tf32", "ones" (every size is 1, which
+    Triton takes for a constant); of `product` "dcontexts" or "dweights" (not queries); of `lse` "no_positive"."""
 
     def __str__(self) -> str:
         flags = "".join(f"-{flag}" for flag in self.flags)
@@ -46,7 +46,7 @@ class Compiled(NamedTuple):
 
     registers: int
     spilled_bytes: int
-    """The stack of a thread: what did not fit the registers."""
+    """The stack of a thread: what did not fit into the registers."""
     shared_bytes: int
     cubin: bytes
 
@@ -64,7 +64,7 @@ def table_variants(dtypes: tuple[str, ...] = ("bf16", "fp32")) -> Iterator[Varia
 
 
 def variant(kernel: str, architecture: int, dtype: str, width: int, flags: tuple[str, ...] = ()) -> Variant:
-    """The kernel as the table has it."""
+    """The kernel with the tile of the table."""
     busy = "ids" in flags or "symmetric" in flags
     place = Place(architecture, DTYPES[dtype], width, ragged="ragged" in flags, busy=busy)
     return Variant(kernel, architecture, dtype, width, table_tile(kernel, place), flags)
@@ -114,7 +114,7 @@ _POINTERS_IN_DTYPE = ("q", "z", "dq", "dz", "ds_wave", "a", "b", "out")
 
 
 def _signature(one: Variant) -> tuple[Any, dict[str, str], dict[str, str], dict[str, Any]]:
-    """The kernel, the types of its pointers and of its integers, and its constants."""
+    """The kernel, the types of its pointers, the types of its integers, and its constants."""
     from avppc.ops import info_nce_triton_bwd_kernels as bwd
     from avppc.ops import info_nce_triton_kernels as fwd
     from avppc.ops.info_nce_triton_backward import GROUP
@@ -188,7 +188,7 @@ def main() -> None:
 
 
 def _print_row(same: list[tuple[Variant, Compiled]]) -> None:
-    """One row for the widths that differ in nothing."""
+    """One row for all widths that do not differ in anything else."""
     one, found = same[0]
     tile, widths = one.tile, ", ".join(str(variant.width) for variant, _ in same)
     print(

@@ -1,6 +1,6 @@
-"""Which tiles the Triton kernels of the bilinear InfoNCE work in: a table for each architecture.
+"""The tiles in which the Triton kernels of the bilinear InfoNCE work: a table for each architecture.
 
-The table is fixed, so that results repeat. AVPPC_TUNE=1 measures the candidates instead (`info_nce_triton_tune`).
+The table is fixed, so that results repeat. AVPPC_TUNE=1 measures candidates instead (`info_nce_triton_tune`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KERNELS = ("product", "fwd", "dq", "dz", "ds")
 INTERPRETER = 0
 """The architecture of Triton's interpreter, which runs the kernels on the CPU."""
 SMALL = 1
-"""The architecture of GPUs whose blocks have no more than 99 KiB of shared memory, and of those not in the table."""
+"""The architecture of GPUs whose blocks have at most 99 KiB of shared memory, and of those that the table lacks."""
 SHARED_MEMORY_BYTES = {INTERPRETER: 99 << 10, SMALL: 99 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """The most that one block may have."""
 
@@ -32,13 +32,13 @@ class Tile(NamedTuple):
     m: int
     """Columns of a tile of logits (of `product`: columns of its output)."""
     d: int
-    """Width of one step of a product; from D on, rows stay on the chip as a whole."""
+    """Width of one step of a product; if it is D or more, rows stay on the chip as a whole."""
     o: int
-    """dq and dz: the columns of the gradient that one program computes, unless d is the whole width."""
+    """For dq and dz: the columns of the gradient that one program computes, unless d is the whole width."""
     warps: int
     stages: int
     registers: int = 0
-    """The most that a thread may have; 0: as many as the compiler likes."""
+    """The most that a thread may have; 0: the compiler decides."""
 
     def output(self, width: int) -> int:
         """The columns of a gradient of this width that one program computes."""
@@ -55,9 +55,9 @@ class Place(NamedTuple):
     width: int
     """D"""
     ragged: bool = False
-    """Whether rows do not start at multiples of 16 bytes: then they are loaded element by element."""
+    """Whether rows do not start at multiples of 16 bytes, and are loaded element by element."""
     busy: bool = False
-    """Whether there are ids or the loss is symmetric: more to keep in registers."""
+    """Whether there are ids or the loss is symmetric, so that more is kept in registers."""
 
 
 WIDTHS = (64, 128, 256, 1 << 30)
@@ -115,7 +115,7 @@ _HALF_SMALL: dict[str, _Row] = {
     "ds": _same(_LITTLE),
 }
 _PLAIN = Tile(64, 64, 32, 0, 8, 2)
-_FLOAT: dict[str, _Row] = {  # of every architecture: the products, not the tiles, are what takes long
+_FLOAT: dict[str, _Row] = {  # for every architecture: the products take long, whatever the tiles
     "product": _same(_PLAIN),
     "fwd": _same(_PLAIN),
     "dq": _same(Tile(32, 32, 32, 64, 4, 2)),
@@ -174,9 +174,9 @@ class Backward(NamedTuple):
     """How the backward of one architecture goes: by two kernels that compute the logits again, or by waves of rows."""
 
     recompute_width: int
-    """The largest D whose gradients' tiles leave the registers room for logits."""
+    """The largest D at which a gradient's tile leaves the registers room for logits."""
     recompute_logits: int
-    """Up to this K N M launches take longer than arithmetic, and recomputation needs the fewest."""
+    """Up to this K N M, launches take longer than arithmetic, and recomputation needs the fewest."""
     wave_bytes: int
     """The bound on the workspace of waves; the second-level cache is 40 MB (A100), 50 MB (H100), 126 MB (B200)."""
 
@@ -196,7 +196,7 @@ def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int
     Args:
         place: as for the tiles.
         logits: K N M.
-        tiles: how many tiles of targets have their gradients computed at a time: what keeps the GPU busy.
+        tiles: how many tiles of the targets' gradients are computed at a time, which keeps the GPU busy.
         processors: of the GPU.
     """
     limits = BACKWARD[place.architecture]
@@ -206,7 +206,7 @@ def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int
 
 @functools.cache
 def architecture_of(device: torch.device) -> int:
-    """The architecture of the table that a device's kernels are those of."""
+    """The architecture of the table to which a device belongs."""
     if _library.triton_interprets():
         return INTERPRETER
     major, minor = torch.cuda.get_device_capability(device)
@@ -215,7 +215,7 @@ def architecture_of(device: torch.device) -> int:
 
 @functools.cache
 def processors_of(device: torch.device) -> int:
-    """The number of processors of a GPU that run at the same time; of the interpreter a few."""
+    """The number of processors of a GPU, which run at the same time; for the interpreter a small number."""
     if _library.triton_interprets():
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -23,7 +23,7 @@ REPETITIONS = 5
 
 
 def with_best_tile(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> _Result:
-    """What `run` returns with the table's tile; under AVPPC_TUNE=1 with the fastest of the candidates."""
+    """What `run` returns with the table's tile; under AVPPC_TUNE=1 with the fastest candidate."""
     if not _is_tuning():
         return run(_found.get((kernel, place)) or table_tile(kernel, place))
     if (kernel, place) not in _found:
@@ -32,12 +32,12 @@ def with_best_tile(kernel: str, place: Place, run: Callable[[Tile], _Result]) ->
 
 
 def with_best_way(key: object, usual: str, ways: dict[str, _Way], run: Callable[[_Way], _Result]) -> _Result:
-    """What `run` returns with the usual way; under AVPPC_TUNE=1 with the fastest for this key."""
+    """What `run` returns with the usual way; under AVPPC_TUNE=1 with the fastest way for this key."""
     if not _is_tuning():
         return run(ways[_found_ways.get(key, usual)])
     if key not in _found_ways:
         for way in ways.values():
-            run(way)  # compiles, finds tiles
+            run(way)  # compiles, and finds the tiles
         times = {
             name: statistics.median(_milliseconds(run, way) for _ in range(REPETITIONS)) for name, way in ways.items()
         }
@@ -73,7 +73,7 @@ def candidates(kernel: str, place: Place) -> Iterator[Tile]:
 
 
 def _fits(tile: Tile, place: Place) -> bool:
-    """Whether the operands of all stages are at most the shared memory (what is kept whole is counted as a stage)."""
+    """Whether the operands of all stages fit into the shared memory (what is kept whole counts as a stage)."""
     operands = (tile.n + tile.m) * tile.d * tile.stages + tile.m * (0 if tile.o == tile.d else tile.o)
     return operands * place.itemsize <= SHARED_MEMORY_BYTES[place.architecture]
 
@@ -84,7 +84,7 @@ def _search(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> Tile:
         try:
             run(tile)  # compiles
             times[tile] = statistics.median(_milliseconds(run, tile) for _ in range(REPETITIONS))
-        except Exception as error:  # a tile that does not compile or launch is none; Triton's errors share no base
+        except Exception as error:  # a tile that does not compile or launch is left out; Triton's errors share no base
             _logger.info("%s %s does not run: %s", kernel, tile, str(error).split("\n")[0])
     if not times:
         raise RuntimeError(f"AVPPC_TUNE=1 found no tile of {kernel!r} that runs for {place}")

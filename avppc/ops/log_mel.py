@@ -1,4 +1,4 @@
-"""Log-mel features of a batch of waveforms: the public op, its checks and dispatch, and its nn.Module."""
+"""Log-mel features of a batch of waveforms: the public op with its checks and dispatch, and its nn.Module."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def log_mel(
 ) -> Tensor:  # [..., F, features]
     """Log-mel features [..., F, features] of each waveform, as `avppc.ops.reference.log_mel_reference` defines them.
 
-    There is no gradient: a waveform that requires one is refused (the reference is differentiable).
+    There is no gradient, and a waveform that requires one is refused (the reference is differentiable).
 
     Args:
-        waveform: [..., S] float32, full scale +-1, or int16, which means x / 32768; float64 for the reference alone.
+        waveform: [..., S] float32 of full scale +-1, or int16, which means x / 32768; the reference also takes float64.
         config: what the features are; the default gives ln(mel power + 1e-6), 80 bands, 100 frames a second at 16 kHz.
         lengths: [...] int32 or int64, samples of each clip that count, 0 to S. A clip's features are those of the clip
-            alone; frames past its end hold what a silent frame of the clip would.
+            alone; frames past its end hold the features of a silent frame.
         backend: "cpp" (CPU tensors), "cuda" (CUDA tensors), "reference" (plain torch), or "auto": the compiled one for
             the waveform's device where it is there, else the reference.
 
@@ -40,7 +40,7 @@ def log_mel(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value, or S is too short for one frame.
-        RuntimeError: the backend asked for is not there; says what to run.
+        RuntimeError: the backend asked for is not there; the text says what to run.
     """
     _check_waveform(waveform, config)
     if lengths is not None:
@@ -68,7 +68,7 @@ class LogMel(nn.Module):
         self.backend = backend
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The features of each waveform; arguments as `log_mel` has them."""
+        """The features of each waveform; the arguments are those of `log_mel`."""
         return log_mel(waveform, self.config, lengths=lengths, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -110,7 +110,7 @@ def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
         )
     if lengths.device != waveform.device:
         raise ValueError(f"lengths must be on the waveform's device {waveform.device}, got {lengths.device}")
-    # On a GPU a look at the values would wait for it; the kernel limits them to 0..S instead.
+    # On a GPU reading the values would wait for it; the kernel limits them to 0..S instead.
     if lengths.device.type == "cpu" and is_plain(lengths):
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > waveform.shape[-1]:

@@ -1,4 +1,7 @@
-"""The definitions of the ops in plain torch: slow, differentiable, any float dtype; fallback and the tests' truth."""
+"""The definitions of the ops in plain torch: slow, differentiable, any float dtype.
+
+They are the fallback, and what the tests compare with.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bilinear InfoNCE in plain torch: the definition, the fallback, and the tests' truth."""
+"""The bilinear InfoNCE in plain torch: the definition, the fallback, and what the tests compare with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def info_nce_logits_reference(
     context_ids: Tensor | None,  # [N]
     target_ids: Tensor | None,  # [M]
 ) -> Tensor:  # [K, N, M]
-    """s[k, i, j] = scale * z_j^T W_k c_i, and -inf where j is no negative of i: equal ids, not the positive."""
+    """s[k, i, j] = scale * z_j^T W_k c_i; -inf where target j has the id of context i and is not its positive."""
     dtype = torch.promote_types(contexts.dtype, torch.float32)  # losses are float32 or better, whatever comes in
     c = contexts.to(dtype)[pairs[:, 0]]
     z = targets.to(dtype)[pairs[:, 1]]
@@ -31,7 +31,7 @@ def info_nce_logits_reference(
 
 
 def info_nce_rows_reference(s: Tensor, positive_offset: int, symmetric: bool) -> Tensor:  # [K, N, M] -> [K, N]
-    """loss[k, i] = logsumexp_j s[k, i, j] - s[k, i, i + positive_offset]; symmetric: averaged with that of column i."""
+    """loss[k, i] = logsumexp_j s[k, i, j] - s[k, i, i + positive_offset]; symmetric: averaged with column i's loss."""
     loss = -s.log_softmax(2).diagonal(positive_offset, 1, 2)
     if symmetric:
         loss = (loss - s.log_softmax(1).diagonal(0, 1, 2)) / 2

@@ -1,4 +1,4 @@
-"""Log-mel features in plain torch: the definition, the fallback where nothing is compiled, and the tests' truth."""
+"""Log-mel features in plain torch: the definition, the fallback without compiled code, and what tests compare with."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def log_mel_reference(
 ) -> Tensor:
     """Features [..., F, features] as `LogMelConfig` describes them; differentiable; float64 for a float64 waveform.
 
-    Tables are computed in float64. With lengths, clip i is waveform[i, :lengths[i]]; frames past its end hold what a
-    silent frame of the clip would (zero after normalize="per_feature").
+    Tables are computed in float64. With lengths, clip i is waveform[i, :lengths[i]]; frames past its end hold the
+    features of a silent frame (zero after normalize="per_feature").
     """
     samples = waveform.shape[-1]
     x = waveform.to(torch.float32) * INT16_SCALE if waveform.dtype == torch.int16 else waveform
@@ -105,7 +105,7 @@ def _frames(x: Tensor, config: LogMelConfig, lengths: Tensor) -> Tensor:
     """[..., S] -> windowed frames [..., F, window_samples]."""
     frames = config.num_frames(x.shape[-1])
     span = (frames - 1) * config.hop_samples + config.window_samples
-    index = torch.arange(span, device=x.device) + config.first_sample  # of each sample that a frame reads
+    index = torch.arange(span, device=x.device) + config.first_sample  # the samples that frames read
     length = lengths[..., None]
     inside = (index >= 0) & (index < length)
     if config.framing == "center" and config.padding == "reflect":

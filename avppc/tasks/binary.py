@@ -1,4 +1,4 @@
-"""The loss and the metric of tasks with two answers, and what the tasks share that ask whether two things match."""
+"""The loss and the metric of tasks with two answers, and what tasks share that ask whether two things match."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PairTask(ElementTask):
         self.head = PairScore(config.objective.dim)
 
     def judge(self, seen: Tensor, heard: Tensor, false: Tensor) -> TaskOutput:
-        """The loss of embeddings [N, D]: row by row `heard` belongs to `seen`, and `false` does not."""
+        """The loss of embeddings [N, D]: in each row `heard` belongs to `seen`, and `false` does not."""
         logits = self.head(torch.cat([seen, seen]), torch.cat([heard, false]))
         truth = torch.arange(len(logits), device=logits.device) < len(seen)
         return binary_output(logits, truth)

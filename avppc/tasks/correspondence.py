@@ -11,7 +11,7 @@ from avppc.tasks.protocol import TaskOutput
 
 
 class CorrespondenceTask(PairTask):
-    """Picture and sound of the same clip over the same time, against the sound of another clip; as many of each.
+    """Is this sound of the picture's clip and time, or of another clip? As many true pairs as false ones in a batch.
 
     Reference: Arandjelović, Zisserman, "Look, Listen and Learn", ICCV 2017.
     """
@@ -22,12 +22,12 @@ class CorrespondenceTask(PairTask):
         seen = self.see(elements.video, generator)
         heard = self.hear(elements.audio, generator)
         other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
-        # Rows 0 to N - 1 are of the past and the others of the future: each half looks for strangers in itself.
+        # Rows 0 to N - 1 are of the past and the others of the future: each half draws its other clips from itself.
         return self.judge(seen, heard, heard[torch.cat([other, other + count])])
 
 
 def draw_other_clips(clip_ids: Tensor, generator: torch.Generator) -> Tensor:
-    """[N] numbers of rows of other clips, each other clip as likely.
+    """[N] row numbers of other clips, each other clip equally likely.
 
     Raises:
         ValueError: a row has no other clip in the batch.

@@ -20,9 +20,9 @@ from avppc.tasks.spans import cut_audio, cut_video
 
 
 class ElementTask(ProxyTask):
-    """A task over spans of clips: the visual encoder, and unless it hears nothing an audio encoder beside it.
+    """A task over spans of clips: a visual encoder and, if the task hears, an audio encoder beside it.
 
-    In eval mode there is no variation: the centre crop, every frame_stride-th frame from the first.
+    In eval mode nothing is varied: the centre crop, and every frame_stride-th frame from the first.
 
     Args:
         hears: whether the task needs sound.
@@ -47,12 +47,12 @@ class ElementTask(ProxyTask):
 
     @property
     def span_frames(self) -> int:
-        """Length of an element, less what its jitter takes."""
+        """Length of an element, after its jitter is taken off."""
         return self.config.cut.past_frames - self.config.augment.time_jitter_frames
 
     @property
     def shortest_span(self) -> int:
-        """Frames that a span must have before its jitter: two are to move, and one is to be encoded."""
+        """Frames that a span needs: its jitter, and then two, for motion, or frame_stride, so that one is encoded."""
         return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
 
     @property
@@ -105,18 +105,20 @@ class ElementTask(ProxyTask):
         raise NotImplementedError
 
     def offset_scores(self, batch: ClipBatch, generator: torch.Generator) -> Tensor | None:
-        """How well the sound fits the picture at each offset, [N, offsets], the right one in the middle.
+        """How well the sound fits the picture at each offset, [N, offsets], with the right offset in the middle.
 
-        A picture in the middle of the clip is matched with the sounds before, beside and after it; None where the task
-        has no score.
+        A picture in the middle of the clip is matched with the sounds before it, at its time and after it; None where
+        the task has no score.
         """
         if not self.matches:
             return None
         return torch.stack([pairs.diagonal() for pairs in self.offset_pairs(batch, generator)], 1)
 
     def offset_pairs(self, batch: ClipBatch, generator: torch.Generator) -> Iterator[Tensor]:
-        """How well each sound fits each picture, [N pictures, N sounds], at one offset after the other; only where the
-        task `matches`."""
+        """How well each sound fits each picture, [N pictures, N sounds], for one offset after the other.
+
+        Only where the task `matches`.
+        """
         frames = self.span_frames
         most = (batch.video.shape[1] - frames) // 2
         starts = torch.full((len(batch),), most)

@@ -119,19 +119,19 @@ class PermutativeInfoNCE(nn.Module):
 
     Args:
         dim: the width D of the elements' embeddings.
-        subtasks: which of SUBTASKS to learn, as SubTask or by name.
+        subtasks: which of SUBTASKS to learn, as SubTasks or by name.
         task_weights: weights of the sub-tasks in the mean, one each, at least 0, or a mapping from names (those not
             named weigh 1): loss = sum(w_k loss_k) / sum(w_k). None: equal weights.
         fusion: how two elements become one embedding: "mlp", two layers over both side by side; "concat-linear", one
             layer; "sum". Each pair of elements has layers of its own, one set as context and one as target.
         gather: whose targets are the negatives, as in BilinearInfoNCE.
-        swapped_negatives: whether each target set is also to be told from the same sets with past and future swapped,
-            of all clips, its own clip's included: 2 N candidates, of which one shares speaker, light and pose.
+        swapped_negatives: whether each target is also told from the targets with past and future swapped, of all clips,
+            its own included: 2 N candidates, of which one shares speaker, light and pose.
         **options: the other options of BilinearInfoNCE: scale, learn_scale, normalize, symmetric (not beside
             swapped_negatives), reduction, backend, return_stats. The defaults are the method's: no temperature, no
             normalisation.
 
-    A state_dict holds the W in the order of `subtasks`: load it into a module with the same ones in the same order.
+    A state_dict holds the W in the order of `subtasks`: load it into a module with the same sub-tasks in that order.
 
     Reference: Tellamekala, Valstar, Pound, Giesbrecht, "Audio-Visual Predictive Coding for Self-Supervised Visual
     Representation Learning", ICPR 2020.
@@ -196,7 +196,7 @@ class PermutativeInfoNCE(nn.Module):
             v_future: [N, D], their futures as seen.
             a_past: [N, D], their pasts as heard.
             a_future: [N, D], their futures as heard.
-            clip_ids: [N] integers; clips of an equal id are no negatives of each other.
+            clip_ids: [N] integers; clips with equal ids are not negatives of each other.
             return_stats: overrides the option of the same name.
         """
         given = (v_past, v_future, a_past, a_future)
@@ -206,7 +206,7 @@ class PermutativeInfoNCE(nn.Module):
         contexts, targets = self._sides(given, self.swapped_negatives)
         target_ids = clip_ids
         if self.swapped_negatives and clip_ids is not None:
-            # an id that no context has: these are negatives of their own clip, too
+            # an id that no context has, so that the swapped targets are negatives of their own clip, too
             nobody = torch.full_like(clip_ids, torch.iinfo(clip_ids.dtype).min)
             target_ids = torch.cat([clip_ids, nobody])
         return self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
@@ -223,7 +223,7 @@ class PermutativeInfoNCE(nn.Module):
         """[K, N, N] scores of each context with each clip's target, in plain torch: for measurements, not for training.
 
         Args:
-            swapped: [K, N, 2 N] instead, the targets with past and future swapped after the true ones.
+            swapped: gives [K, N, 2 N] instead: after the true targets, those with past and future swapped.
         """
         contexts, targets = self._sides((v_past, v_future, a_past, a_future), swapped)
         if self.score.options.normalize == "layer_norm":
@@ -272,7 +272,7 @@ class PermutativeInfoNCE(nn.Module):
         return used
 
     def _check_kind(self, argument: str, value: Tensor) -> None:
-        """Raises unless value has the device and, where autocast does not make them alike, the dtype of the module."""
+        """Raises unless value has the module's device and, unless autocast makes them alike, the module's dtype."""
         weight = self.score.weight
         if value.device != weight.device:
             raise ValueError(f"{argument} must be on {weight.device} like the module, got {value.device}")

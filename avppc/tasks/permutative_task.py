@@ -38,7 +38,7 @@ def make_visual_permutative(config: PretrainConfig) -> ProxyTask:
 
 
 class PermutativeBase(ElementTask):
-    """What the permutative tasks share: the losses of the sub-tasks over four elements, weighed into one."""
+    """What the permutative tasks share: the losses of the sub-tasks over four elements, and their weighted mean."""
 
     def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask], *, hears: bool) -> None:
         super().__init__(config, hears=hears)
@@ -68,10 +68,10 @@ class PermutativeBase(ElementTask):
         return TaskOutput(loss, metrics)
 
     def _ids(self, batch: ClipBatch) -> Tensor | None:
-        """Numbers [N]; clips of equal ones are no negatives of each other."""
+        """Ids [N]; clips with equal ids are not negatives of each other."""
         leave_out = self.config.objective.leave_out
         if leave_out == "word":
-            # A clip without a label has a number of its own.
+            # A clip without a label has an id of its own.
             return torch.where(batch.labels < 0, -1 - batch.clip_ids, batch.labels)
         return batch.clip_ids if leave_out == "clip" else None
 
@@ -92,10 +92,10 @@ class PermutativeBase(ElementTask):
 
 
 class PermutativeTask(PermutativeBase):
-    """Sub-tasks over the past and future of each clip, seen and (where one needs it) heard.
+    """Sub-tasks over the past and future of each clip, seen and (if a sub-task needs it) heard.
 
-    Past and future go through each encoder as one batch of 2 N elements. They are cut first: no feature, motion channel
-    or convolution reaches over the cut.
+    Past and future go through each encoder as one batch of 2 N elements. They are cut before that: no feature, motion
+    channel or convolution reaches across the cut.
     """
 
     def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask] = SUBTASKS) -> None:
@@ -111,7 +111,7 @@ class PermutativeTask(PermutativeBase):
         return self.score(self.represent(batch, generator), batch)
 
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
-        """Embeddings [N, D] of Vp, Vf, Ap, Af; None for what is not heard."""
+        """Embeddings [N, D] of Vp, Vf, Ap, Af; None for sound if the task does not hear."""
         video, audio = self.embed(batch, generator)
         count = len(batch)
         heard: list[Tensor | None] = [None, None] if audio is None else [audio[:count], audio[count:]]
@@ -128,7 +128,7 @@ class PermutativeTask(PermutativeBase):
         return any(task.name in SAME_TIME for task in self.loss.subtasks)
 
     def match(self, seen: Tensor, heard: Tensor) -> Tensor:
-        """The mean score of the sub-tasks from picture to sound, or back, whose elements lie at the same time."""
+        """The mean score of those sub-tasks from picture to sound, or back, whose elements lie at the same time."""
         scores = []
         for task, weight in zip(self.loss.subtasks, self.loss.score.weight, strict=True):
             if task.name not in SAME_TIME:
@@ -140,7 +140,7 @@ class PermutativeTask(PermutativeBase):
         return torch.stack(scores).mean(0)
 
     def _normalized(self, embeddings: Tensor) -> Tensor:
-        """As the loss normalises them."""
+        """The embeddings, normalised as the loss normalises them."""
         if self.config.objective.normalize == "none":
             return embeddings
         return functional.layer_norm(embeddings, embeddings.shape[-1:])
@@ -153,7 +153,7 @@ def _uses(subtasks: Sequence[SubTask], modality: str) -> bool:
 class ChunkTask(PermutativeBase):
     """Four chunks of what is seen: every set of one or two predicts every disjoint one, 42 sub-tasks in all.
 
-    They are the sub-tasks of SUBTASKS with V1, V2, V3, V4 in the places of Vp, Vf, Ap, Af. A chunk is jittered by at
+    They are the sub-tasks of SUBTASKS with V1, V2, V3, V4 in the places of Vp, Vf, Ap, Af. The jitter of a chunk is at
     most a quarter of its length.
     """
 
@@ -175,7 +175,7 @@ class ChunkTask(PermutativeBase):
         return len(CHUNKS) * next(room for room in rooms if room - self._jitter(room) >= self.config.frame_stride)
 
     def _jitter(self, room: int) -> int:
-        """Frames that a chunk has less than its room."""
+        """Frames by which a chunk is shorter than its room."""
         return min(self.config.augment.time_jitter_frames, room // 4)
 
     def cut_chunks(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
@@ -196,7 +196,7 @@ class ChunkTask(PermutativeBase):
 
 
 def _as_elements(text: str) -> str:
-    """Names of sub-tasks over chunks as those of SUBTASKS."""
+    """Names of sub-tasks over chunks, as those of SUBTASKS."""
     for element, chunk in zip(ELEMENTS, CHUNKS, strict=True):
         text = text.replace(chunk, element)
     return text

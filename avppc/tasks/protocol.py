@@ -16,7 +16,7 @@ from avppc.models.video import VideoEncoder
 
 @dataclass(frozen=True, eq=False)
 class TaskOutput:
-    """What one batch gave."""
+    """The result of one batch."""
 
     loss: Tensor
     """0-d, with gradient."""
@@ -25,11 +25,11 @@ class TaskOutput:
 
 
 Representations = Sequence[Tensor | None]
-"""Tensors [N, ...], a row a clip; None for what the task does without."""
+"""Tensors [N, ...], a row a clip; None for what the task does not use."""
 
 
 class ProxyTask(nn.Module, ABC):
-    """A task that needs no labels: it owns the visual encoder that is kept and whatever else it trains beside it."""
+    """A task that needs no labels. It owns the visual encoder, which is kept, and whatever else it trains beside it."""
 
     video_encoder: VideoEncoder
 
@@ -38,16 +38,16 @@ class ProxyTask(nn.Module, ABC):
         """The loss of a batch of whole clips.
 
         Args:
-            generator: where every random draw comes from, by the functions of avppc.data.draws if it belongs to a clip.
+            generator: the source of every random draw; what belongs to one clip is drawn by avppc.data.draws.
         """
 
     @property
     def frames_needed(self) -> int:
-        """Shortest clips that the task learns from."""
+        """Frames of the shortest clips that the task can learn from."""
         return 1
 
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
-        """What the encoders make of each clip by itself, each [N, ...]; `score` needs no more of the clips.
+        """What the encoders make of each clip by itself, each [N, ...]; `score` needs nothing else of the clips.
 
         A task that has both this and `score` can learn from batches that do not pass through its encoders at once.
         """
@@ -63,7 +63,7 @@ class ProxyTask(nn.Module, ABC):
         return type(self).represent is not ProxyTask.represent
 
     def describe(self) -> dict[str, list[str]]:
-        """Names of the entries of the [K] metrics, by metric; the report and the log use them."""
+        """The names of the entries of each [K] metric, by metric; the report and the log use them."""
         return {}
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ class TaskEntry(NamedTuple):
     """A proxy task that can be chosen."""
 
     title: str
-    """As tables call it."""
+    """Its name in tables."""
     make: Callable[[PretrainConfig], ProxyTask]
     """A new task with its encoder."""
 

@@ -1,4 +1,4 @@
-"""Spans of clips: picture and sound cut at frames of one's choice, each clip at its own."""
+"""Spans of clips: picture and sound, each clip cut at a frame of its own."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def draw_shifted(
     most: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """[N] other starts from 0 to `last`, `least` to `most` frames from `starts`, each such place as likely.
+    """[N] other starts from 0 to `last`, `least` to `most` frames away from `starts`, all of them equally likely.
 
-    Where a start has no such place, the farthest one there is.
+    If a start has no such other, the farthest one is taken.
     """
     places = torch.arange(last + 1)
     distance = (places - starts[:, None]).abs()

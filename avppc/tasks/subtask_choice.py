@@ -10,7 +10,7 @@ GROUPS = (*SIZE_GROUPS, "between", "within", "mixed")
 
 
 def modality_group(subtask: SubTask) -> str:
-    """What has to be crossed: "between" the modalities, nothing ("within" one), or either ("mixed")."""
+    """ "between": sound from picture alone, or the reverse; "within": one modality only; "mixed": all others."""
     if subtask.between_modalities:
         return "between"
     return "within" if len({element[0] for element in (*subtask.inputs, *subtask.targets)}) == 1 else "mixed"
@@ -20,7 +20,7 @@ def choose_subtasks(available: Sequence[SubTask], chosen: str = "", excluded: st
     """The sub-tasks that `chosen` names (all for ""), in their order, without those that `excluded` names.
 
     Raises:
-        ValueError: a text that names no group or sub-task, is ambiguous, or leaves nothing.
+        ValueError: a text names no group or sub-task, is ambiguous, or leaves nothing.
     """
     for name, text in (("subtasks", chosen), ("exclude", excluded)):
         if not isinstance(text, str):
@@ -48,7 +48,7 @@ def _named(argument: str, text: str, available: Sequence[SubTask]) -> set[SubTas
 
 
 def _readings(words: list[str], names: object) -> list[list[str]]:
-    """Every way to join words into names; names have commas of their own, two at most."""
+    """Every way to join the words into names; a name has at most two commas of its own."""
     if not words:
         return [[]]
     found = []

@@ -28,8 +28,8 @@ def make_synchronization(config: PretrainConfig) -> ProxyTask:
 class _PairedSpans(ElementTask):
     """Two spans of each clip, and each one's picture with the other one's sound.
 
-    So every picture and every sound is in as many aligned as false pairs: neither alone tells which it is, not even by
-    where in the clip it lies.
+    So every picture and every sound is in as many aligned as false pairs: neither of them alone, nor its place in the
+    clip, tells which kind a pair is.
     """
 
     @property
@@ -37,7 +37,7 @@ class _PairedSpans(ElementTask):
         return self.span_frames + 2 * self.config.rivals.min_shift_frames - 1
 
     def embed(self, batch: ClipBatch, least: int, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What is seen and heard [2 N, D] over a span of each clip and over another, `least` to `most` frames away."""
+        """Embeddings, seen and heard, each [2 N, D], of one span of each clip and of another `least` to `most` away."""
         frames = self.span_frames
         last = batch.video.shape[1] - frames
         possible = (last + 1) // 2  # for a span in the middle of the clip
@@ -54,7 +54,7 @@ class _PairedSpans(ElementTask):
 
 
 def _swap_spans(embeddings: Tensor) -> Tensor:
-    """[2 N, D]: in each clip's place that of its other span."""
+    """[2 N, D]: in each clip's place, the embedding of its other span."""
     return torch.cat(embeddings.chunk(2)[::-1])
 
 
@@ -80,7 +80,7 @@ class CurriculumTask(_PairedSpans):
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
-        # In the state of the run, so that one that was stopped goes on in its stage.
+        # Part of the run's state, so that a run that was stopped goes on in its stage.
         self.register_buffer("batches_done", torch.zeros((), dtype=torch.int64))
 
     @property
@@ -163,7 +163,7 @@ class MultiwayTask(ElementTask):
         return TaskOutput(loss, {"right": right})
 
     def similarity(self, video: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """[N, T', T'] of each encoded frame with the sound at each, scaled and shifted as learned."""
+        """[N, T', T'] similarity of each encoded frame with the sound at each, with the learned scale and shift."""
         phase, stride = self.draw_phase(generator), self.config.frame_stride
         seen = self.video_pool(self.frame_features(video, phase, generator)).float()
         heard = self.audio_pool(self.sound_features(audio, generator)[:, phase::stride]).float()

@@ -18,7 +18,7 @@ from avppc.tasks.spans import cut_video, draw_starts
 
 
 class TimeArrowTask(ElementTask):
-    """Each clip is shown as it was or reversed, with even chances; the frames' order must be seen to tell which.
+    """Each clip is shown as it was or reversed, with even chances; only the order of the frames tells which.
 
     Reference: Wei, Lim, Zisserman, Freeman, "Learning and Using the Arrow of Time", CVPR 2018.
     """
@@ -43,7 +43,7 @@ class TimeArrowTask(ElementTask):
         return binary_output(self.arrow(batch, reversed_, generator), (~reversed_).to(batch.device))
 
     def arrow(self, batch: ClipBatch, reversed_: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits [N] of "forward", the clips chosen by reversed_ [N] shown backward."""
+        """Logits [N] of "forward", with the clips that reversed_ [N] marks shown backward."""
         jitter = self.config.augment.time_jitter_frames
         frames = batch.video.shape[1] - jitter
         starts = draw_starts(len(batch), jitter, generator, training=self.training)

@@ -13,7 +13,7 @@ from avppc.tasks.permutative import SIZE_GROUPS, SubTask
 
 
 def fixed_weights(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> list[float] | None:
-    """One weight a sub-task; None where `make_weighting` weighs them while they are learned."""
+    """One weight a sub-task; None if the weights are found during training, by what `make_weighting` gives."""
     if config.weighting == "modality":
         return [config.between_weight if task.between_modalities else config.other_weight for task in subtasks]
     if config.weighting == "equal":
@@ -45,7 +45,7 @@ class Weighting(nn.Module):
         raise NotImplementedError
 
     def weights(self) -> Tensor:
-        """[K] the present weights, of mean 1."""
+        """[K] the current weights, of mean 1."""
         raise NotImplementedError
 
 
@@ -68,10 +68,10 @@ class UncertaintyWeighting(Weighting):
 
 
 class GradientNormWeighting(Weighting):
-    """Weights such that the gradients of all sub-tasks at the embeddings are as long as their losses are large.
+    """Weights that make the norm of each sub-task's gradient at the embeddings proportional to loss^power.
 
-    Every `every` batches w_k = (loss_k / mean loss)^power / |gradient_k|, smoothed over batches. Unlike the published
-    method, which moves the weights towards this balance by gradient descent, they are set to it.
+    Every `every` batches w_k = (loss_k / mean loss)^power / |gradient_k|, smoothed over batches. The published method
+    moves the weights towards this balance by gradient descent; here they are set to it.
 
     Reference: Chen, Badrinarayanan, Lee, Rabinovich, "GradNorm", ICML 2018.
     """
@@ -82,7 +82,7 @@ class GradientNormWeighting(Weighting):
     def __init__(self, tasks: int, power: float, every: int = 20, smoothing: float = 0.7) -> None:
         super().__init__()
         self.power, self.every, self.smoothing = power, every, smoothing
-        # Both are in the state of the run: one that was stopped goes on with the same weights.
+        # Both are part of the run's state: a run that was stopped goes on with the same weights.
         self.register_buffer("current", torch.ones(tasks))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
