@@ -1,1 +1,1 @@
-"""What a pretrained encoder is worth: lip reading, the table, probes, reports; and whether data are in sync."""
+"""How good a pretrained encoder is: lip reading, the table, probes, reports; and whether data are in sync."""

@@ -20,12 +20,12 @@ _CURVES = {"envelope": "correlation, held out", "model": "mean score, deviations
 
 
 def run(config: CheckSyncConfig) -> int:
-    """Writes OUT/histogram.png and OUT/sync.json; 0: in sync, 3: shifted, 1: it cannot be told.
+    """Writes OUT/histogram.png and OUT/sync.json; returns 0: in sync, 3: shifted, 1: cannot be told.
 
-    With a run, what either way says clearly counts.
+    With a run there are two estimates: "shifted" by either gives 3, else "in sync" by either gives 0.
 
     Raises:
-        ValueError: no packed data set, clips too short for the shifts looked for, or a run that cannot tell.
+        ValueError: no packed data set, clips too short for the shifts to look for, or a run that cannot tell offsets.
     """
     with PackedDataset(config.data, config.split, verify=False) as dataset:
         estimates = [estimate_offset(dataset, config.clips, config.max_offset_frames)]
@@ -77,7 +77,7 @@ def _numbers(found: SyncEstimate, verdict: str) -> dict[str, object]:
 
 
 def _plot(path: Path, estimates: Sequence[SyncEstimate]) -> None:
-    """A column an estimate: histogram of the videos' offsets above the curve."""
+    """One column for each estimate: the histogram of the videos' offsets above the curve."""
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(7 * len(estimates), 5), layout="constrained")

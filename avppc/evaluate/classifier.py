@@ -1,4 +1,4 @@
-"""Training a word classifier on few clips: best epoch by validation, tested by the caller once."""
+"""Training a word classifier on few clips: the best epoch is kept by validation; the caller tests it once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClassifierData(Protocol):
     """What a classifier sees: frozen features, mouth trajectories, or pictures."""
 
     def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Inputs of these training clips, varied at random."""
+        """Inputs of these training clips, with random variation."""
 
     def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
         """Inputs of all clips of a split, in order, in batches."""
@@ -47,7 +47,7 @@ def fit_classifier(
     val_labels: Tensor,
     config: FitConfig,
 ) -> float:
-    """Trains with AdamW, the rates in `groups` the highest; the model ends as it was at its best epoch.
+    """Trains with AdamW, with the rates in `groups` as the highest; the model ends as it was at its best epoch.
 
     Returns:
         The best rate of right words on the validation clips, 0 to 1.
@@ -56,7 +56,7 @@ def fit_classifier(
     device = labels.device
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    # A batch of one clip would have no batch statistics: batches are as even as can be, and of two clips at least.
+    # A batch of one clip would have no batch statistics: batches are as even as possible, of at least two clips.
     batches = max(1, min(round(len(rows) / config.batch_size), len(rows) // 2))
     optimizer = torch.optim.AdamW(groups, weight_decay=config.recipe.weight_decay, fused=True)
     schedule = _make_schedule(optimizer, config.recipe, config.epochs * batches)
@@ -86,14 +86,14 @@ def _make_schedule(
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rates = [group["lr"] for group in optimizer.param_groups]
-    rise = 0.25 if steps == 5 else 0.2  # a rise of exactly one step is a division by zero there
+    rise = 0.25 if steps == 5 else 0.2  # a rise of exactly one step would be a division by zero
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rates, total_steps=steps, pct_start=rise, cycle_momentum=False
     )
 
 
 def _loss(model: nn.Module, inputs: Tensor, labels: Tensor, recipe: RecipeConfig, generator: torch.Generator) -> Tensor:
-    """Cross-entropy; with mixup that of each clip blended with another, towards both words in the same shares."""
+    """Cross-entropy; with mixup each clip is blended with another, and both words count with the same shares."""
     if not recipe.mixup:
         return functional.cross_entropy(model(inputs).float(), labels, label_smoothing=recipe.label_smoothing)
     seed = int(torch.randint(0, 1 << 62, (), generator=generator))

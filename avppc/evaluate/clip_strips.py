@@ -25,7 +25,7 @@ TILES = 15
 
 @dataclass(frozen=True)
 class ClipStrip:
-    """One clip; the pictures are data URIs of PNG files whose width is the clip's time."""
+    """One clip. The pictures are data URIs of PNG files; their width is the clip's time."""
 
     word: str | None
     source: str
@@ -42,14 +42,14 @@ class ClipSheet:
     frames: int
     """Frames of each clip."""
     tiles: int
-    """Frames shown of each."""
+    """Frames shown of each clip."""
     spans: list[tuple[str, int]]
     """"past", "gap", "future" and "unused" with their frames, from left to right."""
     strips: list[ClipStrip]
 
 
 def make_clip_sheet(directory: Path, cut: CutConfig, features: LogMelConfig, clips: int = 6) -> ClipSheet:
-    """Clips of as many words as can be, of the test split where there is one; the same ones each time.
+    """Clips of as many different words as possible, from the test split if there is one; the same clips each time.
 
     Raises:
         FileNotFoundError, ValueError: there is no packed data set, or it is damaged.
@@ -61,7 +61,7 @@ def make_clip_sheet(directory: Path, cut: CutConfig, features: LogMelConfig, cli
         batch = dataset.batch(rows)
         frames = dataset.shape.frames
         tiles = min(TILES, frames)
-        # each tile shows the frame at its middle, so that tiles, sound and spans share one clock
+        # each tile shows the frame in its middle, so that tiles, sound and spans share one clock
         shown = (torch.arange(tiles) + 0.5).mul(frames / tiles).long()
         strips = [
             ClipStrip(
@@ -81,7 +81,7 @@ def _spread_over_words(
     labels: Tensor,  # [n]
     clips: int,
 ) -> Tensor:
-    """Row numbers: one clip each of words spread over the vocabulary, or rows spread over the split."""
+    """Row numbers of clips of `clips` words spread over the vocabulary; if there are fewer, rows spread over all."""
     words = labels.unique()
     if len(words) < clips:
         return torch.linspace(0, len(labels) - 1, min(clips, len(labels))).long().unique()
@@ -93,7 +93,7 @@ def _spread_over_words(
 
 
 def _spans(cut: CutConfig, frames: int) -> list[tuple[str, int]]:
-    """What of the clip is past, gap, future and unused, as far as there are frames."""
+    """Which frames of the clip are past, gap, future and unused, as far as there are frames."""
     spans, start = [], 0
     wanted = (("past", cut.past_frames), ("gap", cut.gap_frames), ("future", cut.future_frames), ("unused", frames))
     for name, length in wanted:
@@ -105,7 +105,7 @@ def _spans(cut: CutConfig, frames: int) -> list[tuple[str, int]]:
 
 
 def _mel_picture(audio: Tensor, frames: int, features: LogMelConfig) -> NDArray[np.uint8]:
-    """[bands, mel frames]: low bands at the bottom, from the clip's 2nd to its 99.5th percentile."""
+    """[bands, mel frames]: low bands at the bottom; grey from the clip's 2nd to its 99.5th percentile."""
     mel = log_mel(audio.unsqueeze(0), features)[0].float()
     mel = mel[: frames * SAMPLES_PER_FRAME // features.hop_samples]
     low, high = (torch.quantile(mel, share).item() for share in (0.02, 0.995))

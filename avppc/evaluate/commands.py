@@ -1,4 +1,4 @@
-"""The command line that gives a configuration again."""
+"""The command line that reproduces a configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def changed_settings(config: Any, default: Any) -> dict[str, Any]:
 
 
 def command_line(command: str, settings: Mapping[str, Any]) -> str:
-    """`avppc COMMAND` for the shell, with a flag for each setting by its dotted name; long ones over several lines."""
+    """`avppc COMMAND` for the shell, with a flag for each setting by its dotted name, over several lines if long."""
     lines = [f"avppc {command}"]
     for name, value in settings.items():
         flag = shlex.join(_flag(name.replace("_", "-"), value))
@@ -29,7 +29,7 @@ def command_line(command: str, settings: Mapping[str, Any]) -> str:
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    """The words of one flag; booleans are told by the flag alone."""
+    """The words of one flag; a boolean is given by the flag alone."""
     parent, dot, leaf = name.rpartition(".")
     if isinstance(value, bool):
         return [f"--{parent}{dot}{'' if value else 'no-'}{leaf}"]

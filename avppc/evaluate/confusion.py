@@ -1,4 +1,4 @@
-"""Which words are taken for which."""
+"""Which words are mistaken for which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Two words and how often each is taken for the other."""
+    """Two words, and how often each is mistaken for the other."""
 
     first: str
     second: str
@@ -23,7 +23,7 @@ class ConfusedPair:
 def confusion_rates(
     counts: Sequence[Sequence[int]],  # [words spoken, words chosen]
 ) -> NDArray[np.float64]:
-    """[words, words], each row the shares of a spoken word's clips; zeros for a word without clips."""
+    """[words, words]: each row has the shares of a spoken word's clips; zeros for a word without clips."""
     table = np.asarray(counts, np.float64)
     if table.ndim != 2 or table.shape[0] != table.shape[1]:
         raise ValueError(f"confusion must be a square table, got shape {table.shape}")
@@ -32,7 +32,7 @@ def confusion_rates(
 
 
 def most_confused(rates: NDArray[np.float64], words: Sequence[str], count: int) -> list[ConfusedPair]:
-    """The pairs that are taken for each other most often, both directions added; pairs never confused left out."""
+    """The pairs most often mistaken for each other, both directions added; pairs never confused are left out."""
     mutual = np.triu(rates + rates.T, 1)
     ranked = np.argsort(-mutual, axis=None, kind="stable")[:count]
     pairs = (divmod(int(place), len(words)) for place in ranked if mutual.flat[place] > 0)
@@ -40,10 +40,10 @@ def most_confused(rates: NDArray[np.float64], words: Sequence[str], count: int) 
 
 
 def order_by_confusion(rates: NDArray[np.float64]) -> list[int]:
-    """An order of the words in which those taken for each other stand side by side.
+    """An order of the words in which those that are mistaken for each other stand side by side.
 
     Average-linkage clustering on the mutual rates; a merged group is laid out so that its two closest ends meet. Groups
-    that share no confusion keep the given order.
+    that are never confused keep the given order.
     """
     ends = rates + rates.T
     links = ends.copy()
@@ -64,7 +64,7 @@ def order_by_confusion(rates: NDArray[np.float64]) -> list[int]:
 
 
 def _join(first: list[int], second: list[int], ends: NDArray[np.float64]) -> list[int]:
-    """The two groups one after the other, either turned round so that the closest ends meet."""
+    """The two groups one after the other, each possibly reversed, so that the closest ends meet."""
     layouts = [(a, b) for a in (first, first[::-1]) for b in (second, second[::-1])]
     head, tail = max(layouts, key=lambda layout: ends[layout[0][-1], layout[1][0]])
     return head + tail

@@ -1,4 +1,4 @@
-"""Where fits run: side by side in processes of a thread or more each, or in this process on a GPU.
+"""Where fits run: side by side in processes of one thread or more each, or in this process on a GPU.
 
 The classifiers are small: two processes with a core each train nearly twice as many of them as one with two threads.
 """
@@ -21,7 +21,7 @@ from avppc.worker import follow_parent
 
 
 class FitPool:
-    """Runs fits of a bench; use as a context manager."""
+    """Runs the fits of a bench; used as a context manager."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -41,7 +41,7 @@ class FitPool:
             )
 
     def submit(self, fit: Fit) -> Future[FitResult]:
-        """Starts a fit, here and now where there is but one process."""
+        """Starts a fit; if there is only one process, runs it here and now."""
         if self._executor is not None:
             return self._executor.submit(_run_fit, fit, self._file_of(fit.row))
         future: Future[FitResult] = Future()
@@ -49,7 +49,7 @@ class FitPool:
         return future
 
     def _file_of(self, row: RowName) -> Path | None:
-        """The file of a row's features, which all processes map: they are in memory once. None: it has none."""
+        """The file of a row's features, which all processes map, so that they are in memory once. None: no features."""
         if row not in self._files:
             self._files[row] = None
             if (features := self.bench.features(row)) is not None:
@@ -59,9 +59,9 @@ class FitPool:
         return self._files[row]
 
     def _features_of(self, row: RowName) -> FeatureSource | None:
-        """A row's features; None: it has none. Fits that run one by one come row by row: no other's are kept."""
+        """A row's features; None: no features. Fits that run one by one come row by row: no other row's are kept."""
         if self._last is None or self._last[0] != row:
-            self._last = None  # makes room first
+            self._last = None  # frees memory first
             self._last = row, None if row in TRAINED_ROWS else self.bench.features(row)
         return self._last[1]
 
@@ -72,7 +72,7 @@ class FitPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._executor is not None:
-            if error is not None:  # nobody waits for what is half done
+            if error is not None:  # nobody waits for unfinished fits
                 for process in list(self._executor._processes.values()):
                     process.kill()
             self._executor.shutdown(cancel_futures=True)

@@ -54,7 +54,7 @@ class Fit:
     trial: Trial
     draw: int
     selects: bool
-    """Whether it only helps to choose a trial: never tested, and shorter where it sees pictures instead of features."""
+    """Whether it only helps to choose a trial: it is never tested, and is shorter if it sees pictures, not features."""
 
     def __str__(self) -> str:
         return f"{self.row}: {self.trial}, {'trial' if self.selects else f'draw {self.draw + 1}'}"
@@ -62,12 +62,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of a fit."""
+    """The outcome of a fit."""
 
     val_rate: float
     """Rate of right words on the validation clips at the best epoch, 0 to 1."""
     chosen: Tensor
-    """[test clips] int64, the words chosen in test; empty where the fit only selects."""
+    """[test clips] int64, the words chosen for them; empty if the fit only selects."""
     seconds: float
 
 
@@ -84,7 +84,7 @@ def trials_of(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:
 
 
 def draws_of(config: EvaluateConfig, row: RowName) -> int:
-    """Draws of the labels that a row is tested on; all labels make one."""
+    """Draws of the labels on which a row is tested; with all labels there is one."""
     if not config.labels_per_word:
         return 1
     return config.training_draws if row in TRAINED_ROWS else config.draws
@@ -96,9 +96,9 @@ class Bench:
 
     config: EvaluateConfig
     verify: bool = True
-    """Whether the shards' checksums are computed."""
+    """Whether the shards' checksums are verified."""
     label_rows: list[Tensor] = field(init=False)
-    """Rows of the labelled training clips, a tensor a draw."""
+    """Rows of the labelled training clips, one tensor for each draw."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -122,18 +122,18 @@ class Bench:
         return self.splits["train"].words
 
     def labels(self, split: str) -> Tensor:
-        """[n] int64 words of the clips of a split, -1 where not known."""
+        """[n] int64 words of the clips of a split, -1 where unknown."""
         return self.splits[split].labels
 
     def fresh_encoder(self) -> VideoEncoder:
-        """An encoder of random weights, always the same ones."""
+        """An encoder of random weights, the same each time."""
         torch.manual_seed(self.config.seed)
         return VideoEncoder(self.encoder.config).to(self.device)
 
     def features(self, row: RowName) -> FeatureSource | None:
-        """What the heads of a row see whose encoder stays as it is: computed once for all of its fits.
+        """What the heads of a row with a fixed encoder see, computed once for all of its fits.
 
-        None where there is no room for them: the fits then see pictures through the frozen encoder.
+        None if there is no room for it: the fits then see pictures through the frozen encoder.
         """
         rows = torch.cat(self.label_rows[: draws_of(self.config, row)]).unique()
         if row != "ceiling" and self._feature_bytes(len(rows)) > self.config.feature_gigabytes * 1e9:
@@ -149,7 +149,7 @@ class Bench:
         return 4 * clips * self.splits["train"].shape.frames * self.encoder.out_features
 
     def run(self, fit: Fit, features: FeatureSource | None = None) -> FitResult:
-        """Trains a classifier and, unless the fit only selects, tests it; `features` are the row's."""
+        """Trains a classifier and, unless the fit only selects, tests it; `features` are those of its row."""
         start = time.perf_counter()
         if features is None:
             val_rate, chosen = self._fit_pictures(fit)
@@ -164,7 +164,7 @@ class Bench:
         return self._train_and_test(head, groups, features, fit, self.config.epochs)
 
     def _fit_pictures(self, fit: Fit) -> tuple[float, Tensor]:
-        """A head over the encoder: trained with it, from random weights or the run's, or frozen."""
+        """A head on the encoder, which is trained with it (from random weights or the run's) or frozen."""
         config, trains = self.config, fit.row in TRAINED_ROWS
         encoder = copy.deepcopy(self.encoder) if fit.row in ("finetuned", "frozen") else self.fresh_encoder()
         head = self._make_head(fit, encoder.out_features).to(self.device)

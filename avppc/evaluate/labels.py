@@ -1,4 +1,4 @@
-"""Which clips are labelled: fixed by a seed, the same for every encoder that is compared."""
+"""Which clips are labelled: chosen by a seed, and the same for every encoder that is compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def draw_labelled_clips(labels: Tensor, per_word: int, seed: int, words: Sequence[str] = ()) -> Tensor:
-    """Rows of the clips whose labels may be used: `per_word` of each word, or all for 0; int64, ascending.
+    """Row numbers of the clips whose labels may be used: `per_word` of each word, 0: all; int64, ascending.
 
     Args:
         words: what the labels mean, for the text of an error.

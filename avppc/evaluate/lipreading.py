@@ -27,13 +27,13 @@ from avppc.train.run import read_run_config
 
 
 def run(config: EvaluateConfig) -> int:
-    """`avppc evaluate`: evaluates every row, writes its JSON, prints the table; returns 0."""
+    """`avppc evaluate`: evaluates every row, writes its JSON, and prints the table; returns 0."""
     evaluate(config)
     return 0
 
 
 def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
-    """The rows asked for, in their order; a row that the same settings already gave is read, not computed again.
+    """The rows asked for, in their order. A row that the same settings already gave is read, not computed again.
 
     Head, learning rates and epoch of each row are chosen on the validation clips, with the first draw of labels; each
     draw is then tested once.
@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
         for done in _run_rows(bench, work):
             result = done.result(bench, settings)
             write_row(place, result)
-            known[result.row] = result  # type: ignore[index]  # a row's name comes back as it went in
+            known[result.row] = result  # type: ignore[index]  # a row's name is written as it was given
     results = [result for result in known.values() if result is not None]
     if show:
         print_table(results)
@@ -92,11 +92,11 @@ class RowWork:
 
     @property
     def best(self) -> Trial:
-        """The trial with the best validation rate; the first of several."""
+        """The trial with the best validation rate; the first one of several."""
         return max(self._all_trials, key=lambda trial: self.trials[trial].val_rate)
 
     def add(self, fit: Fit, result: FitResult) -> None:
-        """Takes what came of a fit; the last trial makes the draws ready."""
+        """Takes the outcome of a fit; after the last trial the draws are ready."""
         if not fit.selects:
             self.draws[fit.draw] = result
             return
@@ -159,10 +159,10 @@ def _confusion(labels: Tensor, chosen: list[Tensor], words: int) -> list[list[in
 
 
 def settings_of(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings on which a row depends; a finished row of the same settings is not computed again.
+    """The settings on which a row depends: a finished row with the same settings is not computed again.
 
     Raises:
-        ImportError, ValueError, OSError: the index of the data is not to be had.
+        ImportError, ValueError, OSError: the index of the data cannot be read.
     """
     settings = config_to_dict(config)
     for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data"):

@@ -1,4 +1,4 @@
-"""The offset between sound and picture of a data set, by a pretrained model's own score of one for the other."""
+"""The offset between sound and picture of a data set, by a pretrained model's own score of how well the two fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BATCH = 64
 def estimate_offset_by_model(
     trained: TrainedTask, dataset: PackedDataset, clips: int, max_offset_frames: int
 ) -> SyncEstimate:
-    """The shift of the sound at which the model finds that it fits the picture best.
+    """The shift of the sound at which the model finds it to fit the picture best.
 
-    The model finds the shift that it was trained with: it must come from data that are in sync.
+    The model finds the shift that it was trained with, so it must come from data that are in sync.
 
     Args:
-        clips: most clips looked at.
-        max_offset_frames: largest shift to either side; as far as the clips have room beside the model's spans.
+        clips: the most clips to look at.
+        max_offset_frames: largest shift to either side, as far as the clips have room beside the model's spans.
 
     Raises:
         ValueError: the run's task does not compare sound and picture, or the clips are too short for its spans.
@@ -46,8 +46,10 @@ def estimate_offset_by_model(
 
 
 def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
-    """[N, L] how well each sound fits the picture, above what it does for the batch's other pictures on average: some
-    sounds, silence among them, score higher than others whatever is seen."""
+    """[N, L] how well each sound fits its picture, less how well it fits the batch's pictures on average.
+
+    The latter is subtracted because some sounds, silence among them, score higher than others whatever is seen.
+    """
     task, generator = trained.task, trained.generator()
     if not task.matches:
         scores = task.offset_scores(batch, generator)

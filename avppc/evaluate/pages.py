@@ -8,7 +8,7 @@ import jinja2
 
 
 def page_environment() -> jinja2.Environment:
-    """Where templates are looked up; what is put into them is escaped, and what is missing is an error."""
+    """Where templates are looked up. Values put into them are escaped, and a missing one is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -33,14 +33,14 @@ PALETTE = {
     "fourth": ("#8356a5", "#bb99da"),
     "on-accent": ("#fffffe", "#0e1216"),
 }
-"""Colours by name, for a light and for a dark page; the page defines them as CSS variables."""
+"""Colours by name, for a light and a dark page; the page defines them as CSS variables."""
 
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 _SERIES = [_LIGHT[name] for name in ("accent", "second", "third", "fourth")]
-_FONT = "'DejaVu Sans', sans-serif"  # comes with matplotlib: text is measured alike everywhere
-_WIDTH = 960  # CSS pixels at full size; one point of matplotlib's is one pixel
+_FONT = "'DejaVu Sans', sans-serif"  # comes with matplotlib, so text has the same size everywhere
+_WIDTH = 960  # CSS pixels at full size; one point of matplotlib is one pixel
 _LEAST_WIDTH = 640  # on narrower screens a figure scrolls
-_POINTS = 400  # of a curve, at most
+_POINTS = 400  # at most, of one curve
 LABELLED_WORDS = 40
 """A confusion matrix of more words has no room for their names."""
 _STYLE: dict[Any, Any] = {
@@ -78,10 +78,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def _draw(name: str, height: float, draw: Callable[[Figure], None], width: float = _WIDTH) -> str:
-    """An <svg> element of that size in CSS pixels, its ids beginning with `name`, so that several live in one page."""
-    # another salt in each figure: the ids of equal clip paths differ, and are the same each time
+    """An <svg> element of that size in CSS pixels; its ids begin with `name`, so that several can be in one page."""
+    # another salt in each figure, so that the ids of equal clip paths differ, and are the same each time
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # text is drawn by the reader's own fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts draw the text
         figure = Figure(figsize=(width / 72, height / 72))
         draw(figure)
         buffer = io.BytesIO()
@@ -102,7 +102,7 @@ def _adapt_tag(tag: str, name: str, width: float) -> str:
         box = re.search(r'viewBox="[^"]*"', tag)
         assert box is not None
         widths = f"max-width: {width:g}px; min-width: {min(width, _LEAST_WIDTH):g}px"
-        return f'<svg {box[0]} style="{widths}" aria-hidden="true">'  # the caption says what is seen
+        return f'<svg {box[0]} style="{widths}" aria-hidden="true">'  # the caption says what the figure shows
     tag = tag.replace(_FONT, "var(--sans)")
     for colour, light in _LIGHT.items():
         tag = tag.replace(light, f"var(--{colour})")
@@ -124,7 +124,7 @@ def plot_rates(groups: Sequence[Sequence[RowResult]]) -> str:
             if len(groups) > 1:
                 axes.set_title(labels_title(rows[0].labels_per_word))
         highest = max(100 * min(row.wcr + row.interval95, 1.0) for rows in groups for row in rows)
-        panels[-1].set_xlim(0, 1.22 * max(highest, 1.0))  # room for the numbers right of the bars
+        panels[-1].set_xlim(0, 1.22 * max(highest, 1.0))  # room for the numbers to the right of the bars
         panels[-1].set_xticks([tick for tick in panels[-1].get_xticks() if tick <= 100])
         panels[-1].set_xlabel("words right, %")
 
@@ -228,7 +228,7 @@ def plot_groups(record: RunRecord) -> str:
             legend = panels[0, column].legend(
                 loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0, handlelength=1.2, columnspacing=1.4
             )
-            legend.set_in_layout(False)  # it may reach beyond the panel without making that smaller
+            legend.set_in_layout(False)  # it may reach beyond the panel without making the panel smaller
             _mark_chance(panels[0, column], 100 / record.config.batch_size)
             _mark_chance(panels[1, column], math.log(record.config.batch_size))
             panels[1, column].set_xlabel("step")
@@ -283,7 +283,7 @@ def _mark_chance(axes: Axes, value: float, text: str = "") -> None:
 
 
 def _thin(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The means of equal runs of rows, so that a long log gives at most _POINTS points."""
+    """The means of runs of equally many rows, so that a long log gives at most _POINTS points."""
     if len(values) <= _POINTS:
         return values
     return np.array([mean_of_finite(part, 0) for part in np.array_split(values, _POINTS)])
@@ -333,7 +333,7 @@ def _start_grid(axes: Axes, labels: Sequence[str], rotation: float) -> None:
 
 
 def _fill_cell(axes: Axes, row: int, column: int, share: float, text: str, framed: bool = False) -> None:
-    """One cell of a grid, the fuller the larger its share; the text on top."""
+    """One cell of a grid, its colour the stronger the larger its share, with the text on top."""
     if not math.isfinite(share):
         share, text = 0.0, "\u2013"
     strength = 0.06 + 0.94 * min(max(share, 0.0), 1.0)
@@ -350,7 +350,7 @@ def plot_confusion(
     words: Sequence[str],
     name: str,
 ) -> str:
-    """The confusion matrix, words in the order given; shares from 5% on are written into the cells."""
+    """The confusion matrix, with the words in the order given; shares of 5% or more are written into the cells."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -371,7 +371,7 @@ def plot_confusion(
 
 
 def _draw_picture(axes: Axes, rates: NDArray[np.float64]) -> None:
-    """Every cell a pixel: no colour for 0, the full accent for 1, with a square root so that rare confusions show."""
+    """Each cell is a pixel: no colour for 0, full accent for 1, by the square root, so that rare confusions show."""
     accent = [int(_LIGHT["accent"][place : place + 2], 16) for place in (1, 3, 5)]
     picture = np.empty((*rates.shape, 4), np.uint8)
     picture[..., :3] = accent

@@ -33,13 +33,13 @@ PROBE_FILE = "probe.json"
 
 
 def run(config: ProbeConfig) -> int:
-    """`avppc probe`: measures, writes evaluation/probe.json, prints it; returns 0."""
+    """`avppc probe`: measures, writes evaluation/probe.json, and prints it; returns 0."""
     print_findings(probe(config))
     return 0
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
-    """All measures that are asked for, by name; None for one that the run's task does not have."""
+    """All measures asked for, by name; None for one that the run's task does not have."""
     if config.threads:
         torch.set_num_threads(config.threads)
     keep_memory()
@@ -67,7 +67,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
 
 def knn(trained: TrainedTask, data: Path, dataset: PackedDataset, neighbours: int) -> dict[str, Any] | None:
-    """Words by a vote of the nearest training clips, features averaged in seven bins of time; None without labels."""
+    """Words by a vote of the nearest training clips, on features averaged in seven time bins; None without labels."""
     train = PackedDataset(data, "train", verify=False)
     labelled, known = torch.where(train.labels >= 0)[0], torch.where(dataset.labels >= 0)[0]
     if not len(labelled) or not len(known):
@@ -89,7 +89,7 @@ def knn(trained: TrainedTask, data: Path, dataset: PackedDataset, neighbours: in
 
 
 def visemes(run: Path) -> dict[str, Any] | None:
-    """Confusions of the run's evaluated rows by how far apart the words look; None where nothing was evaluated."""
+    """Confusions of the run's evaluated rows by how far apart the words look; None if nothing was evaluated."""
     rows = [row for row in read_rows(run) if row.row in ("frozen", "finetuned")]
     if not rows:
         return None
@@ -103,7 +103,7 @@ def visemes(run: Path) -> dict[str, Any] | None:
 
 
 def print_findings(findings: dict[str, Any]) -> None:
-    """A few tables on standard output."""
+    """Prints a few tables to standard output."""
     console = Console(width=110)
     simple = Table("measure", "value", "chance", title=f"Probe of a run of {findings['task']}")
     if found := findings.get("retrieval"):

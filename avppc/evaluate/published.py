@@ -1,4 +1,4 @@
-"""The figures of the method's authors, which the table stands beside."""
+"""The figures of the method's authors, which the table shows beside its own."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 def ranks_of_positives(scores: Tensor) -> Tensor:  # [..., N, M], the positive of row i in column i
-    """[..., N] how many candidates score at least as high as the positive, itself left out: 0 is the best.
+    """[..., N] how many other candidates score at least as high as the positive: 0 is the best.
 
     A tie counts against the positive, so that equal scores are no success.
     """
@@ -24,22 +24,22 @@ def recall_at(scores: Tensor, counts: tuple[int, ...] = (1, 5, 10)) -> dict[str,
 
 
 def accuracy_among(scores: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:  # [K, N, M], [N, M] bool
-    """Accuracy among certain candidates, and that expected among as many drawn from all others.
+    """Accuracy among certain candidates, and the accuracy expected among as many drawn from all others.
 
     Args:
         scores: the positive of row i is column i.
-        allowed: the candidates that row i has beside its positive; rows without one do not count.
+        allowed: the candidates of row i beside its positive; rows without one do not count.
 
     Returns:
-        Two [K]: the share of rows whose positive beats all of the allowed candidates; and the same for as many
-        candidates drawn at random, without replacement, from all that are not the positive: its expected value.
+        Two [K]: the share of rows whose positive beats all allowed candidates; and its expected value for as many
+        candidates drawn at random, without replacement, from all that are not the positive.
     """
     others = ~torch.eye(*allowed.shape, dtype=torch.bool, device=allowed.device)
     allowed = allowed & others
     rows = allowed.any(1)
     beaten = scores.diagonal(dim1=1, dim2=2).unsqueeze(2) > scores  # [K, N, M]
     won = (beaten | ~allowed).all(2)[:, rows].double().mean(1)
-    # C(b, m) / C(o, m): m candidates out of o, all among the b that are beaten
+    # C(b, m) / C(o, m): m candidates out of o, all of them among the b that are beaten
     m = allowed.sum(1).double()
     o = others.sum(1).double()
     b = (beaten & others).sum(2).double()
@@ -60,7 +60,7 @@ def vote_of_neighbours(
     test: Tensor,  # [m, D]
     neighbours: int,
 ) -> Tensor:
-    """[m] the word with most votes among the nearest training clips by cosine, each vote weighed by exp(10 cosine)."""
+    """[m] the word with most votes of the nearest training clips by cosine, each vote weighted by exp(10 cosine)."""
     similarity = functional.normalize(test, dim=1) @ functional.normalize(train, dim=1).T
     weights, nearest = similarity.topk(min(neighbours, len(train)), 1)
     votes = torch.zeros(len(test), int(labels.max()) + 1, dtype=weights.dtype)

@@ -1,4 +1,4 @@
-"""What a pretraining run left behind, as numbers: its settings, its curves, its lip-reading rows."""
+"""What a pretraining run left behind, as numbers: its settings, its curves, and its lip-reading rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODALITY_TITLES = {"between": "between modalities", "within": "within one modal
 
 
 def mean_of_finite(values: Array, axis: int) -> Array:
-    """Mean along an axis without the NaNs; NaN where there is nothing else."""
+    """The mean along an axis without the NaNs; NaN if there is nothing else."""
     finite = np.isfinite(values)
     counts = finite.sum(axis)
     sums = np.where(finite, values, 0.0).sum(axis)
@@ -54,7 +54,7 @@ class Metrics:
         return np.array([_number(row.get(name)) for row in self.rows], np.float64)
 
     def table(self, name: str) -> Array:
-        """[R, K] values of a metric that is a list; ValueError that names the file where a row has another length."""
+        """[R, K] values of a metric that is a list; ValueError, naming the file, if a row has another length."""
         names = self.names.get(name, ())
         table = np.full((len(self.rows), len(names)), np.nan)
         for values, row in zip(table, self.rows, strict=True):
@@ -77,7 +77,7 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything a report says of a run."""
+    """Everything that a report says of a run."""
 
     run: Path
     config: PretrainConfig
@@ -92,12 +92,12 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is logged."""
+        """Whether the last step was logged."""
         return self.steps_done >= self.config.steps
 
     @property
     def training_seconds(self) -> float:
-        """Seconds the logged steps took, from their clips and clips a second."""
+        """Seconds that the logged steps took, from their clips and their clips a second."""
         steps = np.diff(self.metrics.steps, prepend=0.0)
         clips = steps * self.config.batch_size * self.config.accumulate
         speeds = self.metrics.column("clips_per_second")
@@ -114,7 +114,7 @@ class RunRecord:
 
     @cached_property
     def subtasks(self) -> list[SubTask]:
-        """The sub-tasks that were logged; empty where the task has none of that kind."""
+        """The sub-tasks that were logged; empty if the task has none of that kind."""
         names = self.metrics.names.get("task_accuracy", ())
         return [_BY_NAME[name] for name in names] if all(name in _BY_NAME for name in names) else []
 
@@ -181,7 +181,7 @@ def group_by_size(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
 
 
 def group_by_modality(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
-    """Numbers of the sub-tasks by what has to be crossed: from modality to modality, or not, or in part."""
+    """Numbers of the sub-tasks by what they cross: from modality to modality, not, or in part."""
     return _group([_MODALITY_TITLES[modality_group(subtask)] for subtask in subtasks])
 
 

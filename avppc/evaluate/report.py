@@ -41,7 +41,7 @@ COMPARED = (("frozen", "supervised"), ("frozen", "random"), ("finetuned", "super
 
 
 def run(config: ReportConfig) -> int:
-    """`avppc report`: writes the page, prints where it is; returns 0.
+    """`avppc report`: writes the page, and prints where it is; returns 0.
 
     Raises:
         FileNotFoundError: config.run is no directory of a run.
@@ -54,7 +54,7 @@ def run(config: ReportConfig) -> int:
 
 
 def render(config: ReportConfig) -> str:
-    """The page; the same files give the same page."""
+    """The page; the same files always give the same page."""
     record = read_record(config.run)
     sheet, sheet_problem = _clip_sheet(config, record.config)
     encoder = sha256_of(record.run / ENCODER_FILE) if (record.run / ENCODER_FILE).exists() else None
@@ -109,13 +109,13 @@ def duration(seconds: float) -> str:
 
 
 def _sentence(text: str) -> str:
-    """With a capital first letter, the others as they are."""
+    """The text with a capital first letter, its other letters as they are."""
     return text[:1].upper() + text[1:]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two rows of the table that were given the same labels."""
+    """Two rows of the table with the same labels."""
 
     first: RowResult
     second: RowResult
@@ -132,14 +132,14 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """ "above" or "below" where the difference exceeds both intervals together, else "not told apart"."""
+        """ "above" or "below" if the difference exceeds both intervals together, else "not told apart"."""
         if abs(self.difference) <= self.intervals:
             return "not told apart"
         return "above" if self.difference > 0 else "below"
 
 
 def compare(rows: Sequence[RowResult]) -> list[Comparison]:
-    """The comparisons of interest among the rows of one number of labels."""
+    """The comparisons of interest among the rows with one number of labels."""
     by_name = {row.row: row for row in rows}
     return [Comparison(by_name[a], by_name[b]) for a, b in COMPARED if a in by_name and b in by_name]
 
@@ -186,7 +186,7 @@ def _encoder_of(row: RowResult) -> str:
 
 
 def _lipreading_sentence(rows: Sequence[RowResult]) -> str:
-    """The rate of the frozen encoder, and whether it can be told apart from supervised training."""
+    """The rate of the frozen encoder, and whether it is told apart from supervised training."""
     by_name = {row.row: row for row in rows}
     row = by_name.get("frozen") or by_name.get("finetuned") or rows[0]
     text = (
@@ -209,7 +209,7 @@ def rate(row: RowResult) -> str:
 
 
 def _key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
-    """(value, name, remark) of the figures on top of the page."""
+    """(value, name, remark) of the figures at the top of the page."""
     figures = []
     if record.rows:
         rows = {row.row: row for row in record.rows_of(record.label_counts[-1])}
@@ -227,7 +227,7 @@ def _key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def _differing_settings(rows: Sequence[RowResult]) -> list[str]:
-    """Settings of the evaluation that are not the same in all rows: such rows should not be compared."""
+    """Settings of the evaluation that differ between rows: such rows should not be compared."""
     settings = [decisive(row.settings) for row in rows]
     names = {name for known in settings for name in known}
     return sorted(name for name in names if any(known.get(name) != settings[0].get(name) for known in settings))
@@ -235,7 +235,7 @@ def _differing_settings(rows: Sequence[RowResult]) -> list[str]:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The words of one row of the table taken for each other."""
+    """The words that one row of the table mistakes for each other."""
 
     row: RowResult
     figure: Markup
@@ -243,7 +243,7 @@ class Confusion:
 
 
 def _confusion(rows: Sequence[RowResult]) -> Confusion:
-    """That of the frozen encoder, or of the row that comes closest to it."""
+    """The confusions of the frozen encoder, or of the row that comes closest to it."""
     order = ("frozen", "finetuned", "supervised", "random", "ceiling")
     row = min(rows, key=lambda row: order.index(row.row))
     rates = confusion_rates(row.confusion)
@@ -303,7 +303,7 @@ def _preset(config: PretrainConfig) -> PretrainConfig:
 
 
 def _by_settings(rows: Sequence[RowResult]) -> list[list[RowResult]]:
-    """The rows that one command can have given: those of equal settings."""
+    """The rows grouped by what one command can have given: those of equal settings."""
     groups: list[list[RowResult]] = []
     for row in rows:
         group = next((group for group in groups if decisive(group[0].settings) == decisive(row.settings)), None)
@@ -315,7 +315,7 @@ def _by_settings(rows: Sequence[RowResult]) -> list[list[RowResult]]:
 
 
 def _commands(config: ReportConfig, record: RunRecord) -> list[str]:
-    """The commands that give this run, its rows and this page again."""
+    """The commands that make this run, its rows and this page again."""
     ours = record.config
     named = {"data": str(ours.data), "out": str(ours.out)}
     if ours.preset != "laptop":
@@ -331,7 +331,7 @@ def _evaluate_command(run: Path, rows: Sequence[RowResult]) -> str:
     evaluated = [row.row for row in rows]
     first = rows[0]
     where = f"settings of {run / 'evaluation'}, row {first.row}"
-    fields = {field.name for field in dataclasses.fields(EvaluateConfig)}  # a row also tells which encoder it is of
+    fields = {field.name for field in dataclasses.fields(EvaluateConfig)}  # a row's settings also name its encoder
     known = {name: value for name, value in first.settings.items() if name in fields}
     settings = config_from_dict(EvaluateConfig, {**known, "run": str(run)}, where)
     flags = {"run": str(run), **changed_settings(settings, EvaluateConfig(run))}

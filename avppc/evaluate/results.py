@@ -22,7 +22,7 @@ TITLES = {
     "ceiling": "true mouth trajectories (ceiling)",
 }
 SHORT_TASKS = {"av-permutative": "AV-PPC", "visual-permutative": "visual PPC"}
-"""What titles call the proxy tasks, where that is not their name."""
+"""What titles call the proxy tasks, if not by their name."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class RowResult:
     tested: int
     """Number of test clips."""
     confusion: list[list[int]]
-    """[words spoken, words chosen], counts over all draws."""
+    """[words spoken, words chosen]: counts over all draws."""
     seconds: float
-    """Time of all the row's fits, added up: more than the clock's where they ran side by side."""
+    """The time of all the row's fits added up, which is more than the clock's if they ran side by side."""
     settings: dict[str, Any]
     """The settings of the evaluation, the run's task and the checksums of its encoder and of the data's index."""
 
@@ -70,7 +70,7 @@ class RowResult:
 
 
 def task_of(result: RowResult) -> str:
-    """What titles call the task that the encoder was pretrained by."""
+    """What titles call the task by which the encoder was pretrained."""
     task = result.settings["task"]
     return SHORT_TASKS.get(task, task)
 
@@ -99,16 +99,16 @@ def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a row's figures: its data is told by checksum, not by where it lies.
+    """The settings that decide a row's figures; the checksum stands for its data, not the place.
 
-    Rows of before data_sha256 keep their place and so equal none of today's: pages show them, but nothing tells whether
-    their clips are those that lie there now, so that they are measured anew.
+    Rows that were made before there was data_sha256 keep their data's place, and so equal none of today's. Pages show
+    them, but they are measured anew, since nothing tells whether their clips are the ones that are there now.
     """
     return {name: value for name, value in settings.items() if name != "data" or "data_sha256" not in settings}
 
 
 def _read(path: Path) -> RowResult:
-    """The row in a file; ValueError that names the file where pages and tables could not use it."""
+    """The row in a file; ValueError, naming the file, if pages and tables could not use it."""
     result = config_from_dict(RowResult, read_json(path), str(path))
     try:
         _check_content(result)

@@ -27,15 +27,15 @@ TRAINING_AUGMENT = AugmentConfig(shift_pixels=6, flip_probability=0.5, time_jitt
 
 
 def shift_in_time(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """The batch one frame earlier, as it is, or one frame later, [N, T, ...]."""
+    """The batch one frame earlier, unshifted, or one frame later, [N, T, ...]."""
     return inputs.roll(int(torch.randint(-1, 2, (), generator=generator)), 1)
 
 
 class FeatureSource:
-    """Features computed once: several views of the labelled clips, one of the others."""
+    """Features computed once: several views of the labelled clips, one view of the others."""
 
     def __init__(self, train: Tensor, val: Tensor, test: Tensor, train_rows: Tensor) -> None:
-        """train [views, n, T, D] for the clips `train_rows` [n] of the training split; val and test [m, T, D]."""
+        """train [views, n, T, D] of the clips `train_rows` [n] of the training split; val and test [m, T, D]."""
         self.train = train
         self._splits = {"val": val, "test": test}
         self._train_rows = train_rows
@@ -43,7 +43,7 @@ class FeatureSource:
 
     @classmethod
     def standardised(cls, train: Tensor, val: Tensor, test: Tensor, train_rows: Tensor) -> FeatureSource:
-        """The same with each feature brought to mean 0 and deviation 1 over the training clips."""
+        """The same, with each feature brought to mean 0 and deviation 1 over the training clips."""
         mean, deviation = train[0].mean((0, 1)), train[0].std((0, 1)) + 1e-3
         train, val, test = ((values - mean) / deviation for values in (train, val, test))
         return cls(train, val, test, train_rows)
@@ -72,7 +72,7 @@ class FeatureSource:
 
 
 class PictureSource:
-    """Crops of the clips for an encoder that is trained: varied for training, the centre otherwise."""
+    """Crops of the clips for an encoder that is trained: varied for training, else the centre."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class EncoderWithHead(nn.Module):
     """Words from pictures: the encoder under autocast, the head in float32.
 
     Args:
-        frozen: the encoder stays as it is: without gradients, its batch norms in eval mode also in training.
+        frozen: the encoder stays as it is: it has no gradients, and its batch norms stay in eval mode.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def encode_split(
     device: torch.device,
     bf16: bool,
 ) -> Tensor:
-    """Features [n, T, D] of these clips on the CPU, the crop shifted and mirrored as the view says; eval mode."""
+    """Features [n, T, D] of these clips on the CPU, from crops shifted and mirrored as the view says; eval mode."""
     encoder.eval()
     crop, side = encoder.config.crop_pixels, encoder.config.input_pixels
     features = []
@@ -151,7 +151,7 @@ def encode_split(
 
 
 def _shifted(size: int, crop: int, shift: int) -> int:
-    """First place of a crop whose centre is shifted, inside the picture."""
+    """The first pixel of a crop whose centre is shifted, kept inside the picture."""
     return min(max((size - crop) // 2 + shift, 0), size - crop)
 
 
@@ -168,10 +168,10 @@ def encode_features(
 
 
 def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: Tensor) -> FeatureSource:
-    """The true mouth movement of each clip, as `avppc synth` left it beside the videos: [n, 29, 8] a split.
+    """The true mouth movement of each clip, which `avppc synth` wrote beside the videos: [n, 29, 8] a split.
 
     Raises:
-        FileNotFoundError: a clip has no trajectory there.
+        FileNotFoundError: a clip has no trajectory.
         ValueError: a file is not a trajectory; the text names it.
     """
     rows = {"train": train_rows, **{name: torch.arange(len(splits[name])) for name in HELD_OUT_SPLITS}}
@@ -182,17 +182,17 @@ def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: 
     return FeatureSource.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_rows)
 
 
-# All that numpy lets out; the last two are what Python's parser says of a header that is nested too deep.
+# All errors that numpy passes on; the last two are what Python's parser raises for a header that is nested too deep.
 _BAD_HEADER = (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 
 
 def read_trajectory(video: Path) -> Tensor:
-    """The mouth movement beside a video, [29, parameters] float32; ValueError that names a file which is none."""
+    """The mouth movement beside a video, [29, parameters] float32; ValueError, naming the file, if it is none."""
     path = video.with_suffix(".npy")
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: trajectories must be the directory that `avppc synth` wrote")
     try:
-        # a map takes no memory for a shape that the header claims
+        # a memory map takes no memory for a shape that the header merely claims
         values = np.lib.format.open_memmap(path, mode="r")
     except _BAD_HEADER as error:
         raise ValueError(f"{path} is not a trajectory: {str(error) or type(error).__name__}") from error

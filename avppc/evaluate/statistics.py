@@ -1,4 +1,4 @@
-"""Means with intervals that cover both which clips were labelled and which clips were tested."""
+"""Means with intervals that cover both the choice of labelled clips and the choice of test clips."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float]:
     """Mean of the draws' rates (0 to 1) and the half-width of its 95% interval.
 
-    Two independent parts in quadrature: Student's interval over the draws of the labelled clips (none for one draw),
-    and the binomial interval of the test clips, which all draws share.
+    Two independent parts are added in quadrature: Student's interval over the draws of the labelled clips (none for one
+    draw), and the binomial interval of the test clips, which all draws share.
     """
     if not rates or tested < 1:
         raise ValueError(f"rates must hold at least one draw and tested be positive, got {len(rates)} and {tested}")
     mean = sum(rates) / len(rates)
-    # Agresti and Coull's: two right and two wrong are added, so that 100% is not called certain
+    # Agresti and Coull's: two right and two wrong answers are added, so that 100% does not count as certain
     centre = (mean * tested + 2.0) / (tested + 4.0)
     half = 1.96 * math.sqrt(centre * (1.0 - centre) / (tested + 4.0))
     return mean, math.hypot(half, student_interval(rates)) if len(rates) > 1 else half

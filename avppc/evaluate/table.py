@@ -28,7 +28,7 @@ from avppc.train.run import CONFIG_FILE, read_run_config, same_run
 
 
 def run(config: TableConfig) -> int:
-    """`avppc table`: makes the table, prints it; returns 0."""
+    """`avppc table`: makes the table and prints it; returns 0."""
     print(to_markdown(make_table(config)))
     return 0
 
@@ -36,13 +36,13 @@ def run(config: TableConfig) -> int:
 def make_table(config: TableConfig) -> Table:
     """The whole table. What is finished is read: a run by its settings, a cell by its own and its encoder's checksum.
 
-    The pages are written anew after each group of cells, so that they show at any time what there is.
+    The pages are rewritten after each group of cells, so that they always show what there is.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     entries = entries_of(config)
     runs = {(entry, seed): entry.pretraining(config, seed) for entry in entries for seed in range(config.seeds)}
     for run_config in runs.values():
-        make_task(run_config.task, run_config)  # settings that do not fit are refused before hours are spent
+        make_task(run_config.task, run_config)  # refuses settings that do not fit before hours are spent
     labels = _training_labels(config)
     facts: dict[tuple[Entry, int], RunFacts] = {}
     for number, (key, run_config) in enumerate(runs.items(), 1):
@@ -71,7 +71,7 @@ def make_table(config: TableConfig) -> Table:
 
 
 def _write_untrained(config: PretrainConfig, directory: Path) -> Path:
-    """A run of no steps: the baselines' encoder, the same whichever tasks the table has."""
+    """A run of no steps, for the baselines' encoder; it is the same whichever tasks the table has."""
     torch.manual_seed(0)
     write_json(directory / CONFIG_FILE, config_to_dict(replace(config, task="av-permutative", out=directory)))
     save_encoder(VideoEncoder(config.encoder), directory / ENCODER_FILE)
@@ -79,7 +79,7 @@ def _write_untrained(config: PretrainConfig, directory: Path) -> Path:
 
 
 def _is_finished(config: PretrainConfig) -> bool:
-    """Whether the run is there, with these settings, and came to its end; other settings are left to `pretrain`."""
+    """Whether there is a finished run with these settings; other settings are left to `pretrain`."""
     if not (config.out / CONFIG_FILE).exists() or not (config.out / ENCODER_FILE).exists():
         return False
     return same_run(read_run_config(config.out), config)
@@ -92,19 +92,19 @@ def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> Eval
         rows=(cell.row,),
         heads=(cell.head,),
         results=cell.place(config),
-        verify_data=False,  # _training_labels has, once for all cells
+        verify_data=False,  # _training_labels has done it, once for all cells
     )
 
 
 def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
-    """A cell that was measured with these settings before."""
+    """A cell that was measured before with these settings."""
     assert protocol.results is not None
     result = read_row(protocol.results, cell.row, cell.labels_per_word, settings_of(protocol))
     return None if result is None else CellResult(cell, result)
 
 
 def _training_labels(config: TableConfig) -> torch.Tensor:
-    """[n] int64; checks the shards of all splits, unless nothing is to be measured: pages alone need no checksums."""
+    """[n] int64. Checks the shards of all splits unless nothing is to be measured: pages alone need no checksums."""
     if not config.only_finished:
         for split in HELD_OUT_SPLITS:
             PackedDataset(config.data, split, verify=True).close()

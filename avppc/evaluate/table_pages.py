@@ -26,11 +26,11 @@ NOTES = (
     "rate."
 )
 NOTHING = "\u2013"
-"""Stands where there is no figure."""
+"""Shown where there is no figure."""
 
 
 def write_pages(table: Table) -> None:
-    """table.md, table.csv and table.html in the table's directory."""
+    """Writes table.md, table.csv and table.html into the table's directory."""
     out = table.config.out
     write_atomically(out / "table.md", to_markdown(table).encode())
     write_atomically(out / "table.csv", to_csv(table).encode())
@@ -44,18 +44,18 @@ def pair_text(frozen: Figure | None, trained: Figure | None) -> str:
 
 
 def published_text(task: str, head: str) -> str:
-    """The slides' figures, in the same way."""
+    """The slides' figures, in the same form."""
     figures = PUBLISHED.get(task, {}).get(head)
     return NOTHING if figures is None else f"{100 * figures[0]:.1f} ({100 * figures[1]:.1f})"
 
 
 def column_title(head: str) -> str:
-    """What the table calls a head; "best" stays."""
+    """What the table calls a head; "best" stays as it is."""
     return HEADS.get(head, head)
 
 
 def published_heads(table: Table) -> list[str]:
-    """The heads of this table that the slides have, too."""
+    """The heads of this table that are in the slides, too."""
     return [head for head in table.config.heads if head in PUBLISHED["av-permutative"]]
 
 
@@ -95,7 +95,7 @@ def _command(config: TableConfig) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """One line a cell, rates from 0 to 1."""
+    """One line for each cell, with rates from 0 to 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = ["task", "row", "seed", "head", "labels_per_word", "wcr", "interval95", "val_wcr", "draws", "seconds"]
@@ -141,7 +141,7 @@ def to_html(table: Table) -> str:
 
 
 def low_shot_curve(table: Table) -> str | None:
-    """Rates over the number of labels, where there are several; the supervised row beside the proxy tasks."""
+    """Rates over the number of labels, if there are several; the supervised row beside the proxy tasks."""
     counts = sorted(table.config.label_counts, key=lambda count: count or 10**9)
     if len(counts) < 2:
         return None

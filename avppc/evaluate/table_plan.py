@@ -1,4 +1,4 @@
-"""What a table consists of: entries (rows), runs to pretrain, cells to measure."""
+"""The parts of a table: entries (rows), runs to pretrain, and cells to measure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASELINES: tuple[RowName, ...] = ("random", "supervised")
 
 @dataclass(frozen=True)
 class Entry:
-    """A proxy task, with settings of its own where some are given."""
+    """A proxy task, with settings of its own if some are given."""
 
     text: str
     """As given: "TASK" or "TASK:NAME=VALUE;..."."""
@@ -39,12 +39,12 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """A name for files; a long one ends with a checksum of what is cut off."""
+        """A name for files; a long one ends with a checksum of what was cut off."""
         name = re.sub(r"[^A-Za-z0-9.=-]+", "_", self.text)
         return name if len(name) <= 80 else f"{name[:70]}-{hashlib.sha256(self.text.encode()).hexdigest()[:8]}"
 
     def settings(self) -> Iterator[tuple[list[str], Any]]:
-        """(names from the outermost in, value) of each setting; ValueError for a text that is none."""
+        """(names from the outermost in, value) of each setting; ValueError if the text is not a setting."""
         _, _, text = self.text.partition(":")
         for part in filter(None, text.split(";")):
             name, equals, value = part.partition("=")
@@ -56,7 +56,7 @@ class Entry:
                 yield name.strip().split("."), value
 
     def pretraining(self, table: TableConfig, seed: int) -> PretrainConfig:
-        """The run of a seed; ValueError for a setting that is not one of pretraining's."""
+        """The run of a seed; ValueError for a setting that pretraining does not have."""
         config = PretrainConfig.from_preset(table.preset, table.data, table.out / "runs" / f"{self.folder}-seed{seed}")
         config = replace(config, device=table.device, threads=table.threads, steps=table.steps or config.steps)
         values = {**config_to_dict(config), "task": self.task, "seed": seed}
@@ -72,11 +72,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: which encoder, how it is used, under which head, with how many labels."""
+    """One measurement: which encoder, how it is used, under which head, and with how many labels."""
 
     row: RowName
     entry: Entry | None
-    """None: a baseline, which no pretraining changes."""
+    """None: a baseline, which does not depend on pretraining."""
     seed: int
     head: HeadName
     labels_per_word: int
@@ -88,7 +88,7 @@ class Cell:
 
     @property
     def group(self) -> tuple[bool, int]:
-        """Cells that differ in the row of the table and in the head alone."""
+        """A key that is equal for cells that differ only in the row of the table and in the head."""
         return self.row in ("random", "frozen"), self.labels_per_word
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ def entries_of(table: TableConfig) -> list[Entry]:
 
 
 def cells_of(table: TableConfig) -> list[Cell]:
-    """Every cell: the quick ones, whose encoder is frozen, of all rows first."""
+    """Every cell; those with a frozen encoder, which are quick, come first for all rows."""
     entries = entries_of(table)
     cells = []
     for trains in (False, True) if table.finetune else (False,):

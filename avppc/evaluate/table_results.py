@@ -1,4 +1,4 @@
-"""The measurements of a table, put together over seeds and heads."""
+"""The measurements of a table, combined over seeds and heads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASELINE_TITLES = {"random": "random encoder", "supervised": TITLES["supervised"
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell and what was measured."""
+    """A cell and its measurement."""
 
     cell: Cell
     result: RowResult
@@ -36,7 +36,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a pretraining run cost."""
+    """The cost of a pretraining run."""
 
     clips: int
     """Clips seen, repeated ones counted."""
@@ -53,7 +53,7 @@ class Figure:
     interval95: float
     """Half-width: over label draws and test clips, and over seeds where there are several."""
     heads: tuple[str, ...]
-    """The head, or that of each seed where the best is taken."""
+    """The head; or, if the best is taken, that of each seed."""
 
     def text(self) -> str:
         """For example "46.2 ± 3.1", in percent."""
@@ -70,8 +70,8 @@ def read_facts(run: Path) -> RunFacts:
 def combine(results: Iterable[CellResult]) -> Figure:
     """One rate of several seeds' cells.
 
-    The interval joins, as independent, Student's over the seeds and the mean of the cells' own, which all seeds share:
-    the label draws and the test clips.
+    The interval joins two parts as independent: Student's over the seeds, and the mean of the cells' own intervals,
+    which come from the label draws and the test clips that all seeds share.
     """
     chosen = list(results)
     rates = [item.result.wcr for item in chosen]
@@ -82,7 +82,7 @@ def combine(results: Iterable[CellResult]) -> Figure:
 
 
 Pair = tuple[Figure | None, Figure | None]
-"""Encoder frozen, encoder trained."""
+"""With the encoder frozen, and with the encoder trained."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The heads and, where there are several, the best of them."""
+        """The heads and, if there are several, "best"."""
         return (*self.config.heads, "best") if len(self.config.heads) > 1 else tuple(self.config.heads)
 
     def lines(self, labels_per_word: int) -> list[tuple[str, Entry | None, dict[str, Pair]]]:
@@ -128,7 +128,7 @@ class Table:
 
     @property
     def seed_counts(self) -> tuple[int, int]:
-        """Fewest and most pretraining seeds of a cell; those of the settings where nothing is measured."""
+        """Fewest and most pretraining seeds of a cell; if nothing is measured, those of the settings."""
         cells = [item.cell for item in self.results if item.cell.entry is not None]
         seeds = Counter((cell.row, cell.entry, cell.head, cell.labels_per_word) for cell in cells)
         counts = seeds.values() or (self.config.seeds,)
@@ -143,7 +143,7 @@ class Table:
         return frozen, self.figure("finetuned", entry, head, labels_per_word)
 
     def cost(self, entry: Entry | None) -> RunFacts | None:
-        """Clips and seconds of one run, the mean over the finished seeds; None for a baseline or without any."""
+        """Clips and seconds of one run, the mean over the finished seeds; None for a baseline, or without any."""
         facts = [facts for (of, _), facts in self.facts.items() if of == entry]
         if not facts:
             return None

@@ -1,4 +1,4 @@
-"""What a trained proxy task knows: measured on whole splits with the task's own heads."""
+"""What a trained proxy task knows, measured on whole splits with the task's own heads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = ("V>V", "A>A", "V>A", "A>V", "V>M", "A>M", "M>V", "M>A", "M>M")
 
 @dataclass(frozen=True)
 class TrainedTask:
-    """A proxy task with the weights that its run ended with."""
+    """A proxy task with the final weights of its run."""
 
     task: ElementTask
     config: PretrainConfig
@@ -40,7 +40,7 @@ class TrainedTask:
     bf16: bool
 
     def generator(self) -> torch.Generator:
-        """Nothing is drawn in evaluation, but tasks ask for one."""
+        """A generator, which tasks ask for, though nothing is drawn in evaluation."""
         return torch.Generator().manual_seed(0)
 
     def batches(self, dataset: PackedDataset) -> Iterator[ClipBatch]:
@@ -67,7 +67,7 @@ def load_task(run: Path, device: torch.device, bf16: bool) -> TrainedTask:
 
 @torch.inference_mode()
 def retrieval(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | None:
-    """Which sound belongs to which picture of the past, among all clips of a split; None: the task cannot tell."""
+    """Which sound belongs to which picture of the past, among all clips of a split; None if the task cannot tell."""
     seen, heard = [], []
     task = trained.task
     if not task.matches:
@@ -89,7 +89,7 @@ def retrieval(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | 
 
 @torch.inference_mode()
 def offset_accuracy(trained: TrainedTask, dataset: PackedDataset, within: int = 1) -> dict[str, Any] | None:
-    """How often the best of all offsets of the sound is the right one; None: the task cannot tell offsets."""
+    """How often the best of all offsets of the sound is the right one; None if the task cannot tell offsets."""
     errors, choices = [], 0
     for batch in trained.batches(dataset):
         with autocast(trained.device, trained.bf16):
@@ -114,10 +114,10 @@ def offset_accuracy(trained: TrainedTask, dataset: PackedDataset, within: int = 
 
 @torch.inference_mode()
 def shortcut_report(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | None:
-    """Accuracy of each sub-task when the candidates share the speaker, or the clip; None: no permutative task.
+    """Accuracy of each sub-task if the candidates share the speaker, or the clip; None if the task is not permutative.
 
-    Each accuracy stands beside the one expected with as many candidates drawn from all clips: the difference is what
-    who speaks gives away. "own_clip" has one false candidate, the target's own clip with past and future swapped.
+    Beside each accuracy is the one expected with as many candidates drawn from all clips; the difference is what the
+    speaker gives away. "own_clip" has one false candidate, the target's own clip with past and future swapped.
     """
     task = trained.task
     if not isinstance(task, PermutativeTask):
@@ -155,7 +155,7 @@ def shortcut_report(trained: TrainedTask, dataset: PackedDataset) -> dict[str, A
 
 
 def subtask_kinds(task: PermutativeBase) -> dict[str, list[int]]:
-    """Numbers of the sub-tasks of each of KINDS that there are."""
+    """Numbers of the sub-tasks of each kind in KINDS that occurs."""
 
     def side(elements: Sequence[str]) -> str:
         letters = {element[0] for element in elements}
@@ -168,9 +168,9 @@ def subtask_kinds(task: PermutativeBase) -> dict[str, list[int]]:
 
 
 def gradient_conflict(trained: TrainedTask, dataset: PackedDataset, batches: int, seed: int) -> dict[str, Any] | None:
-    """Cosines between the gradients that groups of sub-tasks send to the visual encoder; None: no permutative task.
+    """Cosines between the gradients that groups of sub-tasks send to the visual encoder; None: not a permutative task.
 
-    A negative one says that two groups pull against each other. Groups without a gradient there are left out.
+    A negative cosine says that two groups pull against each other. Groups that send no gradient are left out.
     """
     task = trained.task
     if not isinstance(task, PermutativeTask):
@@ -192,7 +192,7 @@ def gradient_conflict(trained: TrainedTask, dataset: PackedDataset, batches: int
         norms.append(stacked.norm(dim=1))
         unit = functional.normalize(stacked, dim=1)
         cosines.append(unit @ unit.T)
-    task.load_state_dict(state)  # batch norms looked at these batches
+    task.load_state_dict(state)  # these batches changed the batch norms
     task.eval()
     norm = torch.stack(norms).mean(0)
     seen = norm > 0

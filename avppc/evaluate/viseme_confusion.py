@@ -1,4 +1,4 @@
-"""Which words are confused, by how far apart they look: words as strings of visemes."""
+"""Which words are confused, by how far apart they look, with words as strings of visemes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from avppc.evaluate.confusion import confusion_rates
 
 FARTHEST = 4
-"""Distances from here on are one group."""
+"""All distances from this one on are one group."""
 
 
 def viseme_strings(words: Sequence[str]) -> list[tuple[str, ...]]:
-    """The viseme classes of each word as espeak-ng says it in American English; each named by its first phoneme.
+    """The viseme classes of each word as espeak-ng says it in American English; each is named by its first phoneme.
 
     Raises:
         ImportError: the extra "synth" is not installed.
@@ -34,7 +34,7 @@ def viseme_strings(words: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """Fewest visemes to insert, delete or replace to turn one string into the other."""
+    """The fewest visemes to insert, delete or replace to turn one string into the other."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         previous, row[0] = row[0], i
@@ -44,15 +44,15 @@ def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def confusions_by_visemes(counts: Sequence[Sequence[int]], strings: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """Errors by the distance of what was spoken and what was read.
+    """Errors by the distance between the word spoken and the word read.
 
     Args:
         counts: [words spoken, words chosen].
         strings: the visemes of each word.
 
     Returns:
-        "by_distance": for each distance (FARTHEST: that and more) the share of all errors, the share of the pairs of
-        words (what errors at random would give) and their ratio; "groups": the words that look alike.
+        "by_distance": for each distance (FARTHEST: that or more) the share of all errors, the share of the pairs of
+        words (which errors at random would have) and their ratio; "groups": the words that look alike.
     """
     rates = confusion_rates(counts)
     words = len(strings)

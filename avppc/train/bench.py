@@ -32,14 +32,14 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Figures of one machine; every second is one of the clock."""
+    """Figures of one machine; all seconds are of the clock."""
 
     clips_per_second: float
     step_seconds: float
     parts_seconds: dict[str, float]
     """Seconds a step of fetching the batch, forward, backward, optimiser; they add up to step_seconds."""
     data_wait: float
-    """Share of the step that waits for data."""
+    """Share of the step spent waiting for data."""
     step_tflop: float
     """Arithmetic of a step, forward and backward: products and convolutions as counted, the loss by its formula."""
     ceiling_tflops: float
@@ -47,7 +47,7 @@ class BenchResult:
     model_flop_utilisation: float
     """step_tflop / step_seconds / ceiling_tflops."""
     peak_mib: float
-    """Most memory of the process; on a GPU, most that torch had given out."""
+    """Most memory of the process; on a GPU, the most that torch had allocated."""
     precision: str
 
 
@@ -80,7 +80,7 @@ def measure(config: BenchTrainConfig) -> BenchResult:
 
 
 class _Stepper:
-    """The step of `pretrain`, its parts one by one."""
+    """The step of `pretrain`, one part after the other."""
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
         self.config, self.device = config, processes.device
@@ -115,7 +115,7 @@ def _measure(stepper: _Stepper, steps: int) -> BenchResult:
     for _ in range(WARM_UP_STEPS):
         stepper.step()
     wait()
-    # The rate without looking inside: laps would make a GPU wait for the host.
+    # The rate is measured without laps, which would make a GPU wait for the host.
     start = time.perf_counter()
     waited = stepper.loader.wait_seconds
     for _ in range(steps):
@@ -142,7 +142,7 @@ def _measure(stepper: _Stepper, steps: int) -> BenchResult:
 
 
 def _parts(stepper: _Stepper, steps: int, wait: Callable[[], None]) -> dict[str, float]:
-    """Seconds of each part of a step, the device waited for after each."""
+    """Seconds of each part of a step; after each part the device is waited for."""
     parts: dict[str, float] = {}
     last = time.perf_counter()
 
@@ -162,12 +162,12 @@ def step_flop(config: PretrainConfig, step: Callable[[], object], subtasks: int)
     """Floating point operations of a step; what activation checkpointing computes again is counted, too.
 
     Args:
-        subtasks: of the step's permutative loss; 0: it has none.
+        subtasks: of the step's permutative loss; 0 if it has none.
     """
     with FlopCounterMode(display=False) as counter:
         step()
     clips, dim = config.batch_size, config.objective.dim
-    # Logits and their two gradient products, and as much for the projections: the op is opaque to the counter.
+    # Logits and their two gradient products, and as much for the projections: the counter cannot see into the op.
     return counter.get_total_flops() + 6.0 * subtasks * clips * dim * (clips + dim)
 
 

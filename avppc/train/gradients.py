@@ -1,6 +1,6 @@
-"""Averages the gradients of all processes, while the backward pass still computes others.
+"""Averages the gradients of all processes while the backward pass still computes others.
 
-torch's DistributedDataParallel ties this to one forward and one backward of the wrapped module; a step with cached
+torch's DistributedDataParallel ties this to one forward and one backward of the wrapped module. A step with cached
 representations has several, and gradients of the loss's own parameters come before those of the encoders.
 """
 
@@ -32,10 +32,10 @@ class _Bucket:
 
 
 class GradientAverager:
-    """Call `arm()` before the last backward pass of a step (or not at all) and `finish()` after it.
+    """Call `arm()` before the last backward pass of a step (optional), and `finish()` after it.
 
-    Buckets are filled in the order in which a backward pass reaches the parameters, and sent in the same order by all
-    processes, each as soon as it and those before it are full.
+    Buckets are filled in the order in which a backward pass reaches the parameters. All processes send them in that
+    order, each as soon as it and those before it are full.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], processes: Processes) -> None:
@@ -54,14 +54,14 @@ class GradientAverager:
             parameter.register_post_accumulate_grad_hook(self._arrived(bucket))
 
     def arm(self) -> None:
-        """From now on each gradient that arrives is the whole one of this process."""
+        """From now on, each gradient that arrives is this process's complete one."""
         self._armed = True
         self._sent = 0
         for bucket in self._buckets:
             bucket.waiting = len(bucket.parameters)
 
     def finish(self) -> None:
-        """Every .grad is the average over processes."""
+        """Makes every .grad the average over processes."""
         if self._processes.size == 1:
             return
         if not self._armed:

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one. ValueError where it is not there."""
+    """The device of that name; "auto" is a GPU where there is one. ValueError if the device is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -28,7 +28,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether encoders run in bfloat16; for "auto" where the hardware multiplies it directly."""
+    """Whether encoders run in bfloat16; under "auto", if the hardware multiplies it directly."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -44,7 +44,7 @@ def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextMana
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One CPU thread inside: for models so small that two threads only wait for each other."""
+    """One CPU thread inside, for models so small that two threads would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 
 
 def keep_memory() -> None:
-    """Lets glibc keep freed pages: a training step frees and takes the same large blocks over and over."""
+    """Lets glibc keep freed pages: a training step frees and takes the same large blocks again and again."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)

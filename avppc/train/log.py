@@ -1,4 +1,4 @@
-"""What a run says of itself: progress bar, metrics.jsonl and TensorBoard events."""
+"""What a run reports of itself: progress bar, metrics.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Meter:
         one = torch.ones((), device=next(iter(values.values())).device)
         weight = one if skipped is None else 1.0 - skipped
         for name, value in {**values, _COUNT: one}.items():
-            # Not a product: what is skipped may be NaN.
+            # Not a product: skipped values may be NaN.
             value = torch.where(weight > 0, value.detach().float(), 0.0)
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def take(self, add_up: Callable[[Tensor], Tensor] = lambda value: value) -> dict[str, Any]:
-        """The means as numbers or lists; NaN if all was skipped. Starts anew.
+        """The means as numbers or lists; NaN if all values were skipped. The meter starts anew.
 
         Args:
-            add_up: gives the sum over processes.
+            add_up: returns the sum over processes.
         """
         sums = {name: add_up(total) for name, total in self._sums.items()}
         self._sums = {}
@@ -58,7 +58,7 @@ class MetricsLog:
     """metrics.jsonl, one JSON object a logged step, and the same figures as TensorBoard events."""
 
     def __init__(self, run: Path, first_step: int) -> None:
-        """Lines of steps past first_step are dropped: they come again."""
+        """Lines of steps after first_step are dropped: they will be written again."""
         self.path = run / METRICS_FILE
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -81,14 +81,14 @@ class MetricsLog:
             logger.warning("the metrics of step %d could not be written: %s", row["step"], error)
 
     def close(self) -> None:
-        """Writes what is still held back and closes the files."""
-        with contextlib.suppress(OSError):  # said above
+        """Writes what is still held back, and closes the files."""
+        with contextlib.suppress(OSError):  # logged by `write`
             self._file.close()
             self._events.close()
 
 
 class RunLog:
-    """Metrics and progress bar of the process that logs; of the others, nothing."""
+    """Metrics and progress bar of the process that logs; for the others it does nothing."""
 
     def __init__(self, run: Path, steps: int, done: int, main: bool) -> None:
         self._metrics = MetricsLog(run, done) if main else None
@@ -108,7 +108,7 @@ class RunLog:
             self._metrics.close()
 
     def write(self, row: Mapping[str, Any], figures: str) -> None:
-        """Writes a row of metrics, and the figures beside the bar."""
+        """Writes a row of metrics, and shows the figures below the bar."""
         if self._metrics is not None and self._bar is not None:
             self._metrics.write(row)
             self._bar.show(row["step"], figures)
@@ -120,7 +120,7 @@ class RunLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a line that is none, cut short by a kill, say, is left out."""
+    """The rows of a run's metrics.jsonl; a line that is not one (cut short by a kill, say) is left out."""
     path = run / METRICS_FILE
     if not path.exists():
         return []

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: PretrainConfig) -> int:
-    """`avppc pretrain`: trains, or goes on where the run in config.out was stopped; 0, or 143 if SIGTERM ended it."""
+    """`avppc pretrain`: trains, or goes on where the run in config.out stopped; 0, or 143 if SIGTERM ended it."""
     try:
         pretrain(config)
     except Stopped as stopped:
@@ -52,11 +52,13 @@ def pretrain(config: PretrainConfig) -> Path:
     """Pretrains an encoder and returns its file. Under torchrun each process does its share of every batch.
 
     Every draw of step i comes from (seed, i, place of the clip in the batch), and the order of the clips from (seed,
-    epoch): a run that was killed and is started again by the same call gives, on a CPU, bit for bit the weights of an
-    undisturbed one. The number of processes changes rounding alone, but for what is of each process's own clips: the
-    negatives with gather="none", the statistics without scale.sync_batch_norm, the false pairs of the task
-    correspondence and of the first stage of rivals.sync_mode="curriculum" (so one clip a process is a ValueError), and
-    the norms that objective.weighting="gradient-norm" takes the mean of.
+    epoch). So on a CPU a run that was killed and is started again by the same call gives, bit for bit, the weights of
+    an undisturbed one. The number of processes changes nothing but rounding, except what uses each process's own clips:
+
+    - the negatives with gather="none", and the statistics without scale.sync_batch_norm;
+    - the false pairs of the task correspondence and of the first stage of rivals.sync_mode="curriculum" (so one clip a
+      process is a ValueError);
+    - the norms of which objective.weighting="gradient-norm" takes the mean.
 
     Raises:
         ValueError: settings that do not fit the data, or a directory that holds another run or is another process's.
@@ -145,7 +147,7 @@ def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
 
 
 def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack, frames: int) -> ProxyTask:
-    """The task with its first weights, once the run's directory is there: this run's alone while `held` is open."""
+    """The task with its first weights, once the run's directory exists; it is this run's alone while `held` is open."""
     torch.manual_seed(config.seed)
     task = make_task(config.task, config)
     if config.scale.cached_negatives and not task.has_representations:
@@ -181,7 +183,7 @@ def _make_sampler(config: PretrainConfig, dataset: PackedDataset, processes: Pro
 def _restore(
     store: CheckpointStore, task: ProxyTask, optimizer: torch.optim.Optimizer, sampler: EpochSampler
 ) -> tuple[int, int]:
-    """Puts everything back as the newest checkpoint has it; the steps done and those skipped, 0 without one."""
+    """Restores the newest checkpoint; returns the steps done and those skipped, both 0 without a checkpoint."""
     checkpoint = store.latest()
     if checkpoint is None:
         return 0, 0
@@ -205,7 +207,7 @@ def _check_alike(task: ProxyTask, step: int, processes: Processes) -> None:
 
 
 def _draws(config: PretrainConfig, processes: Processes, step: int, part: int) -> ClipGenerator:
-    """The draws of one batch of one step; torch's own generator is seeded too, for dropout."""
+    """The draws of one batch of one step; also seeds torch's own generator, for dropout."""
     sequence = np.random.SeedSequence([config.seed, step])
     state, dropout = (int(word >> np.uint64(1)) for word in sequence.generate_state(2, np.uint64))
     torch.manual_seed((dropout + part * processes.size + processes.rank) % (1 << 63))
@@ -214,7 +216,7 @@ def _draws(config: PretrainConfig, processes: Processes, step: int, part: int) -
 
 
 def _check_skipped(config: PretrainConfig, skipped: SkippedSteps, report: SkippedReport, step: int) -> int:
-    """Names the clips of steps that were skipped since the last time; how many there were in all."""
+    """Names the clips of the steps skipped since the last call; returns how many steps were skipped in all."""
     total, in_row = skipped.counts()
     new, remembered = skipped.new(total)
     blame = report.write(remembered)
@@ -237,7 +239,7 @@ def _speed(config: PretrainConfig, steps: int, seconds: float, wait_seconds: flo
 
 
 def _figures(row: dict[str, Any], task: ProxyTask) -> str:
-    """The text right of the bar."""
+    """The text below the bar."""
     text = f"loss {row['loss']:.3f}  {row['clips_per_second']:.0f} clips/s  data wait {row['data_wait']:.0%}"
     if row["skipped"]:
         text += f"  {row['skipped']} skipped"

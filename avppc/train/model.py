@@ -1,4 +1,4 @@
-"""A task made ready for its device and its processes."""
+"""Makes a task ready for its device and its processes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from avppc.config.pretrain import OptimizerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and filters only."""
+    """AdamW that decays only matrices and filters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
         [
@@ -41,7 +41,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def step_unless(skip: Tensor, optimizer: torch.optim.AdamW) -> None:
-    """A step of the fused AdamW, which leaves parameters and state as they are where skip (float32 []) is 1."""
-    # As torch.amp.GradScaler tells it: read on the device, by the kernel that would make the change.
-    optimizer.found_inf = skip  # type: ignore[attr-defined]  # read by step() where it is set
+    """A step of the fused AdamW; where skip (float32 []) is 1, parameters and state stay as they are."""
+    # As torch.amp.GradScaler does it: the kernel that would make the change reads the flag on the device.
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # step() reads it where it is set
     optimizer.step()

@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun started, each with a device of its own."""
+"""The processes of a run, each with a device of its own: one, or as many as torchrun started."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-# Before there is a group: the functions of this module have the default group of its import as their default (torch
-# 2.13), and keep that group's threads for ever. One that frees a tensor while Python shuts down aborts the process.
+# Imported before there is a group: the functions of this module take the default group at its import as their default
+# (torch 2.13) and keep that group's threads for ever; such a thread aborts a process if it frees a tensor at shutdown.
 import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
@@ -35,11 +35,11 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that logs and saves."""
+        """Whether this process logs and saves."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
-        """Clips of each process of a batch; ValueError where it cannot be dealt out evenly."""
+        """Clips of a batch for each process; ValueError if it cannot be dealt out evenly."""
         if batch_size % self.size:
             raise ValueError(f"batch_size must be a multiple of the {self.size} processes, got {batch_size}")
         return batch_size // self.size
@@ -50,14 +50,14 @@ class Processes:
             self.sum(torch.zeros(1, device=self.device))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over processes; `value` itself where there is one."""
+        """The sum over processes; `value` itself if there is only one."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def gather(self, value: Tensor) -> Tensor:
-        """[G, ...], the values of all processes in order."""
+        """[G, ...]: the values of all processes, in order."""
         if self.size == 1:
             return value[None]
         every = value.new_empty(self.size, *value.shape)
@@ -65,7 +65,7 @@ class Processes:
         return every
 
     def together(self, work: Callable[[], T]) -> T:
-        """What `work` gives here; if it fails on one process all of them raise, so that none waits for it."""
+        """The result of `work` on this process; if it fails on one process, all raise, so that none waits for it."""
         refusal: Exception | None = None
         try:
             result = work()
@@ -79,7 +79,7 @@ class Processes:
         return result
 
     def check_same(self, value: Tensor, what: str) -> None:
-        """ValueError on every process unless all have the same float64 numbers."""
+        """Raises ValueError on every process unless all have the same float64 numbers."""
         every = self.gather(value)
         for rank, other in enumerate(every):
             if not torch.equal(other, every[0]):
@@ -89,20 +89,20 @@ class Processes:
 def _connect(device: torch.device) -> None:
     """Makes the default group of torch.distributed, as the environment describes it.
 
-    torchrun's store outlives a restart, and holds the addresses of processes that are gone: Gloo then waited for ever
-    for one of them (torch 2.13). So each life of the run has a page of its own, which its processes count out.
+    torchrun's store outlives a restart and holds the addresses of processes that are gone. Gloo would wait for ever for
+    one of them (torch 2.13). So each life of the run has a page of the store of its own, by a count of its processes.
     """
     store, rank, size = next(rendezvous("env://"))
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     life = (store.add(f"avppc/{restarts}", 1) - 1) // size
     page = dist.PrefixStore(f"avppc/{restarts}/{life}", store)  # type: ignore[attr-defined]  # public all the same
-    # Gloo beside NCCL: numbers that the host needs are agreed upon without waiting for the GPU.
+    # Gloo beside NCCL: the processes agree on numbers that the host needs without waiting for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=page, rank=rank, world_size=size)
 
 
 def _number(name: str, default: int, least: int = 0, most: int = 1 << 20) -> int:
-    """A number that torchrun has put into the environment."""
+    """A number that torchrun put into the environment."""
     text = os.environ.get(name, str(default))
     if not text.isdecimal() or not least <= int(text) <= most:
         raise ValueError(f"the environment's {name} must be from {least} to {most}, got {text!r}")
@@ -114,7 +114,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     """The processes that torchrun started, joined (NCCL for GPUs, Gloo for CPUs); without it this process alone.
 
     Args:
-        device_name: as resolve_device has it; "auto" and "cuda" are GPU number LOCAL_RANK.
+        device_name: as in resolve_device; "auto" and "cuda" are GPU number LOCAL_RANK.
     """
     size = _number("WORLD_SIZE", 1, least=1)
     if size == 1:

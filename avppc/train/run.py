@@ -37,7 +37,7 @@ def open_run(config: PretrainConfig) -> None:
                 "give the same settings to go on with it, or another --out"
             )
         return
-    # Hidden files may be what a killed run was writing.
+    # A killed run may have been writing hidden files.
     if config.out.exists() and any(not path.name.startswith(".") for path in config.out.iterdir()):
         raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
     write_json(path, wanted)
@@ -54,7 +54,7 @@ def read_run_config(run: Path) -> PretrainConfig:
 
 
 def same_run(first: PretrainConfig, second: PretrainConfig) -> bool:
-    """Whether these are settings of one run: neither where it and its data lie counts nor what computes it."""
+    """Whether these are settings of one run: directory, device and threads may differ; the data's real path may not."""
     return _what_is_learned(first) == _what_is_learned(second)
 
 
@@ -63,7 +63,7 @@ def _what_is_learned(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _places(config: Any) -> Any:
-    """The settings without the run's own directory, which may move, and with the data's in one spelling."""
+    """The settings without the run's own directory, which may move, and with the data's path in one spelling."""
     if not isinstance(config, dict):
         return config
     kept = {name: value for name, value in config.items() if name != "out"}

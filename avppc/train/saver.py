@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread, while training goes on."""
+"""Checkpoints, written by a thread while training goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class CheckpointSaver:
     """Copies the tensors, then lets a thread write them; a checkpoint waits for the one before it.
 
-    One that cannot be written (a full disk) is said in the log and leaves those that were there; only `finish` raises.
+    If one cannot be written (a full disk), the log says so and the older ones stay; only `finish` raises.
     """
 
     def __init__(self, store: CheckpointStore) -> None:
@@ -29,7 +29,7 @@ class CheckpointSaver:
         """Returns as soon as the tensors are copied."""
         self._join()
         copies = {name: {key: _copy(value) for key, value in group.items()} for name, group in tensors.items()}
-        # Not a daemon: a process that ends by an exception still ends its file.
+        # Not a daemon: a process that ends by an exception still finishes its file.
         self._thread = threading.Thread(target=self._write, args=(step, copies, dict(progress)), name="avppc-saver")
         self._thread.start()
 

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: left out and counted on the device, their clips kept to be named."""
+"""Steps whose loss or gradient is not finite: left out and counted on the device; their clips are kept to be named."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_clips.jsonl"
 _TOLD = 8  # skipped steps whose clips are remembered until they are read
-_SLOTS = _TOLD + 1  # a good step is written, too, to be overwritten by the next bad one
+_SLOTS = _TOLD + 1  # one more for a good step, which is written, too, and overwritten by the next bad one
 
 
 class SkippedSteps:
-    """Judges each step by the norm of its gradient, the same on all processes; reads nothing back until asked.
+    """Judges each step by the norm of its gradient, alike on all processes; reads nothing back until asked.
 
     Args:
         clips: clips of a step on this process.
@@ -44,7 +44,7 @@ class SkippedSteps:
             self._saved = torch.cat([value.flatten() for value in self._buffers])
 
     def judge(self, norm: Tensor, step: int, clip_ids: Tensor) -> Tensor:
-        """float32 [], 1.0 if the step must be left out; running statistics are then as before it."""
+        """float32 []: 1.0 if the step must be left out; the running statistics are then put back as before it."""
         bad = ~norm.isfinite()
         slot = (self._total % _SLOTS)[None]
         self._clips.index_copy_(0, slot, clip_ids[None])
@@ -59,12 +59,12 @@ class SkippedSteps:
         return bad.float()
 
     def counts(self) -> tuple[int, int]:
-        """Skipped steps in all, and in a row up to now; waits for the device."""
+        """Skipped steps: in all, and in a row up to now; waits for the device."""
         total, in_row = torch.stack([self._total, self._in_row]).tolist()
         return total, in_row
 
     def new(self, total: int) -> tuple[int, list[tuple[int, list[int]]]]:
-        """How many were skipped since this was last asked, and (step, clip ids) of the last 8 of them, oldest first."""
+        """How many were skipped since the last call, and (step, clip ids) of the last 8 of them, oldest first."""
         count = total - self._reported
         self._reported = total
         slots = [number % _SLOTS for number in range(total - min(count, _TOLD), total)]
@@ -80,14 +80,14 @@ class SkippedReport:
         self._rows: dict[int, int] | None = None
 
     def write(self, skipped: list[tuple[int, list[int]]]) -> str:
-        """Adds a line a step, on all processes together; a sentence about who is to blame.
+        """Adds a line a step, on all processes together; returns a sentence about who is to blame.
 
-        A task that makes nothing of a clip by itself, but only of batches, has no suspects: null in the file.
+        A task that has no features of single clips, only of batches, has no suspects: null in the file.
         """
         suspects: list[str] = []
         looks, diverged = self._task.has_representations, False
         for step, ids in skipped:
-            # On the CPU or the GPU, whatever the processes' group connects.
+            # On the CPU or the GPU, whichever the processes' group connects.
             every = self._processes.gather(torch.tensor(ids, device=self._processes.device)).flatten().tolist()
             line = {"step": step, "suspects": None, "clips": list(map(self._source, every))}
             if looks:
@@ -114,7 +114,7 @@ class SkippedReport:
             logger.warning("the clips of the skipped step %d could not be written: %s", line["step"], error)
 
     def _spoiled(self, ids: list[int]) -> Tensor:
-        """[n] bool: clips whose features, in eval mode where no clip touches another, are not finite."""
+        """[n] bool: clips whose features are not finite, in eval mode, where no clip touches another."""
         rows = torch.tensor([self._row(clip) for clip in ids])
         batch = self._dataset.batch(rows).to(self._processes.device)
         training = self._task.training

@@ -30,12 +30,12 @@ class Checkpoint:
 
     directory: Path
     step: int
-    """Steps that were done."""
+    """Steps done."""
     progress: dict[str, Any]
     """What else was saved as JSON."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors saved under a name; ValueError where their file is no such file."""
+        """The tensors saved under a name; ValueError if their file is damaged."""
         path = self.directory / f"{name}.safetensors"
         try:
             return load_file(path)
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of a run: `step_00000250/` holds NAME.safetensors files and progress.json, their checksums."""
+    """The checkpoints of a run: `step_00000250/` has NAME.safetensors files, and progress.json with their checksums."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
@@ -52,12 +52,12 @@ class CheckpointStore:
         directory.mkdir(parents=True, exist_ok=True)
 
     def clear_leftovers(self) -> None:
-        """Removes what a run that was killed while it saved has left; for the process that saves."""
+        """Removes what a run left that was killed while it saved; for the process that saves."""
         for leftover in self.directory.glob(".step_*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
-        """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves what was there."""
+        """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves the older ones."""
         final = self.directory / f"step_{step:08d}"
         temporary = self.directory / f".{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -81,7 +81,7 @@ class CheckpointStore:
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; a damaged one is said in the log and passed over."""
+        """The newest checkpoint that is whole; damaged ones are logged and passed over."""
         for directory in self._directories():
             try:
                 return read_checkpoint(directory)
@@ -94,7 +94,7 @@ class CheckpointStore:
         return next((directory.name for directory in self._directories()), None)
 
     def _directories(self) -> list[Path]:
-        """The checkpoints, newest first; what else lies there is not ours and is left alone."""
+        """The checkpoints, newest first; whatever else is there is not ours and is left alone."""
         found = {
             int(path.name[5:]): path
             for path in self.directory.iterdir()
@@ -104,7 +104,7 @@ class CheckpointStore:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Checks a checkpoint's progress.json and the checksums of its files; ValueError or OSError names what is wrong."""
+    """Checks a checkpoint's progress.json and the checksums of its files; ValueError or OSError says what is wrong."""
     path = directory / _PROGRESS
     header = read_json(path)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -152,7 +152,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, say: the same to a caller whoever notices it
+    except SafetensorError as error:  # a full disk, say: to the caller it is the same, whoever notices it
         raise OSError(f"{path}: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

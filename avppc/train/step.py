@@ -16,12 +16,12 @@ from avppc.tasks.protocol import ProxyTask, Representations, TaskOutput
 from avppc.train.gradients import GradientAverager
 
 Draws = Callable[[int], ClipGenerator]
-"""The draws for part `number` of a step; asked twice, it gives the same."""
+"""The draws for part `number` of a step; the same number gives the same draws again."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step's losses gave."""
+    """The result of a step's losses."""
 
     outputs: list[dict[str, Tensor]]
     """Loss and metrics of each loss."""
@@ -31,7 +31,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class GradientComputer:
-    """Leaves the gradients of a step in the task's parameters, averaged over processes."""
+    """Computes the gradients of a step into the task's parameters, averaged over processes."""
 
     task: ProxyTask
     averager: GradientAverager
@@ -55,9 +55,9 @@ class GradientComputer:
     def cached(self, batches: Iterator[ClipBatch], parts: int, draws: Draws) -> StepResult:
         """One loss over the clips of `parts` batches, with the activations of one batch at a time.
 
-        Representations of all clips are computed without keeping anything else; then the loss from them, and its
-        gradients with respect to them; then each batch passes through the encoders again, with the same draws, and
-        hands its share of these gradients on.
+        First the representations of all clips are computed, and nothing else is kept; then the loss from them and its
+        gradients with respect to them. Then each batch passes through the encoders again, with the same draws, and
+        its share of these gradients is passed back.
 
         Reference: Gao, Zhang, Han, Callan, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
         2021.
@@ -89,7 +89,7 @@ class GradientComputer:
 
 
 def _backward(loss: Tensor, parts: int) -> None:
-    """Adds the gradients of loss / parts; all NaN, on every process, if it is not finite."""
+    """Adds the gradients of loss / parts; if it is not finite they are all NaN, on every process."""
     share = torch.full_like(loss, 1.0 / parts)
     loss.backward(torch.where(loss.isfinite(), share, torch.nan))
 
@@ -104,7 +104,7 @@ def _join(column: tuple[Tensor | None, ...]) -> Tensor | None:
 
 
 def _numbers_of(batches: list[ClipBatch]) -> ClipBatch:
-    """All clips as one batch, with one pixel and one frame each: a loss from representations needs their numbers."""
+    """All clips as one batch, with one pixel and one frame each: a loss from representations needs no more."""
     return ClipBatch(
         video=torch.cat([batch.video[:, :1, :1, :1] for batch in batches]),
         audio=torch.cat([batch.audio[:, :SAMPLES_PER_FRAME] for batch in batches]),

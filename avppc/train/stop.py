@@ -1,4 +1,4 @@
-"""SIGTERM, as a cluster sends it before it takes a machine away: all processes end after the same step."""
+"""SIGTERM, which a cluster sends before it takes a machine away: all processes end after the same step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from avppc.train.processes import Processes
 
 EXIT_CODE = 128 + signal.SIGTERM
-"""What `avppc pretrain` exits with when SIGTERM ended it and its checkpoint is written: 143."""
+"""The exit code of `avppc pretrain` when SIGTERM ended it and its checkpoint is written: 143."""
 
 
 class Stopped(Exception):
@@ -21,9 +21,9 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Notices SIGTERM while it is open; asked once a step, it says alike on all processes whether to stop.
+    """Notices SIGTERM while it is open. Asked once a step, it gives the same answer on all processes: whether to stop.
 
-    With several processes the answer is that of the step before: it travels while the step computes.
+    With several processes the answer is that of the step before, since it travels while the step computes.
     """
 
     def __init__(self, processes: Processes) -> None:
