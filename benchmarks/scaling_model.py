@@ -1,7 +1,8 @@
 """What a step costs on 1, 8, 64 and 512 GPUs: `python benchmarks/scaling_model.py [--help]`.
 
 Arithmetic and bytes are counted from the model itself; speeds of the machine are settings, with their source below.
-docs/scaling.md explains the rows.
+docs/scaling.md has the figures and what they rest on. Of the rows, efficiency is the encoders' share of a step, and
+readers a GPU are the processes that read its clips from packed shards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Replacing a CLIP-style loss: the same numbers and gradients, without the N x N logits in memory.
+"""Replacing a CLIP-style loss: the same numbers and gradients, without large logits in memory.
 
 python examples/clip_style.py
 """

@@ -202,7 +202,7 @@ def plot_training(record: RunRecord) -> str:
         for key, (column, title) in names.items():
             _draw_curve(panels[key], record, record.metrics.column(column), title)
         if record.subtasks:
-            _mark_chance(panels["loss"], math.log(record.config.batch_size), "log N: guessing")
+            _mark_chance(panels["loss"], math.log(record.candidates), "log N: guessing")
         panels["rate"].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panels["rate"].tick_params("x", labelbottom=False)
         for key in ("loss", "norm"):
@@ -229,8 +229,8 @@ def plot_groups(record: RunRecord) -> str:
                 loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderpad=0, handlelength=1.2, columnspacing=1.4
             )
             legend.set_in_layout(False)  # it may reach beyond the panel without making the panel smaller
-            _mark_chance(panels[0, column], 100 / record.config.batch_size)
-            _mark_chance(panels[1, column], math.log(record.config.batch_size))
+            _mark_chance(panels[0, column], 100 / record.candidates)
+            _mark_chance(panels[1, column], math.log(record.candidates))
             panels[1, column].set_xlabel("step")
         panels[0, 0].set_ylabel("right clip found, %")
         panels[0, 0].set_ylim(bottom=0)

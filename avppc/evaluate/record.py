@@ -96,6 +96,13 @@ class RunRecord:
         return self.steps_done >= self.config.steps
 
     @property
+    def candidates(self) -> int:
+        """N, the targets among which each context finds its own; `gather none` in several processes has fewer."""
+        parts = self.config.accumulate if self.config.scale.cached_negatives else 1
+        times = 2 if self.config.objective.negatives == "same-clip" else 1  # each target's other time counts, too
+        return self.config.batch_size * parts * times
+
+    @property
     def training_seconds(self) -> float:
         """Seconds that the logged steps took, from their clips and their clips a second."""
         steps = np.diff(self.metrics.steps, prepend=0.0)

@@ -83,7 +83,7 @@ def render(config: ReportConfig) -> str:
         differing=[name for count in record.label_counts for name in _differing_settings(record.rows_of(count))],
         confusions=[_confusion(record.rows_of(count)) for count in record.label_counts],
         figures=_figures(record),
-        limit=math.log(record.config.batch_size),
+        limit=math.log(record.candidates),
         final_groups=_final_groups(record),
         sheet=sheet,
         sheet_problem=sheet_problem,
@@ -150,7 +150,7 @@ def summarize(record: RunRecord) -> str:
     if record.subtasks and record.metrics.rows:
         accuracy = record.final(record.task_accuracy)
         between = [place for place, subtask in enumerate(record.subtasks) if subtask.between_modalities]
-        when, guessing = "At the end" if record.finished else "So far", percent(1 / record.config.batch_size)
+        when, guessing = "At the end" if record.finished else "So far", percent(1 / record.candidates)
         text = f"{when}, the {len(record.subtasks)} sub-tasks find the right clip in {percent(accuracy.mean())} of "
         text += f"the cases on average (guessing: {guessing})"
         if between:
@@ -264,7 +264,7 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
         figures["training"] = plots.plot_training(record)
         figures["speed"] = plots.plot_speed(record)
         if record.subtasks:
-            limit = math.log(record.config.batch_size)
+            limit = math.log(record.candidates)
             accuracy, loss = record.final(record.task_accuracy), record.final(record.task_loss)
             figures["groups"] = plots.plot_groups(record)
             figures["subtasks"] = plots.plot_subtasks(record.subtasks, accuracy, limit - loss, limit)
@@ -281,7 +281,7 @@ def _final_groups(record: RunRecord) -> list[tuple[str, int, float, float]]:
         **group_by_modality(record.subtasks),
         "all": list(range(len(record.subtasks))),
     }
-    limit = math.log(record.config.batch_size)
+    limit = math.log(record.candidates)
     return [
         (label, len(numbers), float(accuracy[numbers].mean()), float(limit - loss[numbers].mean()))
         for label, numbers in groups.items()

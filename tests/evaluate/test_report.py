@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, ReportConfig
+from avppc.config.pretrain import ObjectiveConfig
+from avppc.config.scale import ScaleConfig
 from avppc.data.packed import PackedDataset
 from avppc.evaluate.clip_strips import make_clip_sheet
-from avppc.evaluate.record import read_record
+from avppc.evaluate.record import Metrics, RunRecord, read_record
 from avppc.evaluate.report import duration, percent, render, run
 from avppc.evaluate.results import RowResult, write_row
 from avppc.files import sha256_of
@@ -260,6 +263,20 @@ def test_figures_in_words() -> None:
         "2.1\u00a0min",
         "2.0\u00a0h",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "candidates"),
+    [
+        ({}, 8),
+        ({"accumulate": 4}, 8),
+        ({"accumulate": 4, "scale": ScaleConfig(cached_negatives=True)}, 32),
+        ({"objective": ObjectiveConfig(negatives="same-clip")}, 16),
+    ],
+)
+def test_guessing_is_among_all_candidates(settings: dict[str, Any], candidates: int, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, tmp_path / "run", batch_size=8, **settings)
+    assert RunRecord(tmp_path, config, None, Metrics(tmp_path, [], {}), []).candidates == candidates
 
 
 def test_report_of_a_rival_task_names_it(tmp_path: Path) -> None:
