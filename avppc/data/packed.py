@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,7 @@ __all__ = [
     "data_sha256",
     "local_folder",
     "open_shard",
+    "split_sha256",
     "verify_shards",
 ]
 
@@ -181,6 +183,16 @@ def data_sha256(directory: str | os.PathLike[str]) -> str:
         ImportError, ValueError, OSError: as local_folder; ValueError where there is no index.
     """
     return sha256_of(index_file(local_folder(directory, ())))
+
+
+def split_sha256(directory: str | os.PathLike[str], split: str) -> str:
+    """SHA-256 of the checksums of a split's shards: which clips it has, in which order.
+
+    Raises:
+        ImportError, ValueError, OSError: as data_sha256; ValueError where the split has no clips.
+    """
+    records = PackedIndex.read(local_folder(directory, ())).shards_of(split, directory)
+    return hashlib.sha256("\n".join(record.sha256 for record in records).encode()).hexdigest()
 
 
 def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:

@@ -12,7 +12,7 @@ from avppc.config.evaluate import EvaluateConfig
 from avppc.config.plain import config_to_dict
 from avppc.config.pretrain import PretrainConfig
 from avppc.config.table import TableConfig
-from avppc.data.packed import PackedDataset
+from avppc.data.packed import PackedDataset, split_sha256
 from avppc.evaluate.classifier import HELD_OUT_SPLITS
 from avppc.evaluate.lipreading import evaluate, settings_of
 from avppc.evaluate.results import read_row
@@ -24,7 +24,7 @@ from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.tasks.registry import make_task
 from avppc.train.loop import pretrain
-from avppc.train.run import CONFIG_FILE, read_run_config, same_run
+from avppc.train.run import CONFIG_FILE, clips_of, read_run_config, same_run
 
 
 def run(config: TableConfig) -> int:
@@ -82,7 +82,8 @@ def _is_finished(config: PretrainConfig) -> bool:
     """Whether there is a finished run with these settings; other settings are left to `pretrain`."""
     if not (config.out / CONFIG_FILE).exists() or not (config.out / ENCODER_FILE).exists():
         return False
-    return same_run(read_run_config(config.out), config)
+    same_clips = clips_of(config.out) in (None, split_sha256(config.data, "train"))
+    return same_clips and same_run(read_run_config(config.out), config)
 
 
 def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> EvaluateConfig:

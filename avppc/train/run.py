@@ -12,10 +12,12 @@ import torch
 from avppc._version import __version__
 from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.config.pretrain import PretrainConfig
+from avppc.data.packed import split_sha256
 from avppc.data.remote import remote_url
 from avppc.files import read_json, write_json
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
 TASK_FILE = "task.json"
 ENVIRONMENT_FILE = "environment.json"
 _HOW_NOT_WHAT = ("device", "threads")  # settings that change what is learned by rounding alone
@@ -25,8 +27,9 @@ def open_run(config: PretrainConfig) -> None:
     """Makes the run's directory, or checks that the run in it is this one.
 
     Raises:
-        ValueError: the directory holds a run with other settings; the text names those that differ.
+        ValueError: the directory holds a run with other settings, which the text names, or on other clips.
     """
+    clips = split_sha256(config.data, "train")
     path = config.out / CONFIG_FILE
     wanted = config_to_dict(config)
     if path.exists():
@@ -36,11 +39,17 @@ def open_run(config: PretrainConfig) -> None:
                 f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): "
                 "give the same settings to go on with it, or another --out"
             )
+        if (known := clips_of(config.out)) not in (None, clips):
+            raise ValueError(
+                f"{config.out} holds a run on other clips: those of {config.data} have the checksum {clips}, "
+                f"the run's {known}; give the same clips to go on with it, or another --out"
+            )
         return
     # A killed run may have been writing hidden files.
     if config.out.exists() and any(not path.name.startswith(".") for path in config.out.iterdir()):
         raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
     write_json(path, wanted)
+    write_json(config.out / DATA_FILE, {"train_sha256": clips})
     versions = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
     write_json(config.out / ENVIRONMENT_FILE, {**versions, "machine": platform.machine()})
 
@@ -51,6 +60,15 @@ def read_run_config(run: Path) -> PretrainConfig:
     if not path.exists():
         raise FileNotFoundError(f"{run} holds no run: there is no {CONFIG_FILE}")
     return config_from_dict(PretrainConfig, read_json(path), str(path))
+
+
+def clips_of(run: Path) -> str | None:
+    """The split_sha256 of a run's training clips; None where it was not kept."""
+    path = run / DATA_FILE
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict) or not isinstance(content.get("train_sha256"), str | None):
+        raise ValueError(f"{path} must hold the train_sha256 of a run's clips, got {content!r}")
+    return content.get("train_sha256")
 
 
 def same_run(first: PretrainConfig, second: PretrainConfig) -> bool:

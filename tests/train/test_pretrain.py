@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
 from tiny_runs import tiny_config, write_tiny_set
@@ -49,7 +51,15 @@ def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Ten
 
 def test_run_leaves_everything_needed(whole_run: Path, tiny_set: Path) -> None:
     names = {path.name for path in whole_run.iterdir()}
-    assert {"config.json", "environment.json", "task.json", "metrics.jsonl", "tensorboard", "checkpoints"} <= names
+    assert {
+        "config.json",
+        "data.json",
+        "environment.json",
+        "task.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    } <= names
     assert read_run_config(whole_run) == tiny_config(tiny_set, whole_run)
     rows = read_metrics(whole_run)
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
@@ -128,6 +138,26 @@ def test_a_run_may_move_and_its_data_be_spelled_otherwise(
     assert not (tmp_path / "before").exists()
     with pytest.raises(ValueError, match=r"other settings \(data is "):
         pretrain(tiny_config(write_tiny_set(tmp_path / "other"), tmp_path / "after", steps=2))
+
+
+def test_a_run_does_not_go_on_with_other_clips_at_the_same_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = write_tiny_set(tmp_path / "data"), tmp_path / "run"
+    pretrain(tiny_config(data, run, steps=2))
+    shutil.rmtree(data)
+    pretrain_again = partial(pretrain, tiny_config(write_tiny_set(data), run, steps=2))
+    pretrain_again()  # the same clips, made anew
+    shutil.rmtree(data)
+    monkeypatch.setitem(tiny_runs.SPLITS, "train", 25)
+    write_tiny_set(data)
+    with pytest.raises(ValueError, match=r"run holds a run on other clips: those of .*data have the checksum "):
+        pretrain_again()
+    (run / "data.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"data\.json must hold the train_sha256 of a run's clips, got \[\]"):
+        pretrain_again()
+    (run / "data.json").unlink()  # as in a run of before
+    pretrain_again()
 
 
 @pytest.mark.parametrize("seed", [2**63, 2**64, 10**30])
