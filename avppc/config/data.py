@@ -12,6 +12,7 @@ from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.cores import count_cores
 
+Layout = Literal["auto", "words", "tree"]
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
 TRACKED_CROPS = ("mesh", "cascade")
 _LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
@@ -82,13 +83,17 @@ class PrepareConfig(_SharedWork):
 
     data: Path
     """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
-    of videos (training clips without labels). A DATA/manifest.jsonl may give the speaker or the mouth's box of each;
-    videos that `avppc index` found to be of no use are left out, and those that have changed since are refused."""
+    of videos (without labels; folders named train, val or test set the split). A DATA/manifest.jsonl may give the
+    speaker or the mouth's box of each; videos that `avppc index` found to be of no use are left out, and those
+    that have changed since are refused."""
     out: Path
     """Folder of the packed data set."""
     paths: Path | None = None
     """A list of the videos to take: a text file with one path below DATA a line, or a manifest as `avppc index` writes
     it. None: all below DATA."""
+    layout: Layout = "auto"
+    """Which folders are words. "words": all that hold videos as DATA/WORD/{train,val,test}/*; "tree": none; "auto": as
+    "words", but no folder with videos further down, and no single one unless its files are named WORD_* after it."""
     frames: int = CLIP_FRAMES
     """Frames of a clip, of 1/25 s each."""
     stride: int = CLIP_FRAMES
@@ -122,6 +127,7 @@ class PrepareConfig(_SharedWork):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_choice("layout", self.layout, get_args(Layout))
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("stride", self.stride, 0)
         check_choice("crop", self.crop, get_args(CropName))

@@ -30,7 +30,7 @@ OnRefused = Callable[[int, str], None]
 UNREADABLE = "cannot be read"  # the one reason that another try may mend
 _MAX_FRAMES = 100_000  # of a clip
 _SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf"
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,mxf,dv"
 
 
 class DecodeError(ValueError):

@@ -38,12 +38,12 @@ def run(config: IndexConfig) -> int:
     """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos.
 
     Raises:
-        ValueError: the data folder is none, or its layout, the list or the manifest there is damaged.
+        ValueError: the data folder is none, or the list or the manifest there is damaged.
     """
     console = Console(stderr=True)
     started = time.monotonic()
     out = config.data / MANIFEST_NAME if config.out is None else config.out
-    found = scan(config.data, config.paths)
+    found = scan(config.data, config.paths, layout="tree")  # whichever videos are words: the facts are the same
     if not found.videos and not found.refused:
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1

@@ -1,9 +1,8 @@
 """Finds the videos of a data set, and what their places and its manifest say about them.
 
-    ROOT/WORD/{train,val,test}/*.mp4     labelled: the label is WORD's number among the sorted words (LRW's layout)
-    ROOT/_UNLABELED/**                   training clips without label
-    any other tree                       training clips without label
-    ROOT/manifest.jsonl                  optional, a line a video: {"path": ..., "speaker": 3, "box": [9, 8, 105, 104]}
+What the folders mean is in avppc/data/layout.py; the label of a clip is its word's number among the sorted words.
+
+    ROOT/manifest.jsonl   optional, a line a video: {"path": ..., "speaker": 3, "box": [9, 8, 105, 104]}
 
 "speaker" (or "face") is a number or a name, "box" the left, top, right and bottom of the mouth in pixels; `avppc index`
 adds what it finds in the files: "usable", false where they give no clip, and "sha256", their checksum. Instead of all
@@ -22,15 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avppc.clip import NO_LABEL, SPLITS, UNLABELED_FOLDER
+from avppc.clip import NO_LABEL
+from avppc.config.data import Layout
+from avppc.data.layout import find_places
 from avppc.files import parse_json, real_path
 
 MANIFEST_NAME = "manifest.jsonl"
 INDEX_COMMAND = "`avppc index`"
 NO_SPEAKER = -1
 _SHA256 = re.compile("[0-9a-f]{64}")
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".ogv"}
-VIDEO_SUFFIXES |= {".ogg", ".flv", ".wmv", ".3gp"}
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".ogv"}
+VIDEO_SUFFIXES |= {".ogg", ".ogm", ".mpg", ".mpeg", ".vob", ".mod", ".ts", ".mts", ".m2ts", ".tod", ".flv", ".wmv"}
+VIDEO_SUFFIXES |= {".asf", ".mxf", ".dv"}
 
 Box = tuple[int, int, int, int]
 """Left, top, and the column and row after the last, in pixels of the picture as it is shown."""
@@ -87,19 +89,21 @@ class Scan:
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Paths that are not even opened, and why."""
     others: Counter[str] = field(default_factory=Counter)
-    """How many files of which ending are neither videos nor the manifest, nor share the name of a video beside them."""
+    """How many files of which ending are neither videos nor the manifest, nor share the name of a video beside them;
+    and how many hidden folders there are."""
 
 
-def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None) -> Scan:
+def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None, layout: Layout = "auto") -> Scan:
     """Lists the videos below a root, in the same order on every machine.
 
     Args:
         listed: a manifest or a text file of paths below root; only these are taken.
         clip_frames: refuse what the manifest says to give no clip of so many frames; None: take it all the same.
+        layout: which folders are words, see find_places.
 
     Raises:
-        ValueError: root is not a folder, or holds LRW's layout one level further down (a test split would be trained
-            on), or a manifest or list is damaged or names paths outside root.
+        ValueError: root is not a folder, or does not have the layout, or a manifest or list is damaged or names paths
+            outside root.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
@@ -117,17 +121,18 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None)
             named = read_list(listed)
         manifest = {path: manifest.get(path, Entry()) for path in named}
         files = _listed_files(root, named, result)
-    found = []
-    for path, status in files:
-        place = _place(PurePosixPath(path), root)
-        found.append((path, place, status))
-    result.words = tuple(sorted({word for _, (word, _), _ in found if word is not None}))
+    found = dict(files)
+    places = find_places(found, root, layout)
+    result.words = tuple(sorted({place.word for place in places.values() if place.word is not None}))
     labels = {word: label for label, word in enumerate(result.words)}
-    for path, (word, split), status in sorted(found):
+    for path, status in sorted(found.items()):
+        word, split = places[path].word, places[path].split
         label = NO_LABEL if word is None else labels[word]
         entry = manifest.pop(path, Entry())
         no_use = entry.unusable
-        if no_use is not None and (no_use.bytes, no_use.clip_frames) == (status[0], clip_frames):
+        if result.words and word is None and split != "train":
+            result.refused.append((path, f"no word is known of it, and its folders say {split!r}: not trained on"))
+        elif no_use is not None and (no_use.bytes, no_use.clip_frames) == (status[0], clip_frames):
             result.refused.append((path, f"left out: {INDEX_COMMAND} has found: {no_use.reason}"))
         else:
             result.videos.append(Video(path, split, label, entry.speaker, *status, entry.box, entry.sha256))
@@ -273,7 +278,10 @@ def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
-                pending.append(path)
+                if entry.name.startswith("."):
+                    result.others["hidden folders"] += 1
+                else:
+                    pending.append(path)
                 continue
             is_video = _is_video_name(entry.name)
             problem = _link_problem(entry, inside, is_video)
@@ -309,18 +317,6 @@ def _link_problem(entry: os.DirEntry[str], inside: Path, is_video: bool) -> str 
     if not target.is_relative_to(inside):
         return "a link that leaves the data's folder is not followed"
     return None if target.is_file() else "a link to nothing"
-
-
-def _place(path: PurePosixPath, root: Path) -> tuple[str | None, str]:
-    """Word and split of a path."""
-    parts = path.parts
-    if parts[0] == UNLABELED_FOLDER:
-        return None, "train"
-    if len(parts) == 3 and parts[1] in SPLITS:
-        return parts[0], parts[1]
-    if len(parts) > 3 and parts[-2] in SPLITS:
-        raise ValueError(f"{root} has LRW's layout further down ({path}): pass {root.joinpath(*parts[:-3])}")
-    return None, "train"
 
 
 def is_portable(path: str) -> bool:

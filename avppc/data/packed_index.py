@@ -51,7 +51,11 @@ class PackedIndex:
         records = self.splits.get(split, ())
         if not records:
             available = ", ".join(repr(name) for name, found in self.splits.items() if found)
-            raise ValueError(f"split {split!r} of {data} has no clips; available: {available or 'none'}")
+            hint = "; folders named val or test are not trained on: prepare such a folder by itself to do so"
+            raise ValueError(
+                f"split {split!r} of {data} has no clips; available: {available or 'none'}"
+                + (hint if split == "train" and available else "")
+            )
         return records
 
     @classmethod

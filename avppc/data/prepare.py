@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from avppc.clip import CROP_SIZE, SPLITS
+from avppc.clip import CROP_SIZE, NO_LABEL, SPLITS, VIDEO_FPS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.contact_sheet import write_contact_sheet
 from avppc.data.decode import UNREADABLE
@@ -32,6 +32,7 @@ from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, parse
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
 from avppc.data.prepare_worker import CHANGED, UNIT_FOLDER, DecodeJob, UnitRecord
 from avppc.data.processes import Unit, run_units
+from avppc.data.reader import LONGER
 from avppc.data.remote import upload_packed
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, is_being_written
 from avppc.data.track import TRACKER_VERSION
@@ -57,7 +58,7 @@ def run(config: PrepareConfig) -> int:
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    found = scan(config.data, config.paths, config.frames)
+    found = scan(config.data, config.paths, config.frames, config.layout)
     if not found.videos and not found.refused:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
@@ -262,8 +263,21 @@ def _print_summary(
             print(f"  {split:5} {clips:8,} clips in {shards:,} shards, {size / 1e9:.3f} GB")
     if not any(clips for clips, _, _ in counts.values()):
         print("  no usable clip")
+    _print_doubts_about_words(found, notes, config.frames)
     if found.others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(KINDS_SHOWN)))
         print(f"  not videos, left alone: {kinds}")
     print_kinds("converted", NOTES_NAME, [note for _, note in notes])
     print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
+
+
+def _print_doubts_about_words(found: Scan, notes: list[tuple[str, str]], frames: int) -> None:
+    """Says it where most videos of words go on after the one clip that is kept of each: they may be no words."""
+    words = {video.path: found.words[video.label] for video in found.videos if video.label != NO_LABEL}
+    longer = [words[path] for path, note in notes if path in words and note.startswith(LONGER)]
+    if 2 * len(longer) > len(words):
+        print(
+            f"  {len(longer):,} of {len(words):,} videos of words ({', '.join(sorted(set(longer))[:3])}, ...) go on "
+            f"after the one clip kept of each, its first {frames / VIDEO_FPS:.2f} s. If these folders are no words, "
+            "--layout tree cuts their videos into clips without labels."
+        )

@@ -20,6 +20,7 @@ from avppc.data.crop import NO_FACE, Crop, LumaReader
 
 MAX_SIDE_PIXELS = 8192
 MAX_HOURS = 24
+LONGER = "longer than the clip"  # begins the note on a video of which only the first frames are used
 _MAX_PENDING_FRAMES = 400 * VIDEO_FPS  # how far the streams of a file may run apart
 _MAX_IDLE_PACKETS = 20_000  # packets in a row without a frame
 _MAX_WAITING_AUDIO = 4_000  # packets before the first picture
@@ -102,7 +103,7 @@ class StreamReader:
         duration = _seconds(self._video, self._video.duration)
         if duration is not None and duration * VIDEO_FPS > end_frame + 1:
             used = end_frame / VIDEO_FPS
-            self._notes.append(f"longer than the clip: {float(duration):.2f} s, up to {used:.2f} s are used")
+            self._notes.append(f"{LONGER}: {float(duration):.2f} s, up to {used:.2f} s are used")
 
     def clip(self, start: int, count: int) -> DecodedClip:
         """Frames start to start + count with their sound."""

@@ -48,17 +48,6 @@ def test_lrw_layout(tmp_path):
     assert found.others == {".mp4": 1, "README": 1}
 
 
-def test_any_tree_is_unlabelled_training_data(tmp_path):
-    touch(tmp_path, "talk.mkv", "2024/a/interview.mov", "2024/slides.pdf")
-    assert places(scan(tmp_path)) == [("2024/a/interview.mov", "train", -1, -1), ("talk.mkv", "train", -1, -1)]
-
-
-def test_lrw_one_level_down_is_told_instead_of_training_on_its_test_split(tmp_path):
-    touch(tmp_path, "lipread_mp4/ABOUT/test/ABOUT_00001.mp4")
-    with pytest.raises(ValueError, match=r"LRW's layout further down .* pass .*/lipread_mp4$"):
-        scan(tmp_path)
-
-
 class TestManifest:
     def write(self, root, *entries) -> None:
         lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
@@ -154,6 +143,35 @@ class TestLinks:
         with open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb") as file:
             file.write(b"x")
         assert scan(tmp_path).refused == [("caf\\udce9.mp4", "its name is not valid UTF-8")]
+
+
+def test_hidden_folders_are_left_alone_and_counted(tmp_path):
+    touch(tmp_path, ".git/train/x.mp4", "A/.cache/train/y.mp4", "A/train/A_1.mp4", "B/train/B_1.mp4")
+    found = scan(tmp_path)
+    assert found.words == ("A", "B")
+    assert [video.path for video in found.videos] == ["A/train/A_1.mp4", "B/train/B_1.mp4"]
+    assert found.others == {"hidden folders": 2}
+
+
+@pytest.mark.parametrize(
+    "suffix", [".asf", ".3g2", ".f4v", ".vob", ".mxf", ".dv", ".DIVX", ".ogm", ".qt", ".mod", ".tod"]
+)
+def test_names_of_videos(tmp_path, suffix):
+    touch(tmp_path, f"a{suffix}")
+    assert [video.path for video in scan(tmp_path).videos] == [f"a{suffix}"]
+
+
+def test_held_out_videos_without_a_word_are_refused_beside_words(tmp_path):
+    """They have no label to be tested by, and are not trained on unasked."""
+    touch(
+        tmp_path, "A/train/1.mp4", "B/train/1.mp4", "_UNLABELED/lrs3/test/id/1.mp4", "_UNLABELED/lrs3/trainval/id/1.mp4"
+    )
+    found = scan(tmp_path)
+    assert places(found)[2:] == [("_UNLABELED/lrs3/trainval/id/1.mp4", "train", -1, -1)]
+    assert found.refused == [
+        ("_UNLABELED/lrs3/test/id/1.mp4", "no word is known of it, and its folders say 'test': not trained on")
+    ]
+    assert [video.split for video in scan(tmp_path, layout="tree").videos] == ["train", "train", "test", "train"]
 
 
 def test_root_must_be_a_folder(tmp_path):
