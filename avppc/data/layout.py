@@ -56,9 +56,7 @@ def find_places(paths: Iterable[str], root: Path, layout: Layout = "auto") -> di
     parsed = {path: PurePosixPath(path) for path in paths}
     words = set() if layout == "tree" else _words(list(parsed.values()), layout)
     if not words and parsed and layout == "words":
-        raise ValueError(
-            f"layout 'words' needs videos in {root}/WORD/{{train,val,test}}; {min(parsed)} lies elsewhere"
-        )
+        raise ValueError(f"layout 'words' needs videos in {root}/WORD/{{train,val,test}}; {min(parsed)} lies elsewhere")
     if not words and layout == "auto":
         _check_not_further_down(parsed.values(), root)
     return {path: _place(parts, words) for path, parts in parsed.items()}

@@ -81,6 +81,8 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         facts.video_codec, facts.pixel_format = video.codec_context.name, video.codec_context.pix_fmt or ""
         facts.audio_codec, facts.channels = audio.codec_context.name, audio.codec_context.channels
         facts.sample_rate_hz = audio.codec_context.sample_rate or 0
+        if facts.streams["video"] > 1 or facts.streams["audio"] > 1:
+            _add(facts.notes, f"several streams: numbers {video.index} and {audio.index} of {facts.streams} are used")
         times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
         for packet in container.demux(video, audio):
             if packet.pts is None or packet.time_base is None or not packet.size:
@@ -136,8 +138,6 @@ def _judge(facts: VideoFacts, num_frames: int) -> None:
     missing = facts.duration_seconds - max(late, 0) - (facts.audio_seconds + min(late, 0))
     if missing > _MAX_START_DIFFERENCE_SECONDS:
         _add(facts.notes, f"sound ends early: {missing:.2f} s before the picture")
-    if facts.streams.get("video", 0) > 1 or facts.streams.get("audio", 0) > 1:
-        _add(facts.notes, f"several streams: the first of {facts.streams} are used")
 
 
 def _add(texts: list[str], text: str) -> None:

@@ -153,20 +153,18 @@ class StreamReader:
             return
         if packet.is_corrupt:
             raise ValueError("damaged: a packet")
-        # A packet without content says "show the last frame again"; the time stamps around it say so too.
-        frames = [] if packet.size == 0 and packet.dts is not None else packet.decode()
+        frames = decode_packet(packet)
         self._idle_packets = 0 if frames else self._idle_packets + 1
         if self._idle_packets > _MAX_IDLE_PACKETS:
             raise ValueError(f"damaged: {_MAX_IDLE_PACKETS} packets in a row give no frame")
         for frame in frames:
-            assert isinstance(frame, (av.VideoFrame, av.AudioFrame))
             if frame.is_corrupt:
                 raise ValueError("damaged: a frame" + ("" if frame.time is None else f" at {frame.time:.2f} s"))
             if isinstance(frame, av.VideoFrame):
                 self._push_video(frame)
             else:
                 self._push_audio(frame)
-        if packet.dts is None and packet.size == 0:
+        if ends_stream(packet):
             if packet.stream is self._video:
                 self._end_video()
             else:
@@ -233,10 +231,34 @@ class StreamReader:
             )
 
 
-def choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
-    """The first video stream that is no cover picture and the first audio stream, ready to decode."""
+def ends_stream(packet: av.Packet) -> bool:
+    """Whether a packet is not the file's: demuxing gives one at the end of each stream, which drains its decoder."""
+    return packet.size == 0 and packet.dts is None and packet.buffer_ptr == 0
+
+
+def decode_packet(packet: av.Packet) -> list[av.VideoFrame | av.AudioFrame]:
+    """The frames that a packet completes; those that the decoder still held, where it ends the stream.
+
+    A packet of the file without content is left out: it says at most "show the last frame again", as the time stamps
+    around it do, but decoders take it for the end of the stream or for damage.
+    """
+    if packet.size == 0 and not ends_stream(packet):
+        return []
+    return [frame for frame in packet.decode() if isinstance(frame, (av.VideoFrame, av.AudioFrame))]
+
+
+def _choose_video(container: InputContainer) -> VideoStream | None:
+    """The stream that FFmpeg would take, too; no cover picture, nor a thumbnail that is not marked as one."""
     attached = av.stream.Disposition.attached_pic
-    video = next((stream for stream in container.streams.video if not stream.disposition & attached), None)
+    streams = [stream for stream in container.streams.video if not stream.disposition & attached]
+    films = [stream for stream in streams if stream.frames != 1] or streams  # 0 where the file does not tell
+    best = container.streams.best("video")
+    return next((stream for stream in films if stream is best), films[0] if films else None)
+
+
+def choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
+    """The video stream that holds the film and the first audio stream, ready to decode."""
+    video = _choose_video(container)
     audio = next(iter(container.streams.audio), None)
     if video is None:
         raise ValueError("no video stream")

@@ -30,7 +30,7 @@ from avppc.data.decode import (
 )
 from avppc.data.manifest import Video
 from avppc.data.prepare_worker import clip_id
-from avppc.data.reader import choose_streams, missing_sound
+from avppc.data.reader import choose_streams, decode_packet, missing_sound
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def read_sound_and_frames(source: Source, start_frame: int, num_frames: int) -> 
         sounds: list[av.AudioFrame] = []
         for packet in container.demux(video, audio):
             if packet.stream is audio:
-                sounds += [frame for frame in packet.decode() if isinstance(frame, av.AudioFrame)]
+                sounds += [frame for frame in decode_packet(packet) if isinstance(frame, av.AudioFrame)]
             elif packet.size and packet.pts is not None:
                 if packet.is_discard:
                     raise DecodeError(name, "hidden frames: an edit list hides some, decode it with PyAV")

@@ -48,6 +48,7 @@ def write_video(
     skipped: Sequence[int] = (),
     pattern: Callable[..., np.ndarray] = moving_pattern,
     options: dict[str, str] | None = None,
+    audio_options: dict[str, str] | None = None,
     **container: Any,
 ) -> Path:
     """Writes a video of size (height, width); clicks and flashes are given in seconds from the video's start.
@@ -63,7 +64,7 @@ def write_video(
             video.height, video.width = size
             video.pix_fmt = pixel_format
         if audio_codec is not None:
-            audio = output.add_stream(audio_codec, rate=rate, layout=layout)
+            audio = output.add_stream(audio_codec, rate=rate, layout=layout, options=audio_options or {})
         if video is not None:
             for number in range(frames):
                 if number in skipped:

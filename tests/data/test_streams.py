@@ -1,0 +1,62 @@
+"""Which streams of a file are used, and packets that hold nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from make_videos import click_seconds, write_video
+from ogg_pages import add_empty_packets
+
+from avppc.data.decode import decode_clip
+from avppc.data.probe import probe
+from avppc.data.videos import read_sound_and_frames
+
+SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
+
+
+def add_thumbnail(source: Path, target: Path) -> Path:
+    """Copies a video behind another video stream of one frame, which is not marked as a cover picture."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        thumbnail = after.add_stream("mjpeg", rate=25)
+        thumbnail.width = thumbnail.height = 16
+        thumbnail.pix_fmt = "yuvj420p"
+        streams = {stream: after.add_stream_from_template(stream) for stream in before.streams}
+        picture = av.VideoFrame.from_ndarray(np.full((24, 16), 128, np.uint8), "yuv420p").reformat(format="yuvj420p")
+        after.mux([*thumbnail.encode(picture), *thumbnail.encode(None)])
+        for packet in before.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                after.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_thumbnail_is_not_the_film(tmp_path, suffix):
+    film = write_video(tmp_path / f"film.{suffix}", **SMALL)
+    both = add_thumbnail(film, tmp_path / f"both.{suffix}")
+    assert torch.equal(decode_clip(both).video, decode_clip(film).video)
+    facts = probe(both)
+    assert (facts.video_codec, facts.width, facts.frames) == ("h264", 64, 29)
+    assert facts.notes == [
+        "several streams: numbers 1 and 2 of {'video': 2, 'audio': 1} are used",
+    ]
+    assert read_sound_and_frames(both, 0, 29).width == 64
+
+
+def test_ogg_with_packets_without_content(tmp_path):
+    """Vorbis packets have no time stamps but at the ends of pages, and none of them ends the sound."""
+    path = write_video(
+        tmp_path / "a.ogg", frames=75, size=(48, 64), clicks=(2.0,), flashes=(2.0,), layout="stereo",
+        video_codec="libvpx", audio_codec="vorbis", audio_options={"strict": "experimental"}, options={},
+    )  # fmt: skip
+    whole = decode_clip(path, start_frame=40)
+    assert add_empty_packets(path, header_pages=2) > 1
+    clip = decode_clip(path, start_frame=40)
+    assert torch.equal(clip.video, whole.video)
+    assert torch.equal(clip.audio, whole.audio)
+    assert click_seconds(clip.audio.numpy()) == pytest.approx(0.4, abs=0.003)
+    assert np.array_equal(read_sound_and_frames(path, 40, 29).audio, whole.audio.numpy())
