@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -231,12 +232,12 @@ class StreamReader:
             )
 
 
-def ends_stream(packet: av.Packet) -> bool:
+def ends_stream(packet: av.Packet[Any]) -> bool:
     """Whether a packet is not the file's: demuxing gives one at the end of each stream, which drains its decoder."""
     return packet.size == 0 and packet.dts is None and packet.buffer_ptr == 0
 
 
-def decode_packet(packet: av.Packet) -> list[av.VideoFrame | av.AudioFrame]:
+def decode_packet(packet: av.Packet[Any]) -> list[av.VideoFrame | av.AudioFrame]:
     """The frames that a packet completes; those that the decoder still held, where it ends the stream.
 
     A packet of the file without content is left out: it says at most "show the last frame again", as the time stamps
