@@ -34,12 +34,18 @@ def log_mel_reference(
     spectrum = torch.fft.rfft(_frames(x, config, lengths), n=config.fft_size)  # [..., F, fft_size / 2 + 1]
     power = spectrum.real.square() + spectrum.imag.square()
     if config.power == 1:
-        power = power.sqrt()
+        power = _sqrt(power)
     mel = power @ mel_filter_bank_reference(config).to(power)  # [..., F, B]
 
     in_clip = _in_clip(config, lengths, mel.shape[-2])
     mel = torch.where(in_clip, mel, 0.0)
     return _scaled(mel, config, in_clip)
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """The square root, with gradient 0 at 0: its own is infinite there and makes that of a silent sample NaN."""
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x).sqrt())
 
 
 def window_reference(config: LogMelConfig) -> Tensor:
@@ -153,7 +159,7 @@ def _scaled(mel: Tensor, config: LogMelConfig, in_clip: Tensor) -> Tensor:
         count = in_clip.sum(-2, keepdim=True)
         mean = torch.where(in_clip, value, 0.0).sum(-2, keepdim=True) / count.clamp(min=1)
         centred = torch.where(in_clip, value - mean, 0.0)
-        deviation = (centred.square().sum(-2, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+        deviation = _sqrt(centred.square().sum(-2, keepdim=True) / (count - 1).clamp(min=1))
         value = centred / (deviation + NORMALIZE_EPSILON)
     return value
 

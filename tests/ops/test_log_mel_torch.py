@@ -91,9 +91,7 @@ def test_there_is_no_gradient_but_the_definition_has_one() -> None:
             log_mel(waveform, backend=backend)
     with torch.no_grad():
         assert not log_mel(waveform).requires_grad
-    config = LogMelConfig(fft_size=32, window_samples=30, hop_samples=16, bands=4, log_offset=1e-2)
-    short = (0.3 * torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: log_mel_reference(x, config), short)
+    assert log_mel_reference(waveform, LogMelConfig()).requires_grad  # test_log_mel_gradients.py says what it is
 
 
 def test_float64_goes_to_the_definition() -> None:
