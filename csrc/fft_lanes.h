@@ -11,6 +11,7 @@
 
 #include "cpu_dispatch.h"
 #include "fft_butterfly.h"
+#include "fft_tables.h"
 
 #if defined(AVPPC_CPU_LEVEL_avx512)
 #include <immintrin.h>
@@ -154,6 +155,57 @@ void fft_last_pass(const double* buffer, int points, const double* twiddles, con
       AVPPC_UNROLL
       for (int q = 0; q < R; ++q) use(j + q * done, x[q], other + (R - 1 - q) * done, y[R - 1 - q]);
     }
+  }
+}
+
+template <typename Source>
+void run_first_pass(int radix, const Source& source, double* part, int points, const int* live) {
+  switch (radix) {
+    case 2: return fft_first_pass<2>(source, part, points, live);
+    case 3: return fft_first_pass<3>(source, part, points, live);
+    case 4: return fft_first_pass<4>(source, part, points, live);
+    case 5: return fft_first_pass<5>(source, part, points, live);
+    default: return fft_first_pass<8>(source, part, points, live);
+  }
+}
+
+inline void run_pass(int radix, double* part, int points, int done, const double* twiddles) {
+  switch (radix) {
+    case 2: return fft_pass<2>(part, points, done, twiddles);
+    case 3: return fft_pass<3>(part, points, done, twiddles);
+    case 4: return fft_pass<4>(part, points, done, twiddles);
+    case 5: return fft_pass<5>(part, points, done, twiddles);
+    default: return fft_pass<8>(part, points, done, twiddles);
+  }
+}
+
+// All passes. live and source are those of the first, use that of the last; between two passes fetcher.step() may bring
+// in memory that is wanted soon.
+template <typename Source, typename Fetcher, typename Use>
+void fft_transform(const FftTables& fft, Source source, const int* live, double* buffer, Fetcher& fetcher,
+                   const Use& use) {
+  const int last = fft.passes - 1;
+  // The transforms that the last pass combines, one after the other: each stays in the first-level cache.
+  const int part_points = fft.points / fft.radix[last];
+  for (int part = 0; part < fft.radix[last]; ++part) {
+    double* values = buffer + int64_t{2} * D * part * part_points;
+    fetcher.step();
+    run_first_pass(fft.radix[0], source, values, part_points, live);
+    int done = fft.radix[0];
+    for (int pass = 1; pass < last; ++pass) {
+      fetcher.step();
+      run_pass(fft.radix[pass], values, part_points, done, fft.twiddles[pass]);
+      done *= fft.radix[pass];
+    }
+    source.skip(2 * part_points);
+    live += part_points / fft.radix[0];
+  }
+  switch (fft.radix[last]) {
+    case 2: return fft_last_pass<2>(buffer, fft.points, fft.twiddles[last], use);
+    case 3: return fft_last_pass<3>(buffer, fft.points, fft.twiddles[last], use);
+    case 4: return fft_last_pass<4>(buffer, fft.points, fft.twiddles[last], use);
+    case 5: return fft_last_pass<5>(buffer, fft.points, fft.twiddles[last], use);
+    default: return fft_last_pass<8>(buffer, fft.points, fft.twiddles[last], use);
   }
 }
 

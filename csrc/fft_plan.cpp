@@ -1,7 +1,12 @@
 #include "fft_plan.h"
 
+#include <algorithm>
 #include <cmath>
+#include <complex>
 #include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
 
 namespace avppc {
 namespace {
@@ -51,16 +56,73 @@ void push_twiddles(std::vector<double>& table, int radix, double turns) {
   if (radix == 8) push_rotation(table, turns + 0.125);
 }
 
+using Values = std::vector<std::complex<double>>;
+
+Values transformed(const Values& values) {  // for tables: short, not fast
+  const size_t points = values.size();
+  size_t radix = 2;
+  while (points % radix != 0 && radix < points) ++radix;
+  if (points < 2) return values;
+  std::vector<Values> parts(radix);
+  for (size_t i = 0; i < points; ++i) parts[i % radix].push_back(values[i]);
+  for (Values& part : parts) part = transformed(part);
+  Values result(points);
+  for (size_t k = 0; k < points; ++k) {
+    for (size_t i = 0; i < radix; ++i) {
+      result[k] += parts[i][k % (points / radix)] * std::polar(1.0, -2.0 * PI * double(i * k % points) / double(points));
+    }
+  }
+  return result;
+}
+
+// The least multiple of 8, which is fast, that has a plan and room for the convolution.
+int chirp_points(int points) {
+  int longer = std::max(8, (2 * points - 1 + 7) / 8 * 8);
+  while (!has_fft_plan(longer)) longer += 8;
+  return longer;
+}
+
 }  // namespace
 
-FftPlan::FftPlan(int points) : points(points), radices(factorize(points)), twiddles(radices.size()) {
+bool has_fft_plan(int points) {
+  if (points < 6) return false;
+  for (const int factor : {2, 3, 5}) {
+    while (points % factor == 0) points /= factor;
+  }
+  return points == 1;
+}
+
+std::vector<double> make_unzip(int points) {
+  std::vector<double> unzip;
+  for (int k = 0; k < points; ++k) push_rotation(unzip, 0.5 * k / points);
+  return unzip;
+}
+
+FftPlan::FftPlan(int points) : points(points) {
+  if (!has_fft_plan(points)) throw std::invalid_argument("no transform of " + std::to_string(points) + " points");
+  radices = factorize(points);
+  twiddles.resize(radices.size());
   for (int i = 0; i < points; ++i) place.push_back(digit_reversed(i, radices, points));
   int done = 1;
   for (size_t pass = 0; pass < radices.size(); ++pass) {
     for (int j = 0; j < done; ++j) push_twiddles(twiddles[pass], radices[pass], double(j) / (done * radices[pass]));
     done *= radices[pass];
   }
-  for (int k = 0; k < points; ++k) push_rotation(unzip, 0.5 * k / points);
+}
+
+FftChirpPlan::FftChirpPlan(int points) : fft(chirp_points(points)) {
+  Values conjugate(fft.points);
+  for (int k = 0; k < points; ++k) {
+    const int64_t square = int64_t{k} * k % (2 * points);  // turns repeat: the angle keeps its last digits
+    const double angle = PI * static_cast<double>(square) / points;
+    chirp.push_back(std::cos(angle));
+    chirp.push_back(-std::sin(angle));
+    conjugate[k] = conjugate[(fft.points - k) % fft.points] = std::polar(1.0, angle);
+  }
+  for (const std::complex<double>& value : transformed(conjugate)) {
+    spectrum.push_back(value.real() / fft.points);
+    spectrum.push_back(value.imag() / fft.points);
+  }
 }
 
 }  // namespace avppc

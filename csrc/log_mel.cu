@@ -111,7 +111,7 @@ void launch_log_mel(const Tensor& waveform, const int64_t* lengths, const std::s
   a.lengths = lengths;
   a.signal_preemphasis = config.preemphasis_scope == Scope::signal ? static_cast<float>(config.preemphasis) : 0.0f;
   a.is_int16 = waveform.scalar_type() == ScalarType::Short;
-  a.reflect = config.reflects();
+  a.padding = config.padding;
   a.out = out.mutable_data_ptr<float>();
 
   const int64_t clips = waveform.size(0);
@@ -151,6 +151,8 @@ Tensor log_mel_cuda(const Tensor& waveform, const std::optional<Tensor>& lengths
   check_contiguous("waveform", waveform);
   if (waveform.scalar_type() != ScalarType::Short) check_dtype("waveform", waveform, ScalarType::Float);
   const LogMelConfig config = LogMelConfig::parse(text);
+  AVPPC_CHECK(has_fft_plan(config.fft_size / 2), "fft_size must be at least 12 and have no prime factor above 5 on a ",
+              "GPU, got ", config.fft_size);
   const int64_t clips = waveform.size(0), samples = waveform.size(1), frames = config.num_frames(samples);
   AVPPC_CHECK(clips > 0 && frames > 0, "waveform must have at least one clip and samples for one frame, got ", clips,
               " clips of ", samples, " samples");

@@ -37,7 +37,8 @@ struct LogMelArguments {
   const int64_t* lengths;  // null: all of S samples
   int64_t samples, frames, chunks;
   float signal_preemphasis;
-  bool is_int16, reflect;
+  bool is_int16;
+  Padding padding;
   bool whole;        // a block does a whole clip
   int chunk_frames;  // frames whose samples are in shared memory together
   int stride;        // from a frame's samples there to the next frame's; overlapping frames share them
@@ -75,7 +76,7 @@ LogMelShared log_mel_shared(const LogMelArguments<Real>& a, int warps) {
 // The sample at position index of a clip, with what stands beyond its ends, and preemphasis over the signal.
 template <typename Real>
 AVPPC_DEVICE float log_mel_sample(const LogMelArguments<Real>& a, int64_t clip, int64_t length, int64_t index) {
-  const int64_t at = source_sample(index, length, a.reflect);
+  const int64_t at = source_sample(index, length, a.padding);
   if (at < 0) return 0.0f;
   const int64_t i = clip * a.samples + at;
   const bool emphasize = a.signal_preemphasis != 0.0f && at > 0;

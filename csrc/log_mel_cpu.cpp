@@ -138,13 +138,15 @@ LogMelWorker::LogMelWorker(const LogMelJob& job) : job_(job), config_(job.tables
   const auto aligned = [](int64_t floats) { return round_up(floats, 16); };
   const int64_t input = aligned(job.tables.input_floats()), rows = aligned(zero_row + plan.row_width);
   const int64_t conditioned = 2 * (zero_sample + LOG_MEL_MAX_DOUBLES);
-  const int64_t spectrum = 2 * int64_t{2} * plan.points * LOG_MEL_MAX_DOUBLES;
+  const int64_t spectrum = 2 * int64_t{2} * plan.fft.points * LOG_MEL_MAX_DOUBLES;
+  const int64_t product = plan.chirp.slots != nullptr ? spectrum : 0;
   const int64_t power = int64_t{plan.points + 1} * LOG_MEL_GROUP, mel = aligned(plan.bands) * LOG_MEL_GROUP;
-  input_ = scratch_.floats(input + rows + conditioned + spectrum + power + mel);
+  input_ = scratch_.floats(input + rows + conditioned + spectrum + product + power + mel);
   work_.rows = input_ + input;
   work_.conditioned = reinterpret_cast<double*>(work_.rows + rows);
   work_.spectrum = work_.conditioned + conditioned / 2;
-  work_.power = reinterpret_cast<float*>(work_.spectrum + spectrum / 2);
+  work_.product = work_.spectrum + spectrum / 2;
+  work_.power = reinterpret_cast<float*>(work_.product + product / 2);
   work_.mel = work_.power + power;
   std::fill_n(input_, input, 0.0f);
   std::fill_n(work_.rows + zero_row, plan.row_width, 0.0f);
@@ -161,7 +163,7 @@ void LogMelWorker::run_groups(int64_t begin, int64_t end) {
       config_.needs_finish() ? config_.silence() : config_.silence() * config_.output_scale + config_.output_shift);
   SampleSource source{};
   source.is_int16 = job_.is_int16;
-  source.reflect = config_.reflects();
+  source.padding = config_.padding;
   source.preemphasis = config_.preemphasis_scope == Scope::signal ? static_cast<float>(config_.preemphasis) : 0.0f;
   const bool in_place = plan.stride == hop && !source.is_int16 && source.preemphasis == 0.0f;
   const int64_t clip_bytes = job_.samples * job_.sample_bytes();

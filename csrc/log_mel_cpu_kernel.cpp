@@ -8,6 +8,7 @@
 //   row p (p < h) = samples p, h + p, 2 h + p, ...; sample i of frames 0, 1, ... is row i % h from column i / h on.
 #include "log_mel_cpu_kernel.h"
 
+#include "fft_chirp_lanes.h"
 #include "fft_lanes.h"
 #include "log_mel_index.h"
 #include "rounding.h"
@@ -169,55 +170,25 @@ class Fetcher {
   int64_t read_step_, write_step_;
 };
 
-template <typename Source>
-void run_first_pass(int radix, const Source& source, double* part, int points, const int* live) {
-  switch (radix) {
-    case 2: return fft_first_pass<2>(source, part, points, live);
-    case 3: return fft_first_pass<3>(source, part, points, live);
-    case 4: return fft_first_pass<4>(source, part, points, live);
-    case 5: return fft_first_pass<5>(source, part, points, live);
-    default: return fft_first_pass<8>(source, part, points, live);
-  }
-}
-
-void run_pass(int radix, double* part, int points, int done, const double* twiddles) {
-  switch (radix) {
-    case 2: return fft_pass<2>(part, points, done, twiddles);
-    case 3: return fft_pass<3>(part, points, done, twiddles);
-    case 4: return fft_pass<4>(part, points, done, twiddles);
-    case 5: return fft_pass<5>(part, points, done, twiddles);
-    default: return fft_pass<8>(part, points, done, twiddles);
-  }
-}
-
 // Transform and power of D frames.
 template <bool magnitude, typename Source>
-void transform(const LogMelPlan& plan, Source source, double* spectrum, float* power, Fetcher& fetcher) {
-  const int points = plan.points, last = plan.passes - 1;
-  // The transforms that the last pass combines, one after the other: each stays in the first-level cache.
-  const int part_points = points / plan.radix[last];
-  const int* live = plan.live;
-  for (int part = 0; part < plan.radix[last]; ++part) {
-    double* values = spectrum + int64_t{2} * D * part * part_points;
-    fetcher.step();
-    run_first_pass(plan.radix[0], source, values, part_points, live);
-    int done = plan.radix[0];
-    for (int pass = 1; pass < last; ++pass) {
-      fetcher.step();
-      run_pass(plan.radix[pass], values, part_points, done, plan.twiddles[pass]);
-      done *= plan.radix[pass];
-    }
-    source.skip(2 * part_points);
-    live += part_points / plan.radix[0];
-  }
-  const PowerOfReal<magnitude> use{power, plan.unzip, points};
-  switch (plan.radix[last]) {
-    case 2: fft_last_pass<2>(spectrum, points, plan.twiddles[last], use); break;
-    case 3: fft_last_pass<3>(spectrum, points, plan.twiddles[last], use); break;
-    case 4: fft_last_pass<4>(spectrum, points, plan.twiddles[last], use); break;
-    case 5: fft_last_pass<5>(spectrum, points, plan.twiddles[last], use); break;
-    default: fft_last_pass<8>(spectrum, points, plan.twiddles[last], use);
-  }
+void transform(const LogMelPlan& plan, const Source& source, const LogMelWork& work, float* power, Fetcher& fetcher) {
+  const PowerOfReal<magnitude> use{power, plan.unzip, plan.points};
+  fft_transform(plan.fft, source, plan.live, work.spectrum, fetcher, use);
+}
+
+// The same by a chirp, from the conditioned samples.
+template <bool magnitude>
+void chirp_transform(const LogMelPlan& plan, const LogMelWork& work, float* power, Fetcher& fetcher) {
+  const ChirpSource<ConditionedSource> source{{work.conditioned, plan.slot_sample}, plan.chirp.slots};
+  fft_by_chirp(plan.fft, plan.chirp, plan.points, source, plan.live, work.spectrum, work.product, fetcher);
+  const PowerOfReal<magnitude> use{power, plan.unzip, plan.points};
+  const auto value = [&](int k) {
+    const double* at = work.product + int64_t{2} * D * k;
+    return Complex<vdouble>{load<vdouble>(at), load<vdouble>(at + D)};
+  };
+  use(0, value(0));
+  for (int k = 1; 2 * k <= plan.points; ++k) use(k, value(k), plan.points - k, value(plan.points - k));
 }
 
 // ln of positive normal numbers, infinity and NaN, within 1e-7 of the larger of 1 and the result.
@@ -286,18 +257,22 @@ void scatter_bands(const float* mel, int bands, int frames, float* out) {
 
 float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work,
                     const LogMelAhead& ahead, float* out) {
-  Fetcher fetcher(ahead, divide_up(frames, D) * plan.radix[plan.passes - 1] * (plan.passes - 1));
+  Fetcher fetcher(ahead, divide_up(frames, D) * plan.fft.radix[plan.fft.passes - 1] * (plan.fft.passes - 1));
   fill_rows(plan, samples, work.rows);
   for (int frame = 0; frame < frames; frame += D) {
-    if (plan.remove_dc || plan.preemphasis != 0.0) {
+    if (plan.chirp.slots != nullptr) {
+      condition(plan, work.rows + frame, work.conditioned);
+      const auto run = plan.magnitude ? chirp_transform<true> : chirp_transform<false>;
+      run(plan, work, work.power + frame, fetcher);
+    } else if (plan.remove_dc || plan.preemphasis != 0.0) {
       condition(plan, work.rows + frame, work.conditioned);
       const ConditionedSource source{work.conditioned, plan.slot_sample};
       const auto run = plan.magnitude ? transform<true, ConditionedSource> : transform<false, ConditionedSource>;
-      run(plan, source, work.spectrum, work.power + frame, fetcher);
+      run(plan, source, work, work.power + frame, fetcher);
     } else {
       const RowSource source{work.rows + frame, plan.slot_row, plan.slot_window};
       const auto run = plan.magnitude ? transform<true, RowSource> : transform<false, RowSource>;
-      run(plan, source, work.spectrum, work.power + frame, fetcher);
+      run(plan, source, work, work.power + frame, fetcher);
     }
   }
   const auto logs = plan.take_log ? (plan.track_largest ? mel_logs<true, true> : mel_logs<true, false>)
@@ -331,7 +306,7 @@ void load_samples(const SampleSource& source, int64_t begin, int64_t count, floa
   const int64_t left = source.length - begin < count ? source.length - begin : count;
   const int64_t last = left > first ? left : first;
   const auto edge = [&](int64_t i) {
-    const int64_t at = source_sample(begin + i, source.length, source.reflect);
+    const int64_t at = source_sample(begin + i, source.length, source.padding);
     if (at < 0) return 0.0f;
     return at > 0 && source.preemphasis != 0.0f ? sample(at) - source.preemphasis * sample(at - 1) : sample(at);
   };

@@ -5,29 +5,30 @@
 #include <stdint.h>
 
 #include "cpu_dispatch.h"
+#include "fft_tables.h"
+#include "log_mel_index.h"
 
 namespace avppc {
 
 constexpr int LOG_MEL_GROUP = 16;  // frames computed together
-constexpr int LOG_MEL_MAX_PASSES = 16;
 
 // Tables for a configuration; LogMelPlanStorage in log_mel_cpu_plan.h owns them. A slot is a place in the transform's
 // input: slots 2 i and 2 i + 1 hold the real and the imaginary part of its value i, two neighbouring samples.
 struct LogMelPlan {
-  int window_samples, bands, points;  // points = fft_size / 2: a real transform as a complex one of half size
+  int window_samples, bands;
+  int points;     // fft_size / 2: a real transform as a complex one of half size
+  FftTables fft;  // that transform, or the longer one of its chirp
+  FftChirp chirp;
   bool remove_dc, magnitude, take_log;
   double preemphasis;         // within the frame; 0: none
   const double* window;       // [window_samples], times 1/2
-  const double* slot_window;  // [fft_size] of the sample in each slot; 0 behind the window
-  const int* slot_sample;     // [fft_size] sample in each slot; window_samples: zero
-  const int* slot_row;        // [fft_size] where that sample of frame 0 stands among the rows
+  const double* slot_window;  // [2 * fft.points] of the sample in each slot; 0 behind the window
+  const int* slot_sample;     // [2 * fft.points] sample in each slot; window_samples: zero
+  const int* slot_row;        // [2 * fft.points] where that sample of frame 0 stands among the rows
   const int* live;            // first pass: how many values of each butterfly are not zero
   int row_count, row_width;   // samples stand as rows [row_count][row_width]; the last row is zero
   int64_t stride;             // from a frame's samples to the next frame's
-  int passes;
-  int radix[LOG_MEL_MAX_PASSES];
-  const double* twiddles[LOG_MEL_MAX_PASSES];     // see FftPlan
-  const double* unzip;                            // [points, 2], see FftPlan
+  const double* unzip;                            // [points, 2], see make_unzip
   const int *mel_begin, *mel_count, *mel_offset;  // [bands]
   const float* mel_weights;
   bool track_largest;                                       // log_mel_group's result is wanted
@@ -38,7 +39,8 @@ struct LogMelPlan {
 struct SampleSource {
   const void* clip;
   int64_t length;
-  bool is_int16, reflect;
+  bool is_int16;
+  Padding padding;
   float preemphasis;  // over the signal; 0: none
 };
 
@@ -46,7 +48,8 @@ struct SampleSource {
 struct LogMelWork {
   float* rows;          // [row_count, row_width], the last row zero
   double* conditioned;  // [window_samples + 1, doubles of a register], the last row zero
-  double* spectrum;     // [2 * points, doubles of a register]
+  double* spectrum;     // [2 * fft.points, doubles of a register]
+  double* product;      // the same again where there is a chirp
   float* power;         // [points + 1, LOG_MEL_GROUP]
   float* mel;           // [bands rounded up to 16, LOG_MEL_GROUP]
 };

@@ -8,16 +8,27 @@
 #include "rounding.h"
 
 namespace avppc {
+namespace {
+
+std::optional<FftChirpPlan> make_chirp(int points) {
+  if (has_fft_plan(points)) return std::nullopt;
+  return FftChirpPlan(points);
+}
+
+}  // namespace
 
 LogMelPlanStorage::LogMelPlanStorage(const LogMelConfig& config)
     : config(config),
-      fft(config.fft_size / 2),
+      chirp(make_chirp(config.fft_size / 2)),
+      fft(chirp ? chirp->fft : FftPlan(config.fft_size / 2)),
       mel(make_mel_bands(config)),
       dct(make_dct(config)),
-      window(make_window(config)) {
+      window(make_window(config)),
+      unzip(make_unzip(config.fft_size / 2)) {
   for (double& value : window) value *= 0.5;  // the kernel's real transform wants half
   plan_rows();
   plan_transform();
+  if (chirp) plan_chirp();
   plan_bands();
 }
 
@@ -33,10 +44,11 @@ void LogMelPlanStorage::plan_rows() {
 }
 
 void LogMelPlanStorage::plan_transform() {
-  plan.points = fft.points;
-  slot_sample.assign(config.fft_size, config.window_samples);
-  slot_row.assign(config.fft_size, (plan.row_count - 1) * plan.row_width);
-  slot_window.assign(config.fft_size, 0.0);
+  plan.points = config.fft_size / 2;
+  plan.fft.points = fft.points;
+  slot_sample.assign(2 * fft.points, config.window_samples);
+  slot_row.assign(2 * fft.points, (plan.row_count - 1) * plan.row_width);
+  slot_window.assign(2 * fft.points, 0.0);
   for (int i = 0; i < config.window_samples; ++i) {
     const int slot = 2 * fft.place[i / 2] + i % 2;
     slot_sample[slot] = i;
@@ -47,19 +59,28 @@ void LogMelPlanStorage::plan_transform() {
   plan.slot_row = slot_row.data();
   plan.slot_window = slot_window.data();
 
-  for (int block = 0; block < plan.points; block += fft.radices[0]) {
+  for (int block = 0; block < fft.points; block += fft.radices[0]) {
     int count = 0;
     for (int k = 0; k < fft.radices[0]; ++k) count += slot_sample[2 * (block + k)] < config.window_samples;
     live.push_back(count);
   }
   plan.live = live.data();
 
-  plan.passes = static_cast<int>(fft.radices.size());
-  for (int pass = 0; pass < plan.passes; ++pass) {
-    plan.radix[pass] = fft.radices[pass];
-    plan.twiddles[pass] = fft.twiddles[pass].data();
+  plan.fft.passes = static_cast<int>(fft.radices.size());
+  for (int pass = 0; pass < plan.fft.passes; ++pass) {
+    plan.fft.radix[pass] = fft.radices[pass];
+    plan.fft.twiddles[pass] = fft.twiddles[pass].data();
   }
-  plan.unzip = fft.unzip.data();
+  plan.unzip = unzip.data();
+}
+
+void LogMelPlanStorage::plan_chirp() {
+  slot_chirp.assign(2 * fft.points, 0.0);
+  for (int k = 0; k < plan.points; ++k) {
+    std::copy_n(&chirp->chirp[2 * k], 2, &slot_chirp[2 * fft.place[k]]);
+  }
+  all_live.assign(fft.points / fft.radices[0], fft.radices[0]);
+  plan.chirp = {slot_chirp.data(), chirp->chirp.data(), chirp->spectrum.data(), fft.place.data(), all_live.data()};
 }
 
 void LogMelPlanStorage::plan_bands() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,16 +22,18 @@ struct LogMelPlanStorage {
   int64_t input_floats() const { return plan.row_width * plan.stride + plan.row_count + 16; }
 
   LogMelConfig config;
+  std::optional<FftChirpPlan> chirp;  // where fft_size / 2 has no plan of its own
   FftPlan fft;
   MelBands mel;
   std::vector<float> dct;
-  std::vector<double> window, slot_window;
-  std::vector<int> slot_sample, slot_row, live;
+  std::vector<double> window, unzip, slot_window, slot_chirp;
+  std::vector<int> slot_sample, slot_row, live, all_live;
   LogMelPlan plan{};
 
  private:
   void plan_rows();
   void plan_transform();
+  void plan_chirp();
   void plan_bands();
 };
 

@@ -15,16 +15,26 @@ namespace avppc {
 constexpr float INT16_SCALE = 1.0f / 32768.0f;
 constexpr float NORMALIZE_EPSILON = 1e-5f;
 
+// What stands beyond the ends of a clip; all but zeros as often as needed in a short clip, as numpy pads.
+enum class Padding {
+  reflect,    // c b | a b c | b a
+  constant,   // 0 0 | a b c | 0 0
+  replicate,  // a a | a b c | c c
+  circular,   // b c | a b c | a b
+  symmetric   // b a | a b c | c b
+};
+
 // The sample that stands at position index of a clip with length > 0 samples, or -1 where the padding is zero.
-AVPPC_HOST_DEVICE static inline int64_t source_sample(int64_t index, int64_t length, bool reflect) {
+AVPPC_HOST_DEVICE static inline int64_t source_sample(int64_t index, int64_t length, Padding padding) {
   if (index >= 0 && index < length) return index;
-  if (!reflect) return -1;
-  if (length == 1) return 0;
-  const int64_t period =
-      2 * (length - 1);  // as numpy reflects: the ends are not repeated, the whole as often as needed
+  if (padding == Padding::constant) return -1;
+  if (padding == Padding::replicate) return index < 0 ? 0 : length - 1;
+  const int64_t repeated = padding == Padding::symmetric ? 1 : 0;  // an end of a mirrored clip
+  const int64_t period = padding == Padding::circular ? length : 2 * (length - 1 + repeated);
+  if (period == 0) return 0;  // a reflected clip of one sample
   index %= period;
   if (index < 0) index += period;
-  return index < length ? index : period - index;
+  return index < length ? index : period - index - repeated;
 }
 
 // Frame t of a clip reads window samples from first + t * hop on.

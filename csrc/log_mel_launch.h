@@ -21,7 +21,8 @@ class LogMelTableMemory {
     std::vector<Real> window;
     for (const double value : make_window(config)) window.push_back(static_cast<Real>(0.5 * value));
     window_ = put(window);
-    unzip_ = put(std::vector<Real>(fft_.unzip.begin(), fft_.unzip.end()));
+    const std::vector<double> unzip = make_unzip(fft_.points);
+    unzip_ = put(std::vector<Real>(unzip.begin(), unzip.end()));
     for (const auto& twiddles : fft_.twiddles)
       twiddles_.push_back(put(std::vector<Real>(twiddles.begin(), twiddles.end())));
     // Butterfly b of the first pass holds values first_pair[b] + k * butterflies at places b * radix + k.

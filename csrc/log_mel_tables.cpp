@@ -62,6 +62,26 @@ Choice take_choice(Fields& fields, const std::string& name, std::initializer_lis
   return static_cast<Choice>(found - names.begin());
 }
 
+// A window's name, or its window_samples values with commas between them.
+void take_window(Fields& fields, LogMelConfig& config) {
+  const std::string text = fields["window"];
+  if (text.find(',') == std::string::npos) {
+    config.window = take_choice<Window>(fields, "window",
+                                        {"hann", "hann_symmetric", "hann_half_sample", "povey", "hamming",
+                                         "hamming_symmetric", "blackman", "blackman_symmetric", "rectangular"});
+    return;
+  }
+  config.window = Window::given;
+  std::istringstream stream(take(fields, "window"));
+  for (std::string part; std::getline(stream, part, ',');) {
+    Fields value{{"window", part}};
+    config.window_values.push_back(take_number(value, "window", -1e6, 1e6));
+  }
+  if (config.window_values.size() != static_cast<size_t>(config.window_samples)) {
+    refuse("window", std::to_string(config.window_values.size()) + " values", "a name or window_samples values");
+  }
+}
+
 Fields split(const std::string& text) {
   Fields fields;
   std::istringstream stream(text);
@@ -93,14 +113,8 @@ LogMelConfig LogMelConfig::parse(const std::string& text) {
   Fields fields = split(text);
   LogMelConfig config{};
   config.sample_rate_hz = take_int(fields, "sample_rate_hz", 1, 10'000'000);
-  config.fft_size = take_int(fields, "fft_size", 16, 8192);
-  int rest = config.fft_size;
-  for (const int factor : {2, 3, 5}) {
-    while (rest % factor == 0) rest /= factor;
-  }
-  if (rest != 1 || config.fft_size % 2 != 0) {
-    refuse("fft_size", std::to_string(config.fft_size), "even and without a prime factor above 5");
-  }
+  config.fft_size = take_int(fields, "fft_size", 2, 8192);
+  if (config.fft_size % 2 != 0) refuse("fft_size", std::to_string(config.fft_size), "even");
   config.window_samples = take_int(fields, "window_samples", 2, config.fft_size);
   config.hop_samples = take_int(fields, "hop_samples", 1, 1'000'000);
   config.bands = take_int(fields, "bands", 1, 512);
@@ -112,10 +126,14 @@ LogMelConfig LogMelConfig::parse(const std::string& text) {
   config.min_hz = take_number(fields, "min_hz", 0.0, config.max_hz);
   if (config.min_hz == config.max_hz) refuse("min_hz", std::to_string(config.min_hz), "below max_hz");
   config.power = take_int(fields, "power", 1, 2);
-  config.framing = take_choice<Framing>(fields, "framing", {"center", "left", "snip_edges"});
-  config.padding = take_choice<Padding>(fields, "padding", {"reflect", "constant"});
+  config.framing = take_choice<Framing>(fields, "framing", {"center", "left", "snip_edges", "mid_hop", "exact"});
+  if (config.framing == Framing::exact && config.hop_samples > config.fft_size) {
+    refuse("hop_samples", std::to_string(config.hop_samples), "at most fft_size with framing 'exact'");
+  }
+  config.padding =
+      take_choice<Padding>(fields, "padding", {"reflect", "constant", "replicate", "circular", "symmetric"});
   config.drop_last_frame = take_bool(fields, "drop_last_frame");
-  config.window = take_choice<Window>(fields, "window", {"hann", "hann_symmetric", "hann_half_sample", "povey"});
+  take_window(fields, config);
   config.preemphasis = take_number(fields, "preemphasis", 0.0, 1.0);
   config.preemphasis_scope = take_choice<Scope>(fields, "preemphasis_scope", {"signal", "frame"});
   config.remove_dc = take_bool(fields, "remove_dc");
@@ -142,6 +160,12 @@ LogMelFraming LogMelConfig::frames() const {
   switch (framing) {
     case Framing::center: return {margin - fft_size / 2, hop_samples, 0, drop_last_frame};
     case Framing::left: return {margin, hop_samples, fft_size, drop_last_frame};
+    case Framing::mid_hop:
+      return {hop_samples / 2 - window_samples / 2, hop_samples, hop_samples - hop_samples / 2, drop_last_frame};
+    case Framing::exact: {
+      const int64_t padding = (fft_size - hop_samples) / 2;  // at each end
+      return {margin - padding, hop_samples, fft_size - 2 * padding, drop_last_frame};
+    }
     default: return {0, hop_samples, window_samples, drop_last_frame};
   }
 }
@@ -155,14 +179,24 @@ double LogMelConfig::silence() const {
 }
 
 std::vector<double> make_window(const LogMelConfig& config) {
+  if (config.window == Window::given) return config.window_values;
   const int points = config.window_samples;
+  const bool half_sample = config.window == Window::hann_half_sample;
+  const bool periodic =
+      half_sample || config.window == Window::hann || config.window == Window::hamming || config.window == Window::blackman;
   std::vector<double> window(points);
   for (int n = 0; n < points; ++n) {
-    const double place = config.window == Window::hann               ? n / double(points)
-                         : config.window == Window::hann_half_sample ? (n + 0.5) / points
-                                                                     : n / double(points - 1);
-    const double hann = 0.5 - 0.5 * std::cos(2.0 * PI * place);
-    window[n] = config.window == Window::povey ? std::pow(std::max(hann, 0.0), 0.85) : hann;
+    const double angle = 2.0 * PI * (half_sample ? n + 0.5 : double(n)) / double(periodic ? points : points - 1);
+    const double hann = 0.5 - 0.5 * std::cos(angle);
+    switch (config.window) {
+      case Window::povey: window[n] = std::pow(std::max(hann, 0.0), 0.85); break;
+      case Window::hamming:
+      case Window::hamming_symmetric: window[n] = 0.54 - 0.46 * std::cos(angle); break;
+      case Window::blackman:
+      case Window::blackman_symmetric: window[n] = 0.42 - 0.5 * std::cos(angle) + 0.08 * std::cos(2.0 * angle); break;
+      case Window::rectangular: window[n] = 1.0; break;
+      default: window[n] = hann;
+    }
   }
   return window;
 }

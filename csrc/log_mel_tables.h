@@ -12,9 +12,19 @@ namespace avppc {
 
 enum class MelScale { htk, slaney, kaldi };
 enum class MelNorm { none, slaney };
-enum class Framing { center, left, snip_edges };
-enum class Padding { reflect, constant };
-enum class Window { hann, hann_symmetric, hann_half_sample, povey };
+enum class Framing { center, left, snip_edges, mid_hop, exact };
+enum class Window {
+  hann,
+  hann_symmetric,
+  hann_half_sample,
+  povey,
+  hamming,
+  hamming_symmetric,
+  blackman,
+  blackman_symmetric,
+  rectangular,
+  given
+};
 enum class Scope { signal, frame };
 enum class Log { none, ln, log10, db };
 enum class Normalize { none, per_feature };
@@ -29,6 +39,7 @@ struct LogMelConfig {
   Padding padding;
   bool drop_last_frame;
   Window window;
+  std::vector<double> window_values;  // of a given one
   double preemphasis;
   Scope preemphasis_scope;
   bool remove_dc;
@@ -48,8 +59,6 @@ struct LogMelConfig {
   bool needs_finish() const { return relative_to_max || has_dynamic_range || mfcc > 0 || normalize != Normalize::none; }
   LogMelFraming frames() const;
   int64_t num_frames(int64_t num_samples) const { return frames().frames(num_samples); }
-  // Samples beyond a clip's ends are its own, reflected; otherwise zero.
-  bool reflects() const { return framing == Framing::center && padding == Padding::reflect; }
   // log(x) = log_scale() * ln(x)
   double log_scale() const;
   // What a silent frame has after the logarithm.

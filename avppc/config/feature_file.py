@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avppc.config.checks import check_choice, check_integer, check_types
-from avppc.config.features import PRESETS, LogMelConfig
+from avppc.config.features import PRESETS, LogMelConfig, Preset
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class FeaturesConfig:
     source: Path
     """The file: wav, flac, mp3, ogg, mp4, mkv, ...; its first audio stream is mixed to mono at 16 kHz. It may be given
     first, without the flag: avppc features FILE."""
-    preset: str = "torchaudio"
+    preset: Preset = "torchaudio"
     """Whose features: torchaudio, librosa, whisper or kaldi."""
     mfcc: int = 0
     """Cepstral coefficients to give instead of the 80 bands, 1 to 80; 0: the bands."""

@@ -49,7 +49,7 @@ def _restore(hint: Any, value: Any, where: str) -> Any:
     # What does not fit stays as it is, for the configuration's own checks to refuse.
     if isinstance(value, str) and Path in (hint, *typing.get_args(hint)):
         return Path(value)
-    if isinstance(value, list) and typing.get_origin(hint) is tuple:
+    if isinstance(value, list) and any(typing.get_origin(part) is tuple for part in (hint, *typing.get_args(hint))):
         return tuple(value)
     if hint is float and type(value) is int and abs(value) <= 1 << 53:  # a float may not hold a larger one
         return float(value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from avppc.config.checks import check_choice
 from avppc.config.features import LogMelConfig
 from avppc.ops import _library
 from avppc.ops.constants import is_plain
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.reference_log_mel import log_mel_reference, mel_filter_bank_reference
 from avppc.tensors import check_tensor, without_autocast
 
 BACKENDS = ("auto", "cpp", "cuda", "reference")
@@ -25,7 +28,8 @@ def log_mel(
 ) -> Tensor:  # [..., F, features]
     """Log-mel features [..., F, features] of each waveform, as `avppc.ops.reference.log_mel_reference` defines them.
 
-    There is no gradient, and a waveform that requires one is refused (the reference is differentiable).
+    There is no gradient, and a waveform that requires one is refused (the reference is differentiable). Warns of mel
+    bands that hold no point of the transform.
 
     Args:
         waveform: [..., S] float32 of full scale +-1, or int16, which means x / 32768; the reference also takes float64.
@@ -40,12 +44,12 @@ def log_mel(
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, shape, device or value, or S is too short for one frame.
-        RuntimeError: the backend asked for is not there; the text says what to run.
+        RuntimeError: the backend asked for is not there, or torch.jit.trace is at work; the text says what to run.
     """
     _check_waveform(waveform, config)
     if lengths is not None:
         _check_lengths(lengths, waveform)
-    backend = _pick_backend(waveform, backend)
+    backend = _pick_backend(waveform, backend, config)
     if backend == "reference":
         with without_autocast(waveform):  # bfloat16 products would cost two digits
             return log_mel_reference(waveform.detach(), config, lengths)
@@ -76,6 +80,11 @@ class LogMel(nn.Module):
 
 
 def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]  # torch does not annotate it
+        raise RuntimeError(
+            "torch.jit.trace and torch.onnx.export(dynamo=False) cannot record log_mel: use torch.export.export, "
+            'or torch.onnx.export(dynamo=True) with backend="reference"'
+        )
     check_tensor("waveform", waveform)
     _check_config(config)
     if waveform.dtype not in (torch.float32, torch.int16, torch.float64):
@@ -98,6 +107,25 @@ def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
 def _check_config(config: LogMelConfig) -> None:
     if not isinstance(config, LogMelConfig):
         raise TypeError(f"config must be a LogMelConfig, got {type(config).__name__}")
+    _warn_of_empty_bands(config.to_text())
+
+
+@_library.constant_when_compiled
+def _warn_of_empty_bands(config: str) -> None:
+    """Warns, once for a configuration, of mel bands that no point of the transform falls into."""
+    _warn_of_empty_bands_once(config)
+
+
+@functools.cache
+def _warn_of_empty_bands_once(config: str) -> None:
+    settings = LogMelConfig.from_text(config)
+    empty = (mel_filter_bank_reference(settings).amax(0) == 0).nonzero().flatten().tolist()
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {settings.bands} mel bands (the first: band {empty[0]}) lie between two points of the "
+            f"transform and are always silent: take fewer bands or a larger fft_size than {settings.fft_size}",
+            stacklevel=6,  # the caller of log_mel
+        )
 
 
 def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
@@ -117,7 +145,7 @@ def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
             raise ValueError(f"lengths must be from 0 to {waveform.shape[-1]}, got values from {low} to {high}")
 
 
-def _pick_backend(waveform: Tensor, backend: str) -> str:
+def _pick_backend(waveform: Tensor, backend: str, config: LogMelConfig) -> str:
     """ "cpp", "cuda" or "reference" for this waveform."""
     check_choice("backend", backend, BACKENDS)
     device = waveform.device.type
@@ -125,7 +153,8 @@ def _pick_backend(waveform: Tensor, backend: str) -> str:
         compiled = {"cpu": "cpp", "cuda": "cuda"}.get(device)
         if compiled is None or waveform.dtype == torch.float64:
             return "reference"
-        reason = _library.missing_reason(compiled)
+        reason = _cuda_problem(config) if compiled == "cuda" else None
+        reason = reason or _library.missing_reason(compiled)
         if reason is not None:
             _library.log_plain_torch("log_mel", device, compiled, reason)
             return "reference"
@@ -137,8 +166,16 @@ def _pick_backend(waveform: Tensor, backend: str) -> str:
     needed = {"cpp": "cpu", "cuda": "cuda"}[backend]
     if device != needed:
         raise ValueError(f"waveform must be on a {needed} device with backend={backend!r}, got {waveform.device}")
+    if backend == "cuda" and _cuda_problem(config) is not None:
+        raise ValueError(f"log_mel(backend='cuda'): {_cuda_problem(config)}")
     _library.require(backend, "log_mel")
     return backend
+
+
+def _cuda_problem(config: LogMelConfig) -> str | None:
+    if config.has_cuda_transform:
+        return None
+    return f"fft_size must be at least 12 without a prime factor above 5 for them, got {config.fft_size}"
 
 
 def _log_mel_fake(waveform: Tensor, lengths: Tensor | None, config: str) -> Tensor:

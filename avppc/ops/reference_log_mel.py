@@ -12,6 +12,7 @@ from avppc.config.features import LogMelConfig
 INT16_SCALE = 1.0 / 32768.0
 NORMALIZE_EPSILON = 1e-5
 
+_SYMMETRIC_WINDOWS = ("hann_symmetric", "hamming_symmetric", "blackman_symmetric", "povey")
 _LOG_SCALE = {"none": 1.0, "ln": 1.0, "log10": 1.0 / math.log(10.0), "db": 10.0 / math.log(10.0)}
 
 
@@ -50,14 +51,21 @@ def _sqrt(x: Tensor) -> Tensor:
 
 def window_reference(config: LogMelConfig) -> Tensor:
     """The window, [window_samples] float64."""
+    if not isinstance(config.window, str):
+        return torch.tensor(config.window, dtype=torch.float64)
     points = config.window_samples
     n = torch.arange(points, dtype=torch.float64)
-    if config.window == "hann":
-        return 0.5 - 0.5 * torch.cos(2 * math.pi * n / points)
+    if config.window == "rectangular":
+        return torch.ones_like(n)
     if config.window == "hann_half_sample":
         return 0.5 - 0.5 * torch.cos(2 * math.pi * (n + 0.5) / points)
-    symmetric = 0.5 - 0.5 * torch.cos(2 * math.pi * n / (points - 1))
-    return symmetric.clamp(min=0.0) ** 0.85 if config.window == "povey" else symmetric
+    angle = 2 * math.pi * n / (points - 1 if config.window in _SYMMETRIC_WINDOWS else points)
+    if config.window in ("hamming", "hamming_symmetric"):
+        return 0.54 - 0.46 * torch.cos(angle)
+    if config.window in ("blackman", "blackman_symmetric"):
+        return 0.42 - 0.5 * torch.cos(angle) + 0.08 * torch.cos(2 * angle)
+    hann = 0.5 - 0.5 * torch.cos(angle)
+    return hann.clamp(min=0.0) ** 0.85 if config.window == "povey" else hann
 
 
 def mel_filter_bank_reference(config: LogMelConfig) -> Tensor:
@@ -111,16 +119,9 @@ def _frames(x: Tensor, config: LogMelConfig, lengths: Tensor) -> Tensor:
     """[..., S] -> windowed frames [..., F, window_samples]."""
     frames = config.num_frames(x.shape[-1])
     span = (frames - 1) * config.hop_samples + config.window_samples
-    index = torch.arange(span, device=x.device) + config.first_sample  # the samples that frames read
-    length = lengths[..., None]
-    inside = (index >= 0) & (index < length)
-    if config.framing == "center" and config.padding == "reflect":
-        period = (2 * (length - 1)).clamp(min=1)
-        index = index % period
-        index = torch.minimum(index, period - index).clamp(max=x.shape[-1] - 1)
-        padded = torch.where(length > 0, x.gather(-1, index), 0.0)
-    else:
-        padded = torch.where(inside, x.gather(-1, index.clamp(0, x.shape[-1] - 1).expand(inside.shape)), 0.0)
+    place = torch.arange(span, device=x.device) + config.first_sample  # of the samples that frames read
+    source = _source_samples(place, lengths[..., None], config.padding)
+    padded = torch.where(source >= 0, x.gather(-1, source.clamp(0, x.shape[-1] - 1)), 0.0)
     framed = padded.unfold(-1, config.window_samples, config.hop_samples)
     if config.remove_dc:
         framed = framed - framed.mean(-1, keepdim=True)
@@ -129,13 +130,31 @@ def _frames(x: Tensor, config: LogMelConfig, lengths: Tensor) -> Tensor:
     return framed * window_reference(config).to(x)
 
 
+def _source_samples(
+    place: Tensor,  # [P]
+    length: Tensor,  # [..., 1]
+    padding: str,
+) -> Tensor:
+    """Which sample stands at each place of a clip, -1 for zero: [..., P]."""
+    last = length - 1
+    if padding == "reflect":
+        period = (2 * last).clamp(min=1)
+        source = torch.minimum(place % period, period - place % period)
+    elif padding == "symmetric":
+        period = (2 * length).clamp(min=1)
+        source = torch.minimum(place % period, period - 1 - place % period)
+    elif padding == "circular":
+        source = place % length.clamp(min=1)
+    elif padding == "replicate":
+        source = torch.minimum(place.clamp(min=0), last)
+    else:
+        source = torch.where((place >= 0) & (place < length), place, -1)
+    return torch.where(length > 0, source, -1)
+
+
 def _in_clip(config: LogMelConfig, lengths: Tensor, frames: int) -> Tensor:
     """[...] -> [..., F, 1]: whether a frame belongs to its clip."""
-    if config.framing == "center":
-        count = 1 + lengths // config.hop_samples
-    else:
-        needed = config.fft_size if config.framing == "left" else config.window_samples
-        count = 1 + torch.div(lengths - needed, config.hop_samples, rounding_mode="floor")
+    count = 1 + torch.div(lengths - config.least_samples, config.hop_samples, rounding_mode="floor")
     count = torch.where(lengths > 0, count - int(config.drop_last_frame), 0)
     return (torch.arange(frames, device=lengths.device) < count[..., None])[..., None]
 

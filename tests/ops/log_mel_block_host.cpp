@@ -54,7 +54,7 @@ int run(const LogMelConfig& config, const Call& call) {
   a.lengths = call.lengths;
   a.signal_preemphasis = config.preemphasis_scope == Scope::signal ? static_cast<float>(config.preemphasis) : 0.0f;
   a.is_int16 = call.is_int16;
-  a.reflect = config.reflects();
+  a.padding = config.padding;
   a.out = call.out;
   const int warps = plan_log_mel_blocks(a, call.samples, call.max_shared);
   if (warps == 0) return 0;

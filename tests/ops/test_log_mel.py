@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_mel_configs import DALI, MFCC, NEMO, PRESETS, configurations, tolerance_of
+from log_mel_configs import DALI, MFCC, NEMO, NEMO_2_4, PRESETS, SNIPPED_DB, configurations, tolerance_of
 from make_audio import hard_cases, real_speech, speech_like
 from torch import Tensor
 
@@ -47,7 +47,8 @@ def test_speech_equals_the_definition(preset: str, dtype: torch.dtype, level: st
     assert_equals_definition(waveform, LogMelConfig.preset(preset))
 
 
-@pytest.mark.parametrize("config", [NEMO, DALI, MFCC], ids=["nemo", "dali", "mfcc"])
+@pytest.mark.parametrize("config", [NEMO, NEMO_2_4, DALI, SNIPPED_DB, MFCC],
+                         ids=["nemo", "nemo-2.4", "dali", "snipped", "mfcc"])  # fmt: skip
 def test_other_conventions_equal_the_definition(config: LogMelConfig, level: str) -> None:
     assert_equals_definition(torch.stack([speech_like(18_560, seed) for seed in range(3)]), config)
 
@@ -94,6 +95,7 @@ def test_quiet_bands_beside_a_loud_tone_are_right(preset: str) -> None:
     assert error <= error_of_torch
 
 
+@pytest.mark.filterwarnings("ignore:.*mel bands")
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(config=configurations(), samples=st.integers(1, 5000), int16=st.booleans(), seed=st.integers(0, 9))
 def test_any_configuration_equals_the_definition(config: LogMelConfig, samples: int, int16: bool, seed: int) -> None:
@@ -113,8 +115,8 @@ def test_any_configuration_equals_the_definition(config: LogMelConfig, samples: 
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])
-@pytest.mark.parametrize("config", [*map(LogMelConfig.preset, PRESETS), NEMO, DALI, MFCC],
-                         ids=[*PRESETS, "nemo", "dali", "mfcc"])  # fmt: skip
+@pytest.mark.parametrize("config", [*map(LogMelConfig.preset, PRESETS), NEMO, NEMO_2_4, DALI, SNIPPED_DB, MFCC],
+                         ids=[*PRESETS, "nemo", "nemo-2.4", "dali", "snipped", "mfcc"])  # fmt: skip
 def test_lengths_give_each_clip_as_if_it_were_alone(config: LogMelConfig, backend: str) -> None:
     lengths = torch.tensor([9000, 0, 401, 8999, 1000, 160])
     waveform = torch.stack([speech_like(9000, seed) for seed in range(6)])

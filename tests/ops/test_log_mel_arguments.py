@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 import torch
 from hostile import REFUSED, anything, call, examples, laid_out, near, scalars
 from hypothesis import given
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from avppc import LogMel, LogMelConfig, log_mel
 from avppc.ops.reference_log_mel import log_mel_reference
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*mel bands")
 
 FIELDS = tuple(field.name for field in dataclasses.fields(LogMelConfig))
 CONFIG = LogMelConfig(fft_size=32, window_samples=20, hop_samples=7, bands=3)

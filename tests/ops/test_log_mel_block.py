@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from log_mel_configs import MFCC, NEMO, PRESETS, configurations, tolerance_of
+from log_mel_configs import MFCC, NEMO, OTHER_FFT_SIZES, PRESETS, configurations, tolerance_of
 from make_audio import hard_cases, speech_like
 from torch import Tensor
 
@@ -129,9 +129,16 @@ def test_large_transforms_take_fewer_warps_and_the_largest_may_not_fit(blocks: B
     assert blocks(waveform, config, shared_bytes=48 * 1024)[1] == 0
 
 
+@pytest.mark.parametrize("fft_size", OTHER_FFT_SIZES)
+def test_transforms_without_a_kernel_are_refused(blocks: Blocks, fft_size: int) -> None:
+    config = LogMelConfig(fft_size=fft_size, window_samples=2, hop_samples=1, bands=1)
+    assert not config.has_cuda_transform
+    assert blocks(speech_like(100)[None], config)[1] == -1
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    config=configurations(),
+    config=configurations(any_fft_size=False),
     samples=st.integers(1, 4000),
     int16=st.booleans(),
     falling=st.booleans(),

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from log_mel_configs import DALI, MFCC, NEMO, PRESETS, tolerance_of
+from log_mel_configs import DALI, MFCC, NEMO, PRESETS, SNIPPED_DB, tolerance_of
 from make_audio import hard_cases, speech_like
 
 from avppc import LogMelConfig, log_mel
@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
     MISSING is not None and os.environ.get("AVPPC_REQUIRE_GPU") != "1", reason=f"log_mel's CUDA kernels: {MISSING}"
 )
 
-CONFIGS = {**{name: LogMelConfig.preset(name) for name in PRESETS}, "nemo": NEMO, "dali": DALI, "mfcc": MFCC}
+CONFIGS = {**{name: LogMelConfig.preset(name) for name in PRESETS}, "nemo": NEMO, "dali": DALI,
+           "snipped": SNIPPED_DB, "mfcc": MFCC}  # fmt: skip
 
 
 def tolerance_here(config: LogMelConfig) -> float:

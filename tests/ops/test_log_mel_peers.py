@@ -1,13 +1,17 @@
-"""The presets against the implementations that they name: librosa and kaldi-native-fbank themselves, torchaudio's and
-Whisper's formulas written out."""
+"""The presets, and the settings that docs/features.md gives for other peers, against those implementations: librosa and
+kaldi-native-fbank themselves, DALI where it is installed, the formulas of torchaudio, Whisper, NeMo and DALI."""
 
 from __future__ import annotations
+
+import dataclasses
+from typing import Any
 
 import kaldi_native_fbank
 import librosa
 import numpy as np
 import pytest
 import torch
+from log_mel_configs import DALI, NEMO, NEMO_2_4
 from make_audio import hard_cases, real_speech, speech_like
 from numpy.typing import NDArray
 from torch import Tensor
@@ -87,6 +91,27 @@ def kaldi_formula(waveform: Tensor) -> Tensor:
     return torch.from_numpy(np.log(np.maximum(mel, np.finfo(np.float32).eps)))
 
 
+def nemo_features(waveform: Tensor, pad_mode: str) -> Tensor:
+    """FilterbankFeatures() of NeMo without dither; it was run itself as 2.4.0 ("reflect") and 2.6.0 ("constant")."""
+    x = waveform.double()
+    x = torch.cat([x[:1], x[1:] - 0.97 * x[:-1]])
+    window = torch.hann_window(320, periodic=False, dtype=torch.float64)
+    spectrum = torch.stft(x, 512, 160, 320, window, center=True, pad_mode=pad_mode, return_complex=True)
+    filters = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=512, n_mels=64, norm="slaney", dtype=np.float64))
+    log_mel = (filters @ spectrum.abs().square() + 2.0**-24).log()
+    valid = log_mel if pad_mode == "reflect" else log_mel[:, : len(x) // 160]
+    mean, deviation = valid.mean(1, keepdim=True), valid.std(1, keepdim=True)
+    return ((valid - mean) / (deviation + 1e-5)).T
+
+
+def dali_formula(waveform: Tensor) -> Tensor:
+    """Its spectrogram, mel_filter_bank(normalize=True) and to_decibels(reference=1, cutoff_db=-100) in float64."""
+    window = torch.sin(torch.pi * (torch.arange(400, dtype=torch.float64) + 0.5) / 400).square()
+    spectrum = torch.stft(waveform.double(), 512, 160, 400, window, pad_mode="reflect", return_complex=True)
+    filters = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=512, n_mels=80, norm="slaney", dtype=np.float64))
+    return 10 * (filters @ spectrum.abs().square()).clamp(min=1e-10).log10().T
+
+
 PEERS = {
     "torchaudio": torchaudio_log_mel,
     "whisper": whisper_log_mel,
@@ -119,6 +144,50 @@ def test_reference_backend_equals_the_peer(preset: str) -> None:
     torch.testing.assert_close(features, PEERS[preset](waveform), atol=TOLERANCE, rtol=0, check_dtype=False)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["speech", "syllables", "noise"])
+def test_settings_for_nemo_equal_its_formula(name: str, backend: str) -> None:
+    waveform = sound(name, 18_560 + 77)
+    for config, pad_mode in ((NEMO, "constant"), (NEMO_2_4, "reflect")):
+        features = log_mel(waveform, config, backend=backend)
+        torch.testing.assert_close(features, nemo_features(waveform, pad_mode).float(), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["speech", "syllables", "noise"])
+def test_settings_for_dali_equal_its_formula(name: str) -> None:
+    waveform = sound(name, 18_560)
+    features = log_mel(waveform, DALI, backend="cpp")
+    torch.testing.assert_close(features, dali_formula(waveform).float(), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["speech", "syllables", "noise"])
+def test_settings_for_dali_equal_dali(name: str) -> None:
+    pipelines: Any = pytest.importorskip("nvidia.dali", reason="DALI is not installed: pip install avppc[dali]")
+    fn, waveform = pipelines.fn, sound(name, 18_560)
+
+    @pipelines.pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def pipeline() -> Any:
+        audio = fn.external_source(source=lambda: [waveform.numpy()], dtype=pipelines.types.FLOAT, ndim=1)
+        power = fn.spectrogram(audio, nfft=512, window_length=400, window_step=160)
+        mel = fn.mel_filter_bank(power, sample_rate=16_000, nfilter=80, freq_high=8000.0, normalize=True)
+        return fn.to_decibels(mel, reference=1.0, cutoff_db=-100.0)
+
+    built = pipeline()
+    built.build()
+    expected = torch.from_numpy(built.run()[0].as_array()[0]).T
+    features = log_mel(waveform, DALI, backend="cpp")
+    rounding_of_the_peer = (expected - dali_formula(waveform)).abs().max()  # it has float32
+    assert (features - expected).abs().max() <= rounding_of_the_peer + 2e-5
+
+
+def test_mfcc_equal_those_of_librosa() -> None:
+    waveform = real_speech(18_560)
+    expected = librosa.feature.mfcc(y=waveform.double().numpy(), sr=16_000, n_mfcc=13, n_fft=512, win_length=400,
+                                    hop_length=160, n_mels=80)  # fmt: skip
+    features = log_mel(waveform, dataclasses.replace(LogMelConfig.preset("librosa"), mfcc=13), backend="cpp")
+    torch.testing.assert_close(features, torch.from_numpy(expected).float().T, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("samples", SAMPLES, ids=lambda n: f"S{n}")
 @pytest.mark.parametrize("name", ["speech", "syllables", "noise"])
 def test_kaldi_preset_equals_kaldi_native_fbank(samples: int, name: str) -> None:
@@ -131,6 +200,15 @@ def test_kaldi_preset_equals_kaldi_native_fbank(samples: int, name: str) -> None
     assert (error <= TOLERANCE).double().mean() >= 0.999
     rounding_of_the_peer = (expected - kaldi_formula(waveform)).abs().max()
     assert error.max() <= rounding_of_the_peer + 2e-6
+
+
+def test_kaldi_preset_equals_kaldi_native_fbank_on_the_scale_of_int16() -> None:
+    """As Kaldi itself reads a wav file: integers as they are."""
+    integers = (real_speech(18_560) * 32767).round().to(torch.int16)
+    scaled = integers.float()
+    error = (log_mel(scaled, LogMelConfig.preset("kaldi"), backend="cpp") - kaldi_fbank(scaled)).abs()
+    assert error.max() < 0.003
+    assert (error <= TOLERANCE).double().mean() >= 0.999
 
 
 @pytest.mark.parametrize("case", ["silence", "constant", "denormals", "click"])

@@ -158,10 +158,40 @@ def test_a_missing_backend_is_told_once_and_on_a_gpu_as_a_warning(
     _library._log_once.cache_clear()
     waveform: Any = SimpleNamespace(device=torch.device(device), dtype=torch.float32)
     with caplog.at_level(logging.DEBUG, logger="avppc"):
-        assert [_pick_backend(waveform, "auto") for _ in range(2)] == ["reference"] * 2
+        assert [_pick_backend(waveform, "auto", LogMelConfig()) for _ in range(2)] == ["reference"] * 2
     text = f"log_mel runs in plain torch on {device}, without the '{backend}' kernels: there is no {backend}"
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [(level, text)]
     _library._log_once.cache_clear()
+
+
+def test_a_gpu_takes_the_reference_for_transforms_that_its_kernel_does_not_do(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_library, "missing_reason", lambda part: None)
+    _library._log_once.cache_clear()
+    waveform: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    config = LogMelConfig(fft_size=882, window_samples=882)
+    with caplog.at_level(logging.WARNING, logger="avppc"):
+        assert _pick_backend(waveform, "auto", LogMelConfig()) == "cuda"
+        assert not caplog.records
+        assert _pick_backend(waveform, "auto", config) == "reference"
+    assert caplog.messages == [
+        "log_mel runs in plain torch on cuda, without the 'cuda' kernels: "
+        "fft_size must be at least 12 without a prime factor above 5 for them, got 882"
+    ]
+    with pytest.raises(ValueError, match=r"fft_size must be at least 12 without a prime factor above 5 .*got 882"):
+        _pick_backend(waveform, "cuda", config)
+    _library._log_once.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_recording_by_torch_jit_is_refused_with_a_way_out(backend: str) -> None:
+    module, waveform = LogMel(backend=backend), speech_like(1600)
+    with pytest.raises(RuntimeError, match=r"cannot record log_mel: use torch\.export\.export"):
+        torch.jit.trace(module, waveform)
+    exported = torch.export.export(module, (waveform,)).module()
+    torch.testing.assert_close(exported(waveform), module(waveform))
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
