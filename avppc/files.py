@@ -112,7 +112,12 @@ def temporary_name(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically; a NaN is an error, since JSON has none."""
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """The content of a JSON file; a NaN is an error, since JSON has none."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> Any:

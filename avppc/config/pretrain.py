@@ -172,6 +172,8 @@ class PretrainConfig:
     """Checkpoints that are kept."""
     verify_data: bool = True
     """Checks the shards' checksums before training."""
+    start_anew: bool = False
+    """Starts anew where the run has checkpoints but none of them is whole; without it such a run stops and says so."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """The visual encoder."""
     audio_width: int = 16

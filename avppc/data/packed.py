@@ -19,7 +19,7 @@ from torch import Tensor
 from avppc.clip import NO_LABEL, SPLITS, ClipBatch
 from avppc.config.checks import check_bool, check_choice, check_path
 from avppc.data.buffers import BufferPool
-from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, index_file
+from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.read_ahead import ReadAhead, blocks_read
 from avppc.data.remote import fetch_packed, forget_copy, remote_url
 from avppc.data.shard import REMAKE_ADVICE, Shard, ShardRecord, missing_shard
@@ -177,12 +177,12 @@ def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Pa
 
 
 def data_sha256(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of a set's index, which holds that of each shard: what the set is, wherever it lies.
+    """SHA-256 of what a set's index says, which holds that of each shard: what the set is, wherever it lies.
 
     Raises:
         ImportError, ValueError, OSError: as local_folder; ValueError where there is no index.
     """
-    return sha256_of(index_file(local_folder(directory, ())))
+    return PackedIndex.read(local_folder(directory, ())).sha256()
 
 
 def split_sha256(directory: str | os.PathLike[str], split: str) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from avppc.checked_json import is_version, parse_checked_json, write_checked_json
 from avppc.clip import SAMPLE_RATE_HZ, SPLITS, VIDEO_FPS
 from avppc.data.shard import ClipShape, ShardRecord
-from avppc.files import parse_json, write_json
+from avppc.files import json_bytes
 
 FORMAT = "avppc-packed"
 VERSION = 1
@@ -31,8 +33,15 @@ class PackedIndex:
 
     def write(self, directory: Path) -> None:
         """Writes index.json, atomically."""
+        write_checked_json(directory / INDEX_NAME, self._content())
+
+    def sha256(self) -> str:
+        """SHA-256 of what it says, however its file spells that: equal for equal sets."""
+        return hashlib.sha256(json_bytes(self._content())).hexdigest()
+
+    def _content(self) -> dict[str, Any]:
         shape = self.shape
-        content = {
+        return {
             "format": FORMAT,
             "version": VERSION,
             "frames": shape.frames,
@@ -44,7 +53,6 @@ class PackedIndex:
             "words": list(self.words),
             "splits": {split: [asdict(record) for record in records] for split, records in self.splits.items()},
         }
-        write_json(directory / INDEX_NAME, content)
 
     def shards_of(self, split: str, data: str | os.PathLike[str]) -> tuple[ShardRecord, ...]:
         """The split's shards, one at least; ValueError that names `data`, the data set, where there is none."""
@@ -70,10 +78,7 @@ class PackedIndex:
     @classmethod
     def parse(cls, content: bytes) -> PackedIndex:
         """The index in an index.json's content; ValueError, to be read after the file's name, where it is damaged."""
-        try:
-            values = parse_json(content)
-        except ValueError as error:
-            raise ValueError(f" is not valid JSON: {error}") from error
+        values = parse_checked_json(content)
         try:
             return _parse_index(values)
         except (KeyError, TypeError) as error:
@@ -93,7 +98,7 @@ def index_file(directory: Path) -> Path:
 def _parse_index(content: Any) -> PackedIndex:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f'"format" must be "{FORMAT}"')
-    if content["version"] != VERSION:
+    if not is_version(content["version"], VERSION):
         raise ValueError(f"version {content['version']} is not supported, this avppc reads version {VERSION}")
     for name, expected in (("fps", VIDEO_FPS), ("sample_rate_hz", SAMPLE_RATE_HZ)):
         if content[name] != expected:

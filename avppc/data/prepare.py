@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from avppc.checked_json import read_checked_json, write_checked_json
 from avppc.clip import CROP_SIZE, NO_LABEL, SPLITS, VIDEO_FPS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.contact_sheet import write_contact_sheet
@@ -36,7 +37,7 @@ from avppc.data.reader import LONGER
 from avppc.data.remote import upload_packed
 from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, is_being_written
 from avppc.data.track import TRACKER_VERSION
-from avppc.files import read_json, write_atomically, write_json
+from avppc.files import write_atomically
 
 LAYOUT_VERSION = 1
 CLAIM_NAME = "prepare.json"
@@ -151,13 +152,13 @@ def _claim(config: PrepareConfig) -> None:
     path = config.out / CLAIM_NAME
     wanted = {"data": str(config.data.resolve())} | _settings(config)
     if path.exists() and not config.overwrite:
-        existing = read_json(path)
+        existing = read_checked_json(path)
         known = existing if isinstance(existing, dict) else {}
         differing = sorted(key for key in wanted if known.get(key) != wanted[key])
         if differing:
             changes = "; ".join(f"{key} was {known.get(key)!r}, is {wanted[key]!r}" for key in differing)
             raise ValueError(f"{config.out} holds a data set made otherwise ({changes}); --overwrite replaces it")
-    write_json(path, wanted)
+    write_checked_json(path, wanted)
 
 
 def _finished(out: Path, units: Sequence[Unit], console: Console, verify: bool = True) -> dict[str, UnitRecord]:
@@ -181,7 +182,7 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
     if not path.exists():
         return None, ""
     try:
-        content = read_json(path)
+        content = read_checked_json(path)
         if content["digest"] != unit.digest:
             return None, f"{unit.name} (its videos or the settings have changed)"
         record = UnitRecord(

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
+from avppc.checked_json import write_checked_json
 from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.crop import Crop
@@ -18,7 +19,7 @@ from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
 from avppc.data.shard import ClipShape, ShardRecord, ShardWriter, partial_ending
 from avppc.data.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
-from avppc.files import sha256_of, write_json
+from avppc.files import sha256_of
 
 UNIT_FOLDER = "units"
 CHANGED = "changed"  # begins the reason for a file that is not what the manifest says
@@ -82,7 +83,7 @@ class DecodeJob:
             report.video_done()
         if len(writer):
             write()
-        write_json(config.out / UNIT_FOLDER / f"{unit.name}.json", asdict(record))
+        write_checked_json(config.out / UNIT_FOLDER / f"{unit.name}.json", asdict(record))
         return record
 
     def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[DecodedClip]:

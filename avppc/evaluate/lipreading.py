@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from avppc.evaluate.statistics import mean_and_interval
 from avppc.files import sha256_of
 from avppc.models.encoder_file import find_encoder
 from avppc.train.hardware import keep_memory
-from avppc.train.run import read_run_config
+from avppc.train.run import data_of, read_run_config
 
 
 def run(config: EvaluateConfig) -> int:
@@ -50,11 +51,12 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     if "ceiling" in rows and config.trajectories is None:
         raise ValueError("the row 'ceiling' needs trajectories: the directory that `avppc synth` wrote")
     place = config.results or config.run
-    settings = settings_of(config)
+    data = data_of(config.run, config.data)
+    settings = settings_of(config, data)
     known = {row: read_row(place, row, config.labels_per_word, settings) for row in rows}
     work = [RowWork(config, row) for row in rows if known[row] is None]
     if work:
-        bench = Bench(config)
+        bench = Bench(replace(config, data=data))
         for done in _run_rows(bench, work):
             result = done.result(bench, settings)
             write_row(place, result)
@@ -158,8 +160,8 @@ def _confusion(labels: Tensor, chosen: list[Tensor], words: int) -> list[list[in
     return counts.tolist()
 
 
-def settings_of(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings on which a row depends: a finished row with the same settings is not computed again.
+def settings_of(config: EvaluateConfig, data: Path) -> dict[str, Any]:
+    """The settings on which a row of these clips depends: a finished row with the same is not computed again.
 
     Raises:
         ImportError, ValueError, OSError: the index of the data cannot be read.
@@ -167,10 +169,9 @@ def settings_of(config: EvaluateConfig) -> dict[str, Any]:
     settings = config_to_dict(config)
     for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data"):
         del settings[name]
-    run = read_run_config(config.run)
-    settings["task"] = run.task
+    settings["task"] = read_run_config(config.run).task
     settings["encoder_sha256"] = sha256_of(find_encoder(config.run))
-    settings["data_sha256"] = data_sha256(config.data or run.data)
+    settings["data_sha256"] = data_sha256(data)
     return settings
 
 

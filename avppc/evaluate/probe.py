@@ -28,6 +28,7 @@ from avppc.evaluate.viseme_confusion import confusions_by_visemes, viseme_string
 from avppc.files import write_json
 from avppc.models.temporal import BinsHead
 from avppc.train.hardware import keep_memory, resolve_device, use_bf16
+from avppc.train.run import data_of
 
 PROBE_FILE = "probe.json"
 
@@ -45,7 +46,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     keep_memory()
     device = resolve_device(config.device)
     trained = load_task(config.run, device, use_bf16(config.precision, device))
-    data = config.data or trained.config.data
+    data = data_of(config.run, config.data)
     dataset = PackedDataset(data, config.split)
     measures: dict[str, Callable[[], Any]] = {
         "retrieval": lambda: retrieval(trained, dataset),

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avppc.checked_json import read_checked_json
 from avppc.config.pretrain import PretrainConfig
 from avppc.evaluate.results import RowResult, read_rows
-from avppc.files import read_json
 from avppc.tasks.permutative import SUBTASKS, SubTask
 from avppc.tasks.subtask_choice import modality_group
 from avppc.train.log import METRICS_FILE, read_metrics
@@ -176,7 +176,7 @@ def _read_names(path: Path) -> dict[str, list[str]]:
 def _read_object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    value = read_json(path)
+    value = read_checked_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value

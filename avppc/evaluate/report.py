@@ -17,6 +17,7 @@ from avppc.config.evaluate import ROWS, EvaluateConfig
 from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.config.pretrain import PretrainConfig
 from avppc.config.report import ReportConfig
+from avppc.data.remote import remote_url
 from avppc.evaluate import plots
 from avppc.evaluate.clip_strips import ClipSheet, make_clip_sheet
 from avppc.evaluate.commands import changed_settings, command_line
@@ -27,6 +28,7 @@ from avppc.evaluate.results import RowResult, decisive, task_of, title_of
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE
 from avppc.tasks.registry import TASKS
+from avppc.train.run import data_of
 
 TEMPLATE = "report.html.jinja"
 HEADS = {"gru": "GRU", "tconv": "temporal conv.", "bins": "time bins", "mstcn": "MS-TCN"}
@@ -290,8 +292,11 @@ def _final_groups(record: RunRecord) -> list[tuple[str, int, float, float]]:
 
 def _clip_sheet(config: ReportConfig, run_config: PretrainConfig) -> tuple[ClipSheet | None, str]:
     """The clips, or why there are none; data that was asked for must be there."""
+    if config.data is None and (url := remote_url(run_config.data)):  # a page about a run calls nobody
+        return None, f"they lie at {url}, from where they are fetched only where --data says so"
     try:
-        return make_clip_sheet(config.data or run_config.data, run_config.cut, run_config.features), ""
+        data = data_of(config.run, config.data)
+        return make_clip_sheet(data, run_config.cut, run_config.features), ""
     except (ValueError, OSError) as error:
         if config.data is not None:
             raise

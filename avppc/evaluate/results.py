@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from avppc.checked_json import read_checked_json, write_checked_json
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.plain import config_from_dict
-from avppc.files import read_json, write_json
 
 TITLES = {
     "random": "random encoder, frozen",
@@ -86,7 +86,7 @@ def _path(run: Path, row: str, labels_per_word: int) -> Path:
 
 def write_row(run: Path, result: RowResult) -> None:
     """Writes a row to run/evaluation/ROW-LABELS.json."""
-    write_json(_path(run, result.row, result.labels_per_word), asdict(result))
+    write_checked_json(_path(run, result.row, result.labels_per_word), asdict(result))
 
 
 def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]) -> RowResult | None:
@@ -109,7 +109,7 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> RowResult:
     """The row in a file; ValueError, naming the file, if pages and tables could not use it."""
-    result = config_from_dict(RowResult, read_json(path), str(path))
+    result = config_from_dict(RowResult, read_checked_json(path), str(path))
     try:
         _check_content(result)
     except (TypeError, ValueError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from avppc.checked_json import write_checked_json
 from avppc.config.evaluate import EvaluateConfig
 from avppc.config.plain import config_to_dict
 from avppc.config.pretrain import PretrainConfig
@@ -24,7 +25,7 @@ from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.tasks.registry import make_task
 from avppc.train.loop import pretrain
-from avppc.train.run import CONFIG_FILE, clips_of, read_run_config, same_run
+from avppc.train.run import CONFIG_FILE, data_of, is_same_run
 
 
 def run(config: TableConfig) -> int:
@@ -73,7 +74,7 @@ def make_table(config: TableConfig) -> Table:
 def _write_untrained(config: PretrainConfig, directory: Path) -> Path:
     """A run of no steps, for the baselines' encoder; it is the same whichever tasks the table has."""
     torch.manual_seed(0)
-    write_json(directory / CONFIG_FILE, config_to_dict(replace(config, task="av-permutative", out=directory)))
+    write_checked_json(directory / CONFIG_FILE, config_to_dict(replace(config, task="av-permutative", out=directory)))
     save_encoder(VideoEncoder(config.encoder), directory / ENCODER_FILE)
     return directory
 
@@ -82,8 +83,7 @@ def _is_finished(config: PretrainConfig) -> bool:
     """Whether there is a finished run with these settings; other settings are left to `pretrain`."""
     if not (config.out / CONFIG_FILE).exists() or not (config.out / ENCODER_FILE).exists():
         return False
-    same_clips = clips_of(config.out) in (None, split_sha256(config.data, "train"))
-    return same_clips and same_run(read_run_config(config.out), config)
+    return is_same_run(config, split_sha256(config.data, "train"))
 
 
 def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> EvaluateConfig:
@@ -100,7 +100,9 @@ def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> Eval
 def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
     """A cell that was measured before with these settings."""
     assert protocol.results is not None
-    result = read_row(protocol.results, cell.row, cell.labels_per_word, settings_of(protocol))
+    result = read_row(
+        protocol.results, cell.row, cell.labels_per_word, settings_of(protocol, data_of(protocol.run, protocol.data))
+    )
     return None if result is None else CellResult(cell, result)
 
 

@@ -54,6 +54,8 @@ def load_task(run: Path, device: torch.device, bf16: bool) -> TrainedTask:
 
     Raises:
         FileNotFoundError: there is no run, or it has no checkpoint.
+        ValueError: its checkpoints are damaged, or not of its settings.
+        OSError: a checkpoint cannot be read for now.
     """
     config = read_run_config(run)
     checkpoint = CheckpointStore(run / "checkpoints", config.keep_checkpoints).latest()
@@ -61,7 +63,7 @@ def load_task(run: Path, device: torch.device, bf16: bool) -> TrainedTask:
         raise FileNotFoundError(f"{run / 'checkpoints'} holds no whole checkpoint: run must be a pretraining run")
     task = make_task(config.task, config)
     assert isinstance(task, ElementTask)
-    task.load_state_dict(checkpoint.tensors("model"))
+    checkpoint.load_into(task)
     return TrainedTask(task.to(device).eval(), config, device, bf16)
 
 

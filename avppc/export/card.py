@@ -11,11 +11,13 @@ import jinja2
 from avppc.clip import CROP_SIZE, VIDEO_FPS
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.packed import PackedIndex
+from avppc.data.remote import remote_url
 from avppc.evaluate.commands import changed_settings, command_line
 from avppc.evaluate.record import RunRecord
 from avppc.evaluate.results import RowResult, title_of
 from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
 from avppc.tasks.registry import TASKS
+from avppc.train.run import data_of
 
 CARD_FILE = "README.md"
 _TEMPLATE = "card.md.jinja"
@@ -46,7 +48,7 @@ def render_card(
         config=config,
         encoder=encoder.config,
         task=TASKS[config.task].title,
-        data=_describe_data(config.data),
+        data=_describe_data(record.run, config.data),
         command=_command(config),
         rows=rows_of_encoder(record.rows, encoder_sha256),
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
@@ -74,10 +76,12 @@ def rows_of_encoder(rows: list[RowResult], encoder_sha256: str) -> list[RowResul
     return [row for row in rows if row.settings["encoder_sha256"] == encoder_sha256]
 
 
-def _describe_data(data: Path) -> str:
+def _describe_data(run: Path, data: Path) -> str:
     """Its name, and how much it is where it still lies there: a card travels, the folder's path does not."""
     try:
-        index = PackedIndex.read(data)
+        if remote_url(data):  # nothing is fetched for a card
+            return f"`{data.name}`"
+        index = PackedIndex.read(data_of(run, None))
     except (ValueError, OSError):
         return f"`{data.name}`"
     clips = sum(shard.clips for shard in index.splits.get("train", ()))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from avppc.checked_json import is_version
 from avppc.config.checks import check_path
 from avppc.config.model import EncoderConfig
 from avppc.config.plain import config_from_dict, config_to_dict
@@ -72,7 +73,7 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         values = parse_json(metadata.get("avppc", "null"))
     except ValueError as error:
         raise ValueError(f"{file}: its header is not JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("version") != VERSION:
+    if not isinstance(values, dict) or values.get("format") != FORMAT or not is_version(values.get("version"), VERSION):
         raise ValueError(f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata}")
     config = config_from_dict(EncoderConfig, values.get("config"), str(file))
     _check_weights(file, config, weights)

@@ -15,9 +15,9 @@ from rich.console import Console
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.draws import ClipGenerator
 from avppc.data.loader import ClipLoader
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, local_folder, verify_shards
+from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, local_folder, split_sha256, verify_shards
 from avppc.data.sampler import EpochSampler
-from avppc.files import sole_use, write_json
+from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce_gather import rows_known_even
 from avppc.tasks.protocol import ProxyTask
@@ -28,10 +28,10 @@ from avppc.train.log import Meter, RunLog, Stopwatch
 from avppc.train.model import prepare_model
 from avppc.train.optimizer import learning_rate_at, make_optimizer, set_learning_rate, step_unless
 from avppc.train.processes import Processes, join_processes
-from avppc.train.run import TASK_FILE, open_run
+from avppc.train.run import open_run
 from avppc.train.saver import CheckpointSaver
 from avppc.train.skipped import SKIPPED_FILE, SkippedReport, SkippedSteps
-from avppc.train.state import CheckpointStore, load_optimizer_tensors, optimizer_tensors
+from avppc.train.state import CheckpointStore, NoWholeCheckpoint, load_optimizer_tensors, optimizer_tensors
 from avppc.train.step import GradientComputer
 from avppc.train.stop import EXIT_CODE, Stopped, StopRequest
 
@@ -82,7 +82,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     if main:
         store.clear_leftovers()
-    step, skipped_before = _restore(store, task, optimizer, sampler)
+    step, skipped_before = processes.together(partial(_restore, config, store, task, optimizer, sampler))
     _check_alike(task, step, processes)
 
     averager = GradientAverager(task.parameters(), processes)
@@ -160,9 +160,10 @@ def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.Ex
 
     def claim() -> None:
         if processes.main:
-            open_run(config)
-            held.enter_context(sole_use(config.out))
-            write_json(config.out / TASK_FILE, task.describe())
+            clips = split_sha256(config.data, "train")
+            config.out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(sole_use(config.out))  # before a word is written: two runs may want one new directory
+            open_run(config, clips, task.describe())
 
     processes.together(claim)
     return prepare_model(task, config.scale, processes)
@@ -181,14 +182,32 @@ def _make_sampler(config: PretrainConfig, dataset: PackedDataset, processes: Pro
 
 
 def _restore(
-    store: CheckpointStore, task: ProxyTask, optimizer: torch.optim.Optimizer, sampler: EpochSampler
+    config: PretrainConfig,
+    store: CheckpointStore,
+    task: ProxyTask,
+    optimizer: torch.optim.Optimizer,
+    sampler: EpochSampler,
 ) -> tuple[int, int]:
-    """Restores the newest checkpoint; returns the steps done and those skipped, both 0 without a checkpoint."""
-    checkpoint = store.latest()
+    """Restores the newest whole checkpoint; returns the steps done and those skipped, both 0 where there is none.
+
+    Raises:
+        ValueError: there are only damaged ones, and config.start_anew is not set; or it is one of other settings.
+        OSError: one cannot be read for now.
+    """
+    try:
+        checkpoint = store.latest()
+    except NoWholeCheckpoint as error:
+        if not config.start_anew:
+            raise ValueError(
+                f"{error}. Put a whole one back from a copy, or start anew with --start-anew, which leaves these until "
+                "new ones take their names"
+            ) from error
+        logger.warning("starting anew: %s", error)
+        checkpoint = None
     if checkpoint is None:
         return 0, 0
     try:
-        task.load_state_dict(checkpoint.tensors("model"))
+        checkpoint.load_into(task)
         load_optimizer_tensors(optimizer, task, checkpoint.tensors("optimizer"))
         sampler.load_state(checkpoint.progress["sampler"])
         skipped = int(checkpoint.progress["skipped"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from avppc.files import read_json, sha256_of, sync_directory, write_json
+from avppc.checked_json import is_version, read_checked_json, write_checked_json
+from avppc.files import sha256_of, sync_directory
 
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"
@@ -42,6 +45,17 @@ class Checkpoint:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
+    def load_into(self, model: nn.Module) -> None:
+        """Gives the model the weights saved as "model"; ValueError if they are those of another one."""
+        try:
+            model.load_state_dict(self.tensors("model"))
+        except RuntimeError as error:
+            raise ValueError(f"{self.directory} is not a checkpoint of these settings: {error}") from error
+
+
+class NoWholeCheckpoint(ValueError):
+    """There are checkpoints, and all of them are damaged."""
+
 
 class CheckpointStore:
     """The checkpoints of a run: `step_00000250/` has NAME.safetensors files, and progress.json with their checksums."""
@@ -49,6 +63,8 @@ class CheckpointStore:
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory = directory
         self.keep = keep
+        self._damaged: set[str] = set()
+        """Names of the checkpoints that were found damaged: they do not count as kept."""
         directory.mkdir(parents=True, exist_ok=True)
 
     def clear_leftovers(self) -> None:
@@ -57,7 +73,10 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
-        """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves the older ones."""
+        """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves the older ones.
+
+        An old one that cannot be removed is logged, and stays.
+        """
         final = self.directory / f"step_{step:08d}"
         temporary = self.directory / f".{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,25 +88,59 @@ class CheckpointStore:
                 _write_tensors(path, {key: value.detach().contiguous().cpu() for key, value in values.items()})
                 checksums[path.name] = sha256_of(path)
             header = {"format": FORMAT, "version": VERSION, "step": step, "files": checksums}
-            write_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
-        except BaseException:
+            write_checked_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
+            _give_usual_modes(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(temporary, final)
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+                raise OSError(error.errno, error.strerror, str(final)) from error
             raise
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(temporary, final)
+        self._damaged.discard(final.name)
         sync_directory(self.directory)
-        for old in self._directories()[self.keep :]:
-            shutil.rmtree(old)
+        self._remove_old()
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; damaged ones are logged and passed over."""
-        for directory in self._directories():
+        """The newest checkpoint that is whole, None where there is none; damaged ones are logged and passed over.
+
+        Raises:
+            NoWholeCheckpoint: there are checkpoints, but all are damaged.
+            OSError: one cannot be read for now, which does not say that it is damaged.
+        """
+        directories, problems = self._directories(), []
+        for directory in directories:
             try:
                 return read_checkpoint(directory)
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 logger.warning("passing over a damaged checkpoint: %s", error)
+                self._damaged.add(directory.name)
+                problems.append(str(error))
+            except OSError as error:
+                raise OSError(
+                    f"the checkpoint {directory} cannot be read for now ({error}): nothing is changed; to go on from "
+                    "an older one, move this one away"
+                ) from error
+        if problems:
+            raise NoWholeCheckpoint(
+                f"{self.directory} holds {len(problems)} checkpoints, and none is whole: {'; '.join(problems[:3])}"
+            )
         return None
+
+    def _remove_old(self) -> None:
+        """Removes all that is older than the newest `keep` whole ones."""
+        directories = self._directories()
+        whole = [directory for directory in directories if directory.name not in self._damaged]
+        if len(whole) <= self.keep:
+            return
+        for old in directories[directories.index(whole[self.keep - 1]) + 1 :]:
+            hidden = self.directory / f".{old.name}"  # one of which only a part is removed is no checkpoint any more
+            try:
+                os.rename(old, hidden)
+                shutil.rmtree(hidden)
+            except OSError as error:
+                logger.warning("the old checkpoint %s could not be removed: %s", old, error)
 
     def newest_name(self) -> str | None:
         """The name of the newest checkpoint, whole or not."""
@@ -98,32 +151,57 @@ class CheckpointStore:
         found = {
             int(path.name[5:]): path
             for path in self.directory.iterdir()
-            if _NAME.fullmatch(path.name) and path.is_dir()
+            if _NAME.fullmatch(path.name) and not path.is_file()  # one that cannot be looked at is one, too
         }
         return [found[step] for step in sorted(found, reverse=True)]
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Checks a checkpoint's progress.json and the checksums of its files; ValueError or OSError says what is wrong."""
+    """Checks a checkpoint's progress.json and the checksums of its files.
+
+    Raises:
+        ValueError: it is damaged, or of another version; the text says in what.
+        OSError: it cannot be read, whether or not it is damaged.
+    """
     path = directory / _PROGRESS
-    header = read_json(path)
+    if not _is_file(path):
+        raise ValueError(f"{path} is missing")
+    header = read_checked_json(path)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is not the progress of an avppc checkpoint")
-    if header.get("version") != VERSION:
+    if not is_version(header.get("version"), VERSION):
         raise ValueError(f"{path} has version {header.get('version')!r}, this package reads version {VERSION}")
     step, files, progress = header.get("step"), header.get("files"), header.get("progress")
-    if not isinstance(step, int) or not isinstance(files, dict) or not isinstance(progress, dict):
+    if type(step) is not int or not isinstance(files, dict) or not isinstance(progress, dict):
         raise ValueError(f"{path} lacks step, files or progress")
+    if _NAME.fullmatch(directory.name) and int(directory.name[5:]) != step:
+        raise ValueError(f"{path} is of step {step}, which is not that of its directory")
     if not files or not progress:
         raise ValueError(f"{path} names no files, or says nothing of the progress")
     for name, checksum in files.items():
         if Path(name).name != name:
             raise ValueError(f"{path} names a file outside its directory: {name!r}")
-        if not (directory / name).is_file():
+        if not _is_file(directory / name):
             raise ValueError(f"{path} names a file that is none: {name!r}")
         if sha256_of(directory / name) != checksum:
             raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {_PROGRESS}")
     return Checkpoint(directory, step, progress)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; OSError where that cannot be told."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _give_usual_modes(directory: Path) -> None:
+    """Gives the tensors' files, which safetensors makes for their owner alone, the mode of files made as usual."""
+    mode = stat.S_IMODE((directory / _PROGRESS).stat().st_mode)
+    with contextlib.suppress(OSError):  # some file systems know no modes
+        for path in directory.iterdir():
+            path.chmod(mode)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

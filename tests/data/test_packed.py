@@ -9,6 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hand_edited import read_plain
 from packed_sets import SHAPE, clip_audio, clip_video, write_packed
 from safetensors import safe_open
 
@@ -200,7 +201,7 @@ class TestShardFile:
 
 def edit_index(packed, change) -> None:
     path = packed / "index.json"
-    content = json.loads(path.read_text())
+    content = read_plain(path)
     change(content)
     path.write_text(json.dumps(content))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import mutate
 import numpy as np
 import torch
+from hand_edited import change_json
 from packed_sets import write_packed
 
 from avppc.config import EncoderConfig, PretrainConfig
@@ -20,7 +21,7 @@ from avppc.data.packed import PackedDataset
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.evaluate.results import RowResult, read_rows, write_row
 from avppc.evaluate.sources import read_trajectory
-from avppc.files import read_json, sha256_of, write_json
+from avppc.files import sha256_of, write_json
 from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.synth.dataset import read_records
@@ -57,7 +58,9 @@ def make_readers(folder: Path) -> dict[str, Reader]:
 
 
 def _file_reader(path: Path, mutator: Callable[[bytes, random.Random], bytes], read: Callable[[], object]) -> Reader:
-    """Of a file that is there whole already."""
+    """Of a file that is there whole already. One of JSON has no checksum, which would stop all that is changed."""
+    if path.suffix == ".json":
+        change_json(path)
 
     def read_content(content: bytes) -> object:
         path.write_bytes(content)
@@ -146,8 +149,7 @@ def _checkpoint_readers(folder: Path) -> dict[str, Reader]:
         """The checksum is that of the file: whoever writes one can write the other."""
         file = weights / "model.safetensors"
         file.write_bytes(content)
-        header = read_json(weights / "progress.json")
-        write_json(weights / "progress.json", {**header, "files": {file.name: sha256_of(file)}})
+        change_json(weights / "progress.json", files={file.name: sha256_of(file)})
         read(weights)
 
     return {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hand_edited import change_json, read_plain
 from packed_sets import write_packed
 from safetensors.torch import save
 
@@ -60,7 +61,7 @@ def test_no_json_gets_around_the_files_name(content: bytes, tmp_path: Path) -> N
 
 def test_a_shard_with_a_deep_header_is_no_packed_shard(tmp_path: Path) -> None:
     folder = write_packed(tmp_path / "set", clips=2, per_shard=2)
-    index = json.loads((folder / "index.json").read_text())
+    index = read_plain(folder / "index.json")
     content = len(DEEP).to_bytes(8, "little") + DEEP
     (folder / SHARD_FOLDER / index["splits"]["train"][0]["file"]).write_bytes(content)
     index["splits"]["train"][0]["bytes"] = len(content)
@@ -133,7 +134,7 @@ def test_a_checkpoints_tensors_are_refused_by_their_file(tmp_path: Path) -> None
     directory = CheckpointStore(tmp_path, 1).save(1, {"model": {"weight": torch.ones(3)}}, {"loader": {}})
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
-    progress = read_json(directory / "progress.json")
+    progress = read_plain(directory / "progress.json")
     write_json(directory / "progress.json", {**progress, "files": {file.name: sha256_of(file)}})
     with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
         read_checkpoint(directory).tensors("model")
@@ -194,7 +195,7 @@ def test_a_row_that_no_page_could_show_is_refused_by_its_file(name: str, value: 
     write_row(tmp_path, row)
     assert read_rows(tmp_path) == [row]
     path = tmp_path / "evaluation" / "frozen-10.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    change_json(path, **{name: value})
     with pytest.raises(ValueError, match=rf"frozen-10\.json: .*{name}"):
         read_rows(tmp_path)
     with pytest.raises(ValueError, match=rf"frozen-10\.json: .*{name}"):

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 import tiny_runs
 import torch
+from hand_edited import change_json
 from safetensors.torch import load_file
 from tiny_runs import tiny_config, write_tiny_set
 
 from avppc import load_encoder
+from avppc.checked_json import read_checked_json
 from avppc.cli import main
 from avppc.config import OptimizerConfig, RivalConfig
 from avppc.config.plain import config_to_dict
@@ -136,8 +138,9 @@ def test_a_run_may_move_and_its_data_be_spelled_otherwise(
     monkeypatch.chdir(tiny_set.parent)
     pretrain(tiny_config(Path(tiny_set.name), tmp_path / "after", steps=2))  # finished: nothing to do
     assert not (tmp_path / "before").exists()
-    with pytest.raises(ValueError, match=r"other settings \(data is "):
-        pretrain(tiny_config(write_tiny_set(tmp_path / "other"), tmp_path / "after", steps=2))
+    # The same clips at another place, which the run then remembers.
+    pretrain(tiny_config(write_tiny_set(tmp_path / "other"), tmp_path / "after", steps=2))
+    assert read_run_config(tmp_path / "after").data == tmp_path / "other"
 
 
 def test_a_run_does_not_go_on_with_other_clips_at_the_same_place(
@@ -212,7 +215,7 @@ def test_a_checkpoint_that_names_nothing_is_passed_over(
     out = tmp_path / "run"
     pretrain(tiny_config(tiny_set, out, steps=12))
     path = out / "checkpoints" / "step_00000012" / "progress.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {lost: {}}))
+    change_json(path, **{lost: {}})
     pretrain(tiny_config(tiny_set, out))
     assert "names no files, or says nothing of the progress" in caplog.text
     assert_same_bits(final_tensors(out), final_tensors(whole_run))
@@ -231,9 +234,7 @@ def test_foreign_files_among_the_checkpoints_are_left_alone(tiny_set: Path, tmp_
 
 def test_checkpoint_of_another_model_is_refused_by_name(tiny_set: Path, tmp_path: Path) -> None:
     pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2))
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["audio_width"] = 8  # as if this checkpoint came from elsewhere
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    change_json(tmp_path / "run" / "config.json", audio_width=8)  # as if this checkpoint came from elsewhere
     with pytest.raises(ValueError, match=r"step_00000002 is not a checkpoint of these settings"):
         pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2, audio_width=8))
 
@@ -285,7 +286,7 @@ def test_command_line_gives_the_same_settings(tiny_set: Path, tmp_path: Path, ca
     out = tmp_path / "run"
     flags = ["--steps", "2", "--batch-size", "8", "--threads", "1", "--encoder.width", "4", "--device", "cpu"]
     assert main(["pretrain", "--data", str(tiny_set), "--out", str(out), *flags]) == 0
-    saved = json.loads((out / "config.json").read_text())
+    saved = read_checked_json(out / "config.json")
     assert saved == config_to_dict(read_run_config(out))
     assert (saved["steps"], saved["encoder"]["width"], saved["preset"]) == (2, 4, "laptop")
     assert main(["pretrain", "--data", str(tiny_set), "--out", str(out), *flags, "--seed", "3"]) == 2
