@@ -27,6 +27,7 @@ from avppc.data.loader import ClipLoader
 from avppc.data.nvdec import nvdec_problem
 from avppc.data.probe import VideoFacts, probe
 from avppc.data.sampler import EpochSampler
+from avppc.data.sound_file import SOUND_FILE
 from avppc.data.videos import VideoClip, VideoDataset, as_batch, read_sound_and_frames
 
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU
@@ -57,6 +58,8 @@ def dali_problem(facts: VideoFacts, device: torch.device) -> str | None:
         load_dali()
     except ImportError as error:
         return str(error)
+    if any(note.startswith(SOUND_FILE) for note in facts.notes):
+        return "its sound lies in a file of its own"
     if device.type != "cuda":
         if facts.video_codec.removeprefix("lib") in _CPU_CODECS or facts.video_codec.startswith("libvpx"):
             return None

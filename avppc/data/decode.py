@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import av
 from av.container import InputContainer
@@ -22,6 +22,7 @@ from avppc.config.checks import check_choice, check_integer
 from avppc.data.crop import Crop
 from avppc.data.mp4_boxes import check_mp4
 from avppc.data.reader import ClipError, DecodedClip, StreamReader
+from avppc.data.sound_file import SOUND_FORMATS, JoinedContainer, missing_of_wave, sound_beside
 
 Source = str | os.PathLike[str] | bytes
 Backend = Literal["pyav", "torchcodec"]
@@ -146,8 +147,14 @@ def open_options(formats: str) -> dict[str, str]:
     return {"format_whitelist": formats, "protocol_whitelist": "file"}
 
 
+def open_media(path: str | os.PathLike[str], formats: str) -> InputContainer:
+    """Opens a file of one of these formats."""
+    # An absolute path is never taken for a protocol such as "concat:".
+    return av.open(str(Path(path).absolute()), "r", options=open_options(formats), metadata_errors="replace")
+
+
 def open_video(source: Source) -> InputContainer:
-    """Opens a file for reading: itself only, no play list, no address."""
+    """Opens a file for reading: itself only, no play list, no address; where it has no sound, with that beside it."""
     if isinstance(source, bytes):
         if not source:
             raise ValueError("the file is empty")
@@ -159,8 +166,29 @@ def open_video(source: Source) -> InputContainer:
         raise ValueError("the file is empty")
     with open(source, "rb"):  # the system's own word on permissions; FFmpeg's may also be about what is in the file
         pass
-    # An absolute path is never taken for a protocol such as "concat:".
-    return av.open(str(Path(source).absolute()), "r", options=open_options(_FORMATS), metadata_errors="replace")
+    container = open_media(source, _FORMATS)
+    if container.streams.audio or not container.streams.video or (beside := sound_beside(source)) is None:
+        return container
+    try:
+        return _join(container, beside)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _join(video: InputContainer, beside: Path) -> InputContainer:
+    """The video with the sound of another file; ValueError that names that file where it is of no use."""
+    with open(beside, "rb") as file:
+        missing = missing_of_wave(file)
+    try:
+        sound = open_media(beside, SOUND_FORMATS)
+    except av.FFmpegError as error:
+        raise ValueError(f"no audio stream, and {beside.name} is damaged or no sound: {error.strerror}") from error
+    if missing or not sound.streams.audio:
+        sound.close()
+        problem = f"is truncated: {missing} bytes are missing" if missing else "has no sound"
+        raise ValueError(f"no audio stream, and {beside.name} {problem}")
+    return cast(InputContainer, JoinedContainer(video, sound))  # it has all of one that readers use
 
 
 def check_container(source: Source) -> list[str]:

@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,14 @@ from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_p
 from avppc.data.prepare_progress import PrepareProgress, print_kinds
 from avppc.data.probe import VideoFacts, probe
 from avppc.data.processes import Report, Unit, run_units
+from avppc.data.sound_file import SOUND_FILE
 from avppc.files import check_writable, sha256_of, write_atomically
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0
-_OWN_KEYS = {"path", "bytes", "mtime_ns", "clip_frames", "sha256", "usable", *VideoFacts.__dataclass_fields__}
+_SOUND_KEYS = ("sound", "sound_bytes", "sound_mtime_ns")  # of a file beside the video
+_OWN_KEYS = {"path", "bytes", "mtime_ns", "clip_frames", "sha256", "usable", *_SOUND_KEYS, "sound_sha256"}
+_OWN_KEYS |= {*VideoFacts.__dataclass_fields__}
 
 Entries = dict[str, dict[str, Any]]
 
@@ -113,10 +116,12 @@ class ProbeJob:
         try:
             with damage_as_decode_error(path):
                 digest = sha256_of(path)
-            found = probe(path, self.frames)
+                found = probe(path, self.frames)
+                facts = found.as_json() | {"sha256": digest}
+                if video.sound_path is not None and any(note.startswith(SOUND_FILE) for note in found.notes):
+                    facts["sound_sha256"] = sha256_of(self.data / video.sound_path)
         except DecodeError as error:
             return {"problems": [error.reason]} if error.reason.startswith(UNREADABLE) else _useless(error.reason)
-        facts = found.as_json() | {"sha256": digest}
         return facts if found.usable else facts | {"usable": False}
 
     def clean_up(self, pid: int) -> None:
@@ -170,12 +175,14 @@ def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Pa
 
 def _stamp(video: Video, frames: int) -> dict[str, Any]:
     """What tells, at the next run, that the video is the same and was judged by the same rules."""
-    return {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
+    stamp = {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
+    return stamp if video.sound is None else stamp | dict(zip(_SOUND_KEYS, astuple(video.sound), strict=True))
 
 
 def _is_listed(known: dict[str, Any], video: Video, frames: int) -> bool:
     """Whether a line is about this very file."""
-    return "problems" in known and all(known.get(key) == value for key, value in _stamp(video, frames).items())
+    stamp = dict.fromkeys(_SOUND_KEYS) | _stamp(video, frames)
+    return "problems" in known and all(known.get(key) == value for key, value in stamp.items())
 
 
 def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:

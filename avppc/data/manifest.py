@@ -5,8 +5,9 @@ What the folders mean is in avppc/data/layout.py; the label of a clip is its wor
     ROOT/manifest.jsonl   optional, a line a video: {"path": ..., "speaker": 3, "box": [9, 8, 105, 104]}
 
 "speaker" (or "face") is a number or a name, "box" the left, top, right and bottom of the mouth in pixels; `avppc index`
-adds what it finds in the files: "usable", false where they give no clip, and "sha256", their checksum. Instead of all
-below ROOT, a list may name the videos: another manifest, or a text file of one path below ROOT a line.
+adds what it finds in the files: "usable", false where they give no clip, "sha256", their checksum, and "sound_sha256",
+that of the sound file beside a video that has no sound itself. Instead of all below ROOT, a list may name the videos:
+another manifest, or a text file of one path below ROOT a line.
 
 Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in a manifest or a list.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from avppc.clip import NO_LABEL
 from avppc.config.data import Layout
 from avppc.data.layout import find_places
+from avppc.data.sound_file import sound_beside, sound_names
 from avppc.files import parse_json, real_path
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -47,6 +49,8 @@ class Unusable:
     """Size of the file."""
     clip_frames: int
     """Frames a clip needs."""
+    sound_bytes: int | None
+    """Size of the sound file beside it, if there was any."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,17 @@ class Entry:
     sha256: str | None = None
     """Of the file, when it was listed."""
     unusable: Unusable | None = None
+    sound_sha256: str | None = None
+    """Of the sound file beside it, where the video has no sound itself."""
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """A file beside a video that holds its sound, if the video itself has none."""
+
+    name: str
+    bytes: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,15 @@ class Video:
     """Where the manifest says that the mouth is."""
     sha256: str | None = None
     """What the manifest says of the file's content."""
+    sound: SoundFile | None = None
+    """Beside it, whether it is needed or not."""
+    sound_sha256: str | None = None
+    """What the manifest says of the sound's content."""
+
+    @property
+    def sound_path(self) -> str | None:
+        """Of the sound file, below the data's root."""
+        return None if self.sound is None else PurePosixPath(self.path).with_name(self.sound.name).as_posix()
 
 
 @dataclass
@@ -125,17 +149,23 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None,
     places = find_places(found, root, layout)
     result.words = tuple(sorted({place.word for place in places.values() if place.word is not None}))
     labels = {word: label for label, word in enumerate(result.words)}
-    for path, status in sorted(found.items()):
+    for path, (status, sound) in sorted(found.items()):
         word, split = places[path].word, places[path].split
         label = NO_LABEL if word is None else labels[word]
         entry = manifest.pop(path, Entry())
         no_use = entry.unusable
         if result.words and word is None and split != "train":
             result.refused.append((path, f"no word is known of it, and its folders say {split!r}: not trained on"))
-        elif no_use is not None and (no_use.bytes, no_use.clip_frames) == (status[0], clip_frames):
+        elif no_use is not None and (no_use.bytes, no_use.clip_frames, no_use.sound_bytes) == (
+            status[0],
+            clip_frames,
+            None if sound is None else sound.bytes,
+        ):
             result.refused.append((path, f"left out: {INDEX_COMMAND} has found: {no_use.reason}"))
         else:
-            result.videos.append(Video(path, split, label, entry.speaker, *status, entry.box, entry.sha256))
+            result.videos.append(
+                Video(path, split, label, entry.speaker, *status, entry.box, entry.sha256, sound, entry.sound_sha256)
+            )
     listed_only = set(manifest) - {path for path, _ in result.refused}
     name = MANIFEST_NAME if listed is None else listed.name
     result.refused += [(path, f"listed in {name}, but there is no such video") for path in listed_only]
@@ -162,7 +192,11 @@ def read_manifest(path: Path) -> dict[str, Entry]:
         elif named:
             speaker = numbers[str(speaker)]
         found[name] = Entry(
-            int(speaker), _box(path, number, entry), _sha256(path, number, entry), _unusable(path, number, entry)
+            int(speaker),
+            _box(path, number, entry),
+            _sha256(path, number, entry, "sha256"),
+            _unusable(path, number, entry),
+            _sha256(path, number, entry, "sound_sha256"),
         )
     return found
 
@@ -230,10 +264,10 @@ def _box(manifest: Path, number: int, entry: dict[str, Any]) -> Box | None:
     return left, top, right, bottom
 
 
-def _sha256(manifest: Path, number: int, entry: dict[str, Any]) -> str | None:
-    digest = entry.get("sha256")
+def _sha256(manifest: Path, number: int, entry: dict[str, Any], name: str) -> str | None:
+    digest = entry.get(name)
     if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
-        raise _line_error(manifest, number, f"sha256 must be 64 hexadecimal digits, got {digest!r}")
+        raise _line_error(manifest, number, f"{name} must be 64 hexadecimal digits, got {digest!r}")
     return digest
 
 
@@ -245,10 +279,17 @@ def _unusable(manifest: Path, number: int, entry: dict[str, Any]) -> Unusable | 
     if usable is not False or type(size) is not int or type(frames) is not int or not isinstance(problems, list):
         problem = f"usable must be true, or false beside the bytes, clip_frames and problems of {INDEX_COMMAND}"
         raise _line_error(manifest, number, f"{problem}; got {usable!r}")
-    return Unusable(str(problems[0]) if problems else "nothing said", size, frames)
+    sound = entry.get("sound_bytes")
+    if sound is not None and type(sound) is not int:
+        raise _line_error(manifest, number, f"sound_bytes must be a whole number, got {sound!r}")
+    return Unusable(str(problems[0]) if problems else "nothing said", size, frames, sound)
 
 
-def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
+Found = tuple[str, tuple[tuple[int, int], SoundFile | None]]
+"""Path below root; size and time of the video; the sound beside it."""
+
+
+def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Found]:
     """As _files, of the given paths only."""
     inside = real_path(root)
     for path in paths:
@@ -262,18 +303,27 @@ def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[tu
         elif place.suffix.lower() not in VIDEO_SUFFIXES:
             result.refused.append((path, f"not the name of a video ({', '.join(sorted(VIDEO_SUFFIXES))})"))
         else:
-            status = place.stat()
-            yield path, (status.st_size, status.st_mtime_ns)
+            sound = sound_beside(place)
+            yield path, (_size_and_time(place.stat()), None if sound is None else _sound_file(sound.name, sound.stat()))
 
 
-def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Path below root, size and time of each video; everything else goes into the result."""
+def _size_and_time(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _sound_file(name: str, status: os.stat_result) -> SoundFile:
+    return SoundFile(name, *_size_and_time(status))
+
+
+def _files(root: Path, result: Scan) -> Iterator[Found]:
+    """Each video; everything else goes into the result."""
     inside = real_path(root)
     pending = [""]
     while pending:
         folder = pending.pop()
         with os.scandir(root / folder) as scanned:
             entries = list(scanned)
+        sounds = {entry.name: entry for entry in entries if entry.is_file(follow_symlinks=False)}
         beside = {os.path.splitext(entry.name)[0] for entry in entries if _is_video_name(entry.name)}
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
@@ -298,8 +348,13 @@ def _files(root: Path, result: Scan) -> Iterator[tuple[str, tuple[int, int]]]:
             elif not entry.is_file():
                 result.refused.append((path, "not a regular file"))
             else:
-                status = entry.stat()
-                yield path, (status.st_size, status.st_mtime_ns)
+                yield path, (_size_and_time(entry.stat()), _sound_in(sounds, os.path.splitext(entry.name)[0]))
+
+
+def _sound_in(files: Mapping[str, os.DirEntry[str]], stem: str) -> SoundFile | None:
+    """As sound_beside, without asking for each name that there may be."""
+    name = next((name for name in sound_names(stem) if name in files), None)
+    return None if name is None else _sound_file(name, files[name].stat())
 
 
 def _is_video_name(name: str) -> bool:

@@ -106,16 +106,18 @@ class DecodeJob:
     def _check_content(self, video: Video) -> None:
         """A DecodeError where the file is not what the manifest has a checksum of: a decoder cannot notice wrong bits
         that obey its rules."""
-        if video.sha256 is None:
-            return
-        with damage_as_decode_error(self.config.data / video.path):
-            digest = sha256_of(self.config.data / video.path)
-        if digest != video.sha256:
-            raise DecodeError(
-                video.path,
-                f"{CHANGED} since it was listed: its SHA-256 is {digest}, the manifest says {video.sha256}; where the "
-                "new content is right, `avppc index` lists it",
-            )
+        for path, expected in ((video.path, video.sha256), (video.sound_path, video.sound_sha256)):
+            if path is None or expected is None:
+                continue
+            with damage_as_decode_error(self.config.data / path):
+                digest = sha256_of(self.config.data / path)
+            if digest != expected:
+                of_sound = "" if path == video.path else f" ({path})"
+                raise DecodeError(
+                    video.path,
+                    f"{CHANGED} since it was listed{of_sound}: its SHA-256 is {digest}, the manifest says {expected}; "
+                    "where the new content is right, `avppc index` lists it",
+                )
 
     def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
         """The crop of a video; a DecodeError where it cannot be known."""

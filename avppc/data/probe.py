@@ -13,6 +13,7 @@ from avppc.clip import CLIP_FRAMES, VIDEO_FPS
 from avppc.data.clock import converted_rate
 from avppc.data.decode import Source, check_container, damage_as_decode_error, open_video
 from avppc.data.reader import choose_streams
+from avppc.data.sound_file import sound_notes
 
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
 _JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds
@@ -77,6 +78,7 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         for stream in container.streams:
             facts.streams[stream.type] = facts.streams.get(stream.type, 0) + 1
         video, audio = choose_streams(container)
+        facts.notes += sound_notes(video, audio)
         facts.width, facts.height = video.codec_context.width, video.codec_context.height
         facts.video_codec, facts.pixel_format = video.codec_context.name, video.codec_context.pix_fmt or ""
         facts.audio_codec, facts.channels = audio.codec_context.name, audio.codec_context.channels

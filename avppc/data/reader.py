@@ -18,6 +18,7 @@ from torch import Tensor
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.clock import AudioTimeline, FrameGrid, Image
 from avppc.data.crop import NO_FACE, Crop, LumaReader
+from avppc.data.sound_file import sound_notes
 
 MAX_SIDE_PIXELS = 8192
 MAX_HOURS = 24
@@ -69,7 +70,7 @@ class StreamReader:
         self._video_done = False
         self._audio_done = False
         self._idle_packets = 0
-        self._notes = list(notes)
+        self._notes = [*notes, *sound_notes(self._video, self._audio)]
         if seek:
             self._seek(first_frame)
         self._packets = container.demux(self._video, self._audio)
