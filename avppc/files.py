@@ -1,4 +1,11 @@
-"""Files and directories that are whole or absent, whatever happens while they are written."""
+"""Files and directories that are whole or absent, whatever happens while they are written; and what may be deleted.
+
+The rule of deletion: only what a record of our own names is ever removed. A file is not ours because of the folder it
+lies in, nor because its name looks like one of ours. A command that fills a folder begins in one that holds nothing
+else (`check_vacant`), apart from its input (`check_apart`), keeps a record of the names it takes there, and deletes by
+that record, through `remove_files`. A half-written file bears its record in its name: the machine and the process that
+write it (`temporary_name`). One whose process has ended is removed when the same file is written again.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +16,19 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}", re.DOTALL)
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # of a write that names no file
+_in_use: set[str] = set()
+"""Temporary names of this process, to tell them from those of a process that ended and had the same number."""
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # not on Windows
 
 
@@ -29,19 +43,119 @@ def check_writable(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    trial = temporary_name(path)
-    try:
-        trial.touch()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    trial.unlink()
+    with _temporary(path) as trial:
+        try:
+            trial.touch()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_apart(out: Path, data: Path) -> None:
+    """ValueError where one of two folders is, or lies in, the other; links are followed."""
+    for inner, outer in ((out, data), (data, out)):
+        place = real_path(inner)
+        if any(_same(parent, outer) for parent in (place, *place.parents)):
+            raise ValueError(
+                f"out must be a folder apart from data: {out} is, lies in or contains {data}; give another --out"
+            )
+
+
+def _same(first: Path, second: Path) -> bool:
+    if first == real_path(second):
+        return True
+    with contextlib.suppress(OSError):  # one of them may not be there
+        return os.path.samefile(first, second)
+    return False
+
+
+def check_vacant(folder: Path, allowed: str) -> None:
+    """ValueError where something lies in a folder that is to be filled; hidden files and lost+found do not count.
+
+    Args:
+        allowed: what the folder may be instead of empty, for the message.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"out must be a folder, got the file {folder}")
+    foreign = sorted(name for name in os.listdir(folder) if not name.startswith(".") and name != "lost+found")
+    if foreign:
+        some = ", ".join(map(repr, foreign[:3])) + (" ..." if len(foreign) > 3 else "")
+        raise ValueError(f"out must be an empty or missing folder, or {allowed}; {folder} holds {some}")
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Removes files below a folder, and the folders among them that this leaves empty: the one way things are deleted.
+
+    Whatever else is there stays, and so does what a link leads to.
+
+    Args:
+        names: paths below `folder`, with "/", as a record of our own names them; they need not exist.
+
+    Raises:
+        ValueError: a name leads out of the folder.
+        OSError: a file cannot be removed.
+    """
+    inside = real_path(folder)
+    parents = set()
+    for name in names:
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts or not relative.parts:
+            raise ValueError(f"{name!r} is not a path below {folder}: it is not removed")
+        path = folder / relative
+        if not real_path(path.parent).is_relative_to(inside) or (path.is_dir() and not path.is_symlink()):
+            continue
+        path.unlink(missing_ok=True)
+        parents |= set(relative.parents[:-1])
+    for parent in sorted(parents, key=lambda path: len(path.parts), reverse=True):
+        with contextlib.suppress(OSError):  # not empty
+            (folder / parent).rmdir()
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Removes what a process of this machine that has ended left half written in a folder.
+
+    Args:
+        name: of the file or directory that it was to become; None: any.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None or name not in (None, found["name"]) or not _has_ended(entry.name, found):
+                continue
+            _remove_temporary(Path(entry.path))
+
+
+def _has_ended(name: str, found: re.Match[str]) -> bool:
+    """Whether the process that wrote under this temporary name runs no more."""
+    process = int(found["process"])
+    if found["machine"] != _MACHINE or os.name != "posix":  # signal 0 is a question on POSIX alone
+        return False
+    if process == os.getpid():
+        return name not in _in_use
+    with contextlib.suppress(PermissionError):  # it is another user's, and alive
+        try:
+            os.kill(process, 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+    return False
+
+
+def _remove_temporary(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def sole_use(directory: Path) -> Iterator[None]:
+def sole_use(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps a directory to this process while the block lasts; it is free again when the process ends, however it ends.
 
     Where the file system knows no locks (some network ones), nothing is kept.
+
+    Args:
+        wait: until the process that uses it is done.
 
     Raises:
         ValueError: another process uses it.
@@ -50,7 +164,7 @@ def sole_use(directory: Path) -> Iterator[None]:
     try:
         try:
             if _fcntl is not None:
-                _fcntl.flock(handle, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                _fcntl.flock(handle, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ValueError(f"{directory} is in use: another process works there") from error
         except OSError:
@@ -64,16 +178,10 @@ def sole_use(directory: Path) -> Iterator[None]:
 def replace_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` when the block ends; a failed block leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
+    with _temporary(path) as temporary:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
-            raise OSError(error.errno, error.strerror, str(path)) from error  # which file does not fit on a full disk
-        raise
     sync_directory(path.parent)
 
 
@@ -86,18 +194,33 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    temporary.mkdir()
-    try:
+    with _temporary(path) as temporary:
+        temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
             _sync(file)
         _refuse_existing(path)  # a rename would replace an empty directory
         os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A temporary name for `path`; nothing is left at it, nor of processes that ended before. Errors name `path`."""
+    remove_leftovers(path.parent, path.name)
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK_ERRORS:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary):
+            named = path / Path(error.filename).relative_to(temporary)
+            raise OSError(error.errno, error.strerror, str(named)) from error
+        raise
+    finally:
+        _remove_temporary(temporary)
+        _in_use.discard(temporary.name)
 
 
 def _refuse_existing(path: Path) -> None:
@@ -106,8 +229,10 @@ def _refuse_existing(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process takes."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    """A hidden name beside `path` that no other process takes, and that tells which process took it."""
+    name = f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
+    _in_use.add(name)
+    return path.with_name(name)
 
 
 def write_json(path: Path, value: Any) -> None:

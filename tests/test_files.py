@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from avppc.files import check_writable, new_directory, read_json, sha256_of, sole_use, write_atomically, write_json
+from avppc.files import (
+    check_apart,
+    check_writable,
+    new_directory,
+    read_json,
+    remove_files,
+    sha256_of,
+    sole_use,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +110,52 @@ def test_json_has_no_nan_and_damage_is_named(tmp_path: Path) -> None:
 def test_checksum_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+class TestOnlyOursIsRemoved:
+    def test_what_a_record_names_and_the_folders_it_leaves_empty(self, tmp_path: Path) -> None:
+        for name in ("set/a/1", "set/a/2", "set/b/1", "set/b/theirs", "outside/1"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text("x")
+        (tmp_path / "set" / "link").symlink_to(tmp_path / "outside")
+        remove_files(tmp_path / "set", ["a/1", "a/2", "a/3", "b/1", "b", "link/1"])
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+        assert left == ["outside", "outside/1", "set", "set/b", "set/b/theirs", "set/link"]
+
+    @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside", ""])
+    def test_a_name_that_leads_out_is_refused(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "outside").write_text("x")
+        (tmp_path / "set").mkdir()
+        with pytest.raises(ValueError, match="is not a path below"):
+            remove_files(tmp_path / "set", [name])
+        assert (tmp_path / "outside").exists()
+
+    def test_what_a_killed_process_left_goes_when_the_file_is_written_again(self, tmp_path: Path) -> None:
+        code = """
+import os, pathlib, sys
+from avppc.files import new_directory, replace_file
+folder = pathlib.Path(sys.argv[1])
+with replace_file(folder / "page.html") as file, new_directory(folder / "export") as directory:
+    file.write_text("half")
+    (directory / "part").write_text("half")
+    os._exit(9)
+"""
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == 9
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert len(left) == 2
+        foreign = [".page.html", ".page.html.00000000-1-00000000", ".other.html" + left[1][len(".page.html") :]]
+        for name in foreign:
+            (tmp_path / name).write_text("theirs")
+        write_atomically(tmp_path / "page.html", b"page")
+        with new_directory(tmp_path / "export"):
+            pass
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*foreign, "page.html", "export"])
+
+    def test_a_folder_around_in_or_equal_to_the_data_is_not_apart(self, tmp_path: Path) -> None:
+        data = tmp_path / "data"
+        data.mkdir()
+        (tmp_path / "link").symlink_to(data)
+        for out in (data, data / "new", tmp_path, tmp_path / "link", tmp_path / "link" / "new", data / ".." / "data"):
+            with pytest.raises(ValueError, match="out must be a folder apart from data"):
+                check_apart(out, data)
+        check_apart(tmp_path / "data-packed", data)

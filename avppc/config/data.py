@@ -54,8 +54,8 @@ class IndexConfig(_SharedWork):
     data: Path
     """Folder of the videos, as for `avppc prepare`."""
     out: Path | None = None
-    """Manifest to write, a JSON object a line; None: DATA/manifest.jsonl. Speakers and boxes that it already has are
-    kept, and files that have not changed since are not read again."""
+    """Manifest to write, NAME.jsonl, a JSON object a line; None: DATA/manifest.jsonl. Speakers and boxes that it has
+    already are kept, and files that have not changed since are not read again."""
     paths: Path | None = None
     """A list of the videos to take: a text file with one path below DATA a line, or a manifest. None: all."""
     frames: int = CLIP_FRAMES
@@ -71,6 +71,8 @@ class IndexConfig(_SharedWork):
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.out is not None and self.out.suffix != ".jsonl":  # a video or a list of them, say
+            raise ValueError(f"out must end in .jsonl, got {self.out}")
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)

@@ -124,7 +124,7 @@ class ProbeJob:
             return {"problems": [error.reason]} if error.reason.startswith(UNREADABLE) else _useless(error.reason)
         return facts if found.usable else facts | {"usable": False}
 
-    def clean_up(self, pid: int) -> None:
+    def clean_up(self) -> None:
         """Nothing is written by the processes."""
 
 

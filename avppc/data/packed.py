@@ -23,7 +23,7 @@ from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.read_ahead import ReadAhead, blocks_read
 from avppc.data.remote import fetch_packed, forget_copy, remote_url
 from avppc.data.shard import REMAKE_ADVICE, Shard, ShardRecord, missing_shard
-from avppc.files import real_path, sha256_of
+from avppc.files import check_apart, real_path, sha256_of
 from avppc.tensors import check_tensor
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SHARD_FOLDER",
     "PackedDataset",
     "PackedIndex",
+    "check_data_apart",
     "data_sha256",
     "local_folder",
     "open_shard",
@@ -114,8 +115,7 @@ class PackedDataset:
         audio = self._buffers.empty((count, shape.samples), torch.int16, pin_memory)
         video_rows, audio_rows = video.numpy(), audio.numpy()
         for to_video, to_audio, (shard, row) in zip(video_rows, audio_rows, places, strict=True):
-            np.copyto(to_video, shard.video[row])
-            np.copyto(to_audio, shard.audio[row])
+            shard.copy_clip(row, to_video, to_audio)
         self._read_ahead.batch_done(read_before, blocks_read())
         chosen = torch.from_numpy(rows)
         return ClipBatch(video, audio, self.labels[chosen], self.clip_ids[chosen], self.speakers[chosen])
@@ -174,6 +174,12 @@ def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Pa
     """
     url = remote_url(directory)
     return Path(directory) if url is None else fetch_packed(url, splits)
+
+
+def check_data_apart(out: Path, data: str | os.PathLike[str]) -> None:
+    """ValueError where an output folder lies in a packed set's folder, or around it."""
+    if remote_url(data) is None:
+        check_apart(out, Path(data))
 
 
 def data_sha256(directory: str | os.PathLike[str]) -> str:

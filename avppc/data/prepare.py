@@ -4,7 +4,7 @@ OUT/shards/train-00000-00.safetensors ...   the clips
 OUT/units/train-00000.json ...              which videos went into which shards; what makes a run resumable
 OUT/refused.jsonl, OUT/notes.jsonl          videos that could not be used or had to be converted, and why
 OUT/crops.png                               some of the clips, to be looked at
-OUT/prepare.json                            the folder and the settings it is all made from
+OUT/prepare.json                            the folder and the settings it is all made from, how many units it has
 OUT/index.json                              written last, when every unit is finished
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -31,13 +32,13 @@ from avppc.data.mouth import make_finder
 from avppc.data.packed import PackedDataset, verify_shards
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, parse_record
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
-from avppc.data.prepare_worker import CHANGED, UNIT_FOLDER, DecodeJob, UnitRecord
+from avppc.data.prepare_worker import CHANGED, SHARD_OF_UNIT, UNIT_FOLDER, DecodeJob, UnitRecord, unit_name
 from avppc.data.processes import Unit, run_units
 from avppc.data.reader import LONGER
 from avppc.data.remote import upload_packed
-from avppc.data.shard import PARTIAL_SUFFIX, ClipShape, is_being_written
+from avppc.data.shard import ClipShape
 from avppc.data.track import TRACKER_VERSION
-from avppc.files import write_atomically
+from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, write_atomically
 
 LAYOUT_VERSION = 1
 CLAIM_NAME = "prepare.json"
@@ -52,13 +53,15 @@ def run(config: PrepareConfig) -> int:
     """Prepares a data set; 0: all videos are in, 3: some were refused and are listed, 1: none was usable.
 
     Raises:
-        ValueError: the data folder is none, or its layout or manifest is wrong.
+        ValueError: the data folder is none, or its layout or manifest is wrong; or OUT is not apart from it, or holds
+            something else.
         ImportError: the crop needs a package that is not installed.
         OSError: OUT cannot be written, because the disk is full, say; what is finished stays, and the same command goes
             on from there.
     """
     console = Console(stderr=True)
     started = time.monotonic()
+    check_apart(config.out, config.data)
     found = scan(config.data, config.paths, config.frames, config.layout)
     if not found.videos and not found.refused:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
@@ -66,25 +69,24 @@ def run(config: PrepareConfig) -> int:
     units = plan(config, found.videos)
     if config.crop in TRACKED_CROPS:
         make_finder(config.crop)  # what is not installed is reported before anything is begun
-    _claim(config)
+    _claim(config, units)
     for folder in (SHARD_FOLDER, UNIT_FOLDER):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(config.out / folder)
     number, shares = config.share()
     mine = units[number::shares]
     records = _finished(config.out, mine, console)
     todo = [unit for unit in mine if unit.name not in records]
     if todo:
         # What it lists is about to be replaced; a reader must not find old checksums with new shards.
-        (config.out / INDEX_NAME).unlink(missing_ok=True)
-        _remove_partials(config.out, {unit.name for unit in todo})
+        remove_files(config.out, [INDEX_NAME])
         _decode(config, todo, records, console)
-        # again: the workers of a run that was killed a moment ago may have been about to end at first
-        _remove_partials(config.out, {unit.name for unit in todo})
     if shares > 1:
         records |= _finished(config.out, [unit for unit in units if unit.name not in records], console, verify=False)
     complete = len(records) == len(units)
-    if complete:
+    if complete and any(record.shards for record in records.values()):  # else what an earlier run has made stays
         _write_index(config, found, units, records)
+        _remove_superseded(config, units, records)
     refused = sorted(found.refused + [item for record in records.values() for item in record.refused])
     notes = sorted(item for record in records.values() for item in record.notes)
     _write_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
@@ -121,7 +123,7 @@ def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
         for number, group in enumerate(groups):
             content = json.dumps([settings, [_facts(video) for video in group]])
             digest = hashlib.sha256(content.encode()).hexdigest()
-            units.append(Unit(f"{split}-{number:05}", digest, tuple(group)))
+            units.append(Unit(unit_name(split, number), digest, tuple(group)))
     return units
 
 
@@ -149,18 +151,54 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _claim(config: PrepareConfig) -> None:
-    """Notes in OUT what it is made from; ValueError where it is made from something else already."""
+def _claim(config: PrepareConfig, units: Sequence[Unit]) -> None:
+    """Notes in OUT what it is made from, and which units are its own.
+
+    Raises:
+        ValueError: OUT is made from something else already, or holds what is not ours.
+    """
     path = config.out / CLAIM_NAME
     wanted = {"data": str(config.data.resolve())} | _settings(config)
-    if path.exists() and not config.overwrite:
-        existing = read_checked_json(path)
-        known = existing if isinstance(existing, dict) else {}
+    known: dict[str, Any] = {}
+    if path.exists():
+        known = _read_claim(path, damaged=config.overwrite)
         differing = sorted(key for key in wanted if known.get(key) != wanted[key])
-        if differing:
+        if differing and not config.overwrite:
             changes = "; ".join(f"{key} was {known.get(key)!r}, is {wanted[key]!r}" for key in differing)
             raise ValueError(f"{config.out} holds a data set made otherwise ({changes}); --overwrite replaces it")
-    write_checked_json(path, wanted)
+    else:
+        check_vacant(config.out, "one that avppc prepare began")
+    counts = _count_units(units)
+    before = known.get("units", {})
+    # Those of a larger set that was here before remain known until they are removed.
+    _write_claim(config, {split: max(counts.get(split, 0), before.get(split, 0)) for split in SPLITS})
+
+
+def _read_claim(path: Path, damaged: bool = False) -> dict[str, Any]:
+    """The content of a prepare.json; ValueError where it is not one, and OUT therefore not ours to write into.
+
+    Args:
+        damaged: also take one whose checksum is not that of its content.
+    """
+    known = read_json(path) if damaged else read_checked_json(path)
+    units = known.get("units", {}) if isinstance(known, dict) else None
+    if (
+        not isinstance(units, dict)
+        or not {"data", "layout"} <= known.keys()
+        or not all(split in SPLITS and type(count) is int and 0 <= count < 100_000 for split, count in units.items())
+    ):
+        raise ValueError(f"{path} was not written by avppc prepare: choose another folder")
+    return dict(known)
+
+
+def _write_claim(config: PrepareConfig, units: dict[str, int]) -> None:
+    content = {"data": str(config.data.resolve())} | _settings(config)
+    write_checked_json(config.out / CLAIM_NAME, content | {"units": {split: n for split, n in units.items() if n}})
+
+
+def _count_units(units: Sequence[Unit]) -> dict[str, int]:
+    """How many units each split has; their names follow from it."""
+    return dict(Counter(unit.videos[0].split for unit in units))
 
 
 def _finished(out: Path, units: Sequence[Unit], console: Console, verify: bool = True) -> dict[str, UnitRecord]:
@@ -214,31 +252,29 @@ def _decode(config: PrepareConfig, todo: list[Unit], records: dict[str, UnitReco
 
 
 def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records: dict[str, UnitRecord]) -> None:
-    """Writes the index, and removes shards and units that are no part of it (left from a larger data set)."""
+    """Writes the index and the contact sheet."""
     splits = {
         split: tuple(shard for unit in units if unit.videos[0].split == split for shard in records[unit.name].shards)
         for split in SPLITS
     }
     splits = {split: shards for split, shards in splits.items() if shards}
-    kept = {shard.file for shards in splits.values() for shard in shards}
-    if not kept:
-        return
     PackedIndex(ClipShape(config.frames, CROP_SIZE, CROP_SIZE), found.words, splits).write(config.out)
     with PackedDataset(config.out, next(iter(splits)), verify=False) as dataset:
         write_contact_sheet(dataset, config.out / SHEET_NAME)
-    for path in (config.out / SHARD_FOLDER).iterdir():
-        if path.name not in kept and not is_being_written(path):
-            path.unlink(missing_ok=True)
-    for path in (config.out / UNIT_FOLDER).iterdir():
-        if path.stem not in records:
-            path.unlink(missing_ok=True)
 
 
-def _remove_partials(out: Path, names: set[str]) -> None:
-    """Removes what a killed run has left half written."""
-    for path in (out / SHARD_FOLDER).glob(f".*{PARTIAL_SUFFIX}"):
-        if path.name[1:].rsplit("-", 1)[0] in names and not is_being_written(path):
-            path.unlink(missing_ok=True)
+def _remove_superseded(config: PrepareConfig, units: Sequence[Unit], records: dict[str, UnitRecord]) -> None:
+    """Removes shards and units that are no part of the set any more, by the names that prepare.json keeps for them."""
+    counts = _count_units(units)
+    claimed = _read_claim(config.out / CLAIM_NAME).get("units", {})
+    names = {unit_name(split, number) for split, count in claimed.items() for number in range(count)}
+    kept = {shard.file for record in records.values() for shard in record.shards}
+    shards = config.out / SHARD_FOLDER
+    found = {path.name: SHARD_OF_UNIT.fullmatch(path.name) for path in shards.iterdir()}
+    remove_files(shards, [name for name, match in found.items() if match and match[1] in names and name not in kept])
+    remove_files(config.out / UNIT_FOLDER, [f"{name}.json" for name in names - records.keys()])
+    if claimed != counts:
+        _write_claim(config, counts)
 
 
 def _write_lines(path: Path, entries: Iterable[dict[str, str]]) -> None:

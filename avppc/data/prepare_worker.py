@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -17,12 +17,24 @@ from avppc.data.mouth import make_finder
 from avppc.data.packed_index import SHARD_FOLDER
 from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
-from avppc.data.shard import ClipShape, ShardRecord, ShardWriter, partial_ending
+from avppc.data.shard import ClipShape, ShardRecord, ShardWriter
 from avppc.data.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
-from avppc.files import sha256_of
+from avppc.files import remove_leftovers, sha256_of
 
 UNIT_FOLDER = "units"
+SHARD_OF_UNIT = re.compile(r"(.+)-\d\d+\.safetensors")
+"""The name of a unit's shard; the group is the unit's."""
 CHANGED = "changed"  # begins the reason for a file that is not what the manifest says
+
+
+def unit_name(split: str, number: int) -> str:
+    """The name of a split's unit, from which those of its record and of its shards are made."""
+    return f"{split}-{number:05}"
+
+
+def shard_name(unit: str, number: int) -> str:
+    """The name of a unit's shard."""
+    return f"{unit}-{number:02}.safetensors"
 
 
 @dataclass
@@ -55,7 +67,7 @@ class DecodeJob:
 
         def write(path: str = "") -> None:
             report.video("")  # a slow disk is not the video's fault
-            record.shards.append(writer.write(folder / f"{unit.name}-{len(record.shards):02}.safetensors"))
+            record.shards.append(writer.write(folder / shard_name(unit.name, len(record.shards))))
             report.video(path)
 
         for video in unit.videos:
@@ -139,10 +151,10 @@ class DecodeJob:
         """Whether the video gives one clip, its first frames: a label belongs to one clip."""
         return video.label != NO_LABEL or self.config.stride == 0
 
-    def clean_up(self, pid: int) -> None:
-        """Removes a shard that a process has left half written."""
-        for partial in (self.config.out / SHARD_FOLDER).glob(f".*{glob.escape(partial_ending(pid))}"):
-            partial.unlink(missing_ok=True)
+    def clean_up(self) -> None:
+        """Removes what processes that have ended left half written."""
+        for folder in (SHARD_FOLDER, UNIT_FOLDER):
+            remove_leftovers(self.config.out / folder)
 
 
 def clip_id(source: str) -> int:

@@ -71,8 +71,8 @@ class Job(Protocol):
     def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Any:
         """Does the work and returns its record; the videos in `refused` are left out for the reasons given there."""
 
-    def clean_up(self, pid: int) -> None:
-        """Removes what a process that was ended at once may have left half written."""
+    def clean_up(self) -> None:
+        """Removes what processes that were ended at once may have left half written."""
 
 
 def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
@@ -108,6 +108,7 @@ def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: 
     finally:
         for worker in workers:
             worker.stop()
+        job.clean_up()
 
 
 class _WorkerLost(Exception):
@@ -178,11 +179,8 @@ class _Worker:
         self._start()
 
     def stop(self) -> None:
-        """Ends the process at once, with what it may have left half written."""
-        pid = self._process.pid
+        """Ends the process at once."""
         self._kill()
-        if pid is not None:
-            self._job.clean_up(pid)
 
     def _kill(self) -> None:
         self.connection.close()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
-from avppc.data.shard import PARTIAL_SUFFIX, ShardRecord
-from avppc.files import sync_directory, write_atomically
+from avppc.data.shard import ShardRecord
+from avppc.files import remove_files, replace_file, sole_use, write_atomically
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?!/)(.*)|(file)://(/.*)|(memory)://(/.*)", re.DOTALL)
 _BLOCK_BYTES = 1 << 22
@@ -43,7 +43,10 @@ def remote_url(directory: str | os.PathLike[str]) -> str | None:
 def cache_folder(url: str) -> Path:
     """Where copies of a remote set lie."""
     root = os.environ.get("AVPPC_CACHE")
-    base = Path(root) if root else Path.home() / ".cache" / "avppc"
+    try:
+        base = Path(root) if root else Path.home() / ".cache" / "avppc"
+    except RuntimeError as error:
+        raise ValueError(f"{url} needs a folder for its copy, and there is no home: set AVPPC_CACHE to one") from error
     return base / f"{re.sub(r'[^A-Za-z0-9]+', '-', url)[-40:]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
 
 
@@ -65,13 +68,15 @@ def fetch_packed(url: str, splits: Iterable[str] | None = None) -> Path:
     if files.info(index_path)["size"] > _MAX_INDEX_BYTES:
         raise ValueError(f"{url}/{INDEX_NAME} is larger than {_MAX_INDEX_BYTES} bytes")
     folder = cache_folder(url)
-    write_atomically(folder / INDEX_NAME, files.cat_file(index_path))
-    index = PackedIndex.read(folder)
-    wanted = index.splits if splits is None else [split for split in splits if split in index.splits]
-    (folder / SHARD_FOLDER).mkdir(exist_ok=True)
-    records = [record for split in wanted for record in index.splits[split]]
-    with ThreadPoolExecutor(_CONNECTIONS) as pool:
-        list(pool.map(lambda record: _fetch_shard(files, root, url, folder / SHARD_FOLDER, record), records))
+    shards = folder / SHARD_FOLDER
+    shards.mkdir(parents=True, exist_ok=True)
+    with sole_use(folder, wait=True):  # the processes of a machine copy each shard once: the others find it there
+        write_atomically(folder / INDEX_NAME, files.cat_file(index_path))
+        index = PackedIndex.read(folder)
+        wanted = index.splits if splits is None else [split for split in splits if split in index.splits]
+        records = [record for split in wanted for record in index.splits[split]]
+        with ThreadPoolExecutor(_CONNECTIONS) as pool:
+            list(pool.map(lambda record: _fetch_shard(files, root, url, shards, record), records))
     return folder
 
 
@@ -80,7 +85,7 @@ def forget_copy(path: Path) -> bool:
     mark = _mark(path)
     if not mark.is_file():
         return False
-    mark.unlink(missing_ok=True)  # another process may have found the same
+    remove_files(path.parent, [mark.name])
     return True
 
 
@@ -91,7 +96,7 @@ def upload_packed(directory: Path, url: str) -> int:
     """
     files, root = _file_system(url)
     index = PackedIndex.read(directory)
-    there = _checksums_there(files, root)
+    there = _checksums_there(files, url, root)
     files.makedirs(f"{root}/{SHARD_FOLDER}", exist_ok=True)
     todo = []
     for record in (record for records in index.splits.values() for record in records):
@@ -132,40 +137,42 @@ def _fetch_shard(files: Any, root: str, url: str, folder: Path, record: ShardRec
     mark = _mark(path)
     if path.is_file() and path.stat().st_size == record.bytes and mark.is_file() and mark.read_text() == record.sha256:
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     digest, size = hashlib.sha256(), 0
-    try:
-        with files.open(f"{root}/{SHARD_FOLDER}/{record.file}", "rb") as source, partial.open("wb") as target:
+    with replace_file(path) as temporary:
+        with files.open(f"{root}/{SHARD_FOLDER}/{record.file}", "rb") as source, temporary.open("xb") as target:
             while block := source.read(_BLOCK_BYTES):
                 size += len(block)
                 if size > record.bytes:
                     break
                 digest.update(block)
                 target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
         if size != record.bytes or digest.hexdigest() != record.sha256:
             raise ValueError(f"{url}/{SHARD_FOLDER}/{record.file} is damaged: it is not the file that the index names")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     write_atomically(mark, record.sha256.encode())
-    sync_directory(folder)
 
 
-def _checksums_there(files: Any, root: str) -> dict[str, str]:
-    """Checksum of each shard that the index at an address names; nothing where there is none that can be read."""
-    try:
-        index = PackedIndex.parse(files.cat_file(f"{root}/{INDEX_NAME}"))
-    except (OSError, ValueError):
+def _checksums_there(files: Any, url: str, root: str) -> dict[str, str]:
+    """Checksum of each shard that the index at an address names; nothing where there is none yet.
+
+    Raises:
+        ValueError: something else has the index's name there; it is not ours to replace.
+    """
+    path = f"{root}/{INDEX_NAME}"
+    if not files.exists(path):
         return {}
+    try:
+        index = PackedIndex.parse(files.cat_file(path))
+    except ValueError as error:
+        raise ValueError(
+            f"{url}/{INDEX_NAME} is no index of a packed data set{error}; give another --upload, or remove it first"
+        ) from error
     return {record.file: record.sha256 for records in index.splits.values() for record in records}
 
 
 def _put(files: Any, path: Path, target: str) -> None:
     """Copies a file so that a reader finds it whole or not at all."""
     folder, name = target.rsplit("/", 1)
-    partial = f"{folder}/.{name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}"
+    partial = f"{folder}/.{name}.{secrets.token_hex(4)}.partial"
     try:
         files.put_file(str(path), partial)
         files.mv(partial, target)

@@ -27,6 +27,9 @@ def run(config: CheckSyncConfig) -> int:
     Raises:
         ValueError: no packed data set, clips too short for the shifts to look for, or a run that cannot tell offsets.
     """
+    numbers_file, picture = config.out / "sync.json", config.out / "histogram.png"
+    if picture.exists() and not numbers_file.exists():
+        raise ValueError(f"{picture} is there already, and not of this command: give another --out")
     with PackedDataset(config.data, config.split, verify=False) as dataset:
         estimates = [estimate_offset(dataset, config.clips, config.max_offset_frames)]
         if config.run is not None:
@@ -37,11 +40,11 @@ def run(config: CheckSyncConfig) -> int:
     numbers |= _numbers(estimates[0], verdicts[0])
     for found, verdict in zip(estimates[1:], verdicts[1:], strict=True):
         numbers["by_run"] = {"run": str(config.run), **_numbers(found, verdict)}
-    write_json(config.out / "sync.json", numbers)
-    _plot(config.out / "histogram.png", estimates)
+    write_json(numbers_file, numbers)
+    _plot(picture, estimates)
     for found, verdict in zip(estimates, verdicts, strict=True):
         _print(f"{config.data}, {config.split}, {_NAMES[found.method]}: {verdict}", found)
-    print(f"  {config.out / 'histogram.png'} shows each video's own offset")
+    print(f"  {picture} shows each video's own offset")
     if "shifted" in verdicts:
         return 3
     return 0 if "in sync" in verdicts else 1

@@ -13,14 +13,14 @@ from avppc.config.evaluate import EvaluateConfig
 from avppc.config.plain import config_to_dict
 from avppc.config.pretrain import PretrainConfig
 from avppc.config.table import TableConfig
-from avppc.data.packed import PackedDataset, split_sha256
+from avppc.data.packed import PackedDataset, check_data_apart, split_sha256
 from avppc.evaluate.classifier import HELD_OUT_SPLITS
 from avppc.evaluate.lipreading import evaluate, settings_of
 from avppc.evaluate.results import read_row
 from avppc.evaluate.table_pages import to_markdown, write_pages
 from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
 from avppc.evaluate.table_results import CellResult, RunFacts, Table, read_facts
-from avppc.files import write_json
+from avppc.files import check_vacant, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.tasks.registry import make_task
@@ -39,6 +39,9 @@ def make_table(config: TableConfig) -> Table:
 
     The pages are rewritten after each group of cells, so that they always show what there is.
     """
+    check_data_apart(config.out, config.data)
+    if not (config.out / "runs").is_dir():
+        check_vacant(config.out, "one that avppc table began")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     entries = entries_of(config)
     runs = {(entry, seed): entry.pretraining(config, seed) for entry in entries for seed in range(config.seeds)}

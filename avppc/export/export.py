@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from avppc._version import __version__
 from avppc.clip import CROP_SIZE, VIDEO_FPS
 from avppc.config.export import ExportConfig, FormatName
 from avppc.config.plain import config_to_dict
-from avppc.evaluate.record import read_record
+from avppc.evaluate.record import RunRecord, read_record
 from avppc.export.card import CARD_FILE, format_size, render_card
 from avppc.export.graphs import (
     ALLOWED_DIFFERENCE,
@@ -28,7 +29,7 @@ from avppc.export.graphs import (
     write_onnx,
     write_torch_export,
 )
-from avppc.files import new_directory, sha256_of, write_atomically, write_json
+from avppc.files import new_directory, read_json, sha256_of, write_atomically, write_json
 from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
 from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
 
@@ -77,8 +78,10 @@ def run(config: ExportConfig) -> int:
 def export(config: ExportConfig) -> list[ExportedFile]:
     """Makes config.out, whole or not at all; what is in it besides the card and the description.
 
+    An export of this encoder in these formats that is there already and whole is left as it is.
+
     Raises:
-        FileExistsError: there is something at config.out.
+        FileExistsError: there is something else at config.out.
         FileNotFoundError: config.run is not the directory of a finished run.
         ImportError: a package that a format needs is missing.
         ValueError: a file of the run is damaged, or a written one does not do what the encoder does.
@@ -87,6 +90,9 @@ def export(config: ExportConfig) -> list[ExportedFile]:
         require_onnx()
     record = read_record(config.run)
     encoder, encoder_sha256 = load_encoder(config.run), sha256_of(find_encoder(config.run))
+    files = _finished_export(config, encoder_sha256)
+    if files and _card(record, encoder, encoder_sha256, files) == (config.out / CARD_FILE).read_bytes():
+        return files
     files = []
     with new_directory(config.out) as directory:
         for format_name in dict.fromkeys(config.formats):
@@ -95,9 +101,28 @@ def export(config: ExportConfig) -> list[ExportedFile]:
             size, digest = (directory / name).stat().st_size, sha256_of(directory / name)
             files.append(ExportedFile(format_name, name, size, digest, difference))
         write_json(directory / DESCRIPTION_FILE, _description(encoder, encoder_sha256, files))
-        card = render_card(record, encoder, encoder_sha256, {file.format: file for file in files}, _versions())
-        write_atomically(directory / CARD_FILE, card.encode())
+        write_atomically(directory / CARD_FILE, _card(record, encoder, encoder_sha256, files))
     return files
+
+
+def _card(record: RunRecord, encoder: VideoEncoder, encoder_sha256: str, files: list[ExportedFile]) -> bytes:
+    return render_card(record, encoder, encoder_sha256, {file.format: file for file in files}, _versions()).encode()
+
+
+def _finished_export(config: ExportConfig, encoder_sha256: str) -> list[ExportedFile]:
+    """What is in config.out where that is this very export, of a command killed at its end, say; else nothing."""
+    try:
+        said = read_json(config.out / DESCRIPTION_FILE)
+        files = [ExportedFile(name, **said["files"][name]) for name in dict.fromkeys(config.formats)]
+        same = (said["format"], said["version"], said["encoder_sha256"]) == (FORMAT, VERSION, encoder_sha256)
+        whole = all(
+            file.file == WRITERS[file.format][0] and sha256_of(config.out / file.file) == file.sha256 for file in files
+        )
+        expected = {CARD_FILE, DESCRIPTION_FILE, *(file.file for file in files)}
+        found = {name for name in os.listdir(config.out) if not name.startswith(".")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return files if same and whole and found == expected and said["versions"] == _versions() else []
 
 
 def _description(encoder: VideoEncoder, encoder_sha256: str, files: list[ExportedFile]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -16,12 +17,15 @@ from avppc.files import write_atomically
 _HEADER_PIXELS = 14
 
 
-def write_contact_sheet(root: Path, path: Path, *, clips: int = 10, frames: int = 15, faces: int = 2) -> None:
+def write_contact_sheet(
+    root: Path, path: Path, names: Sequence[str] = (), *, clips: int = 10, frames: int = 15, faces: int = 2
+) -> None:
     """Writes a PNG: of clips spread over the data set, whole faces, then mouth crops of frames spread over the clip.
 
     Args:
-        root: folder of the data set; every .mp4 below it counts.
+        root: folder of the data set.
         path: of the PNG file.
+        names: the videos, as paths below root; none: every .mp4 there.
         clips: rows, 1 to 10,000.
         frames: mouth crops a row, 1 to 29.
         faces: whole faces before them, 0 to 29.
@@ -32,7 +36,7 @@ def write_contact_sheet(root: Path, path: Path, *, clips: int = 10, frames: int 
     check_integer("clips", clips, 1, 10_000)
     check_integer("frames", frames, 1, CLIP_FRAMES)
     check_integer("faces", faces, 0, CLIP_FRAMES)
-    videos = sorted(root.rglob("*.mp4"))
+    videos = sorted(root / name for name in names) or sorted(root.rglob("*.mp4"))
     if not videos:
         raise ValueError(f"root must hold .mp4 files, found none in {root}")
     chosen = [videos[index] for index in np.linspace(0, len(videos) - 1, min(clips, len(videos))).astype(int)]

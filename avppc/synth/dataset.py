@@ -7,7 +7,6 @@ import hashlib
 import importlib.util
 import json
 import multiprocessing
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from avppc.clip import UNLABELED_FOLDER
 from avppc.config.checks import check_path
-from avppc.config.plain import config_to_dict
+from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.config.synth import SynthConfig
-from avppc.files import parse_json, read_json, sole_use, write_atomically, write_json
+from avppc.files import check_vacant, parse_json, read_json, remove_files, sole_use, write_atomically, write_json
 from avppc.progress import clip_progress
 from avppc.synth.words import WORDS
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 _FORMAT, _VERSION = "avppc talking mouths", 1
 _SETTINGS, _MANIFEST, _JOURNAL, _SHEET = "synth.json", "manifest.jsonl", "manifest.partial.jsonl", "contact_sheet.png"
+SUFFIXES = (".npy", ".txt", ".mp4")  # of the files of a clip
 _HOW_NOT_WHAT = ("out", "workers", "overwrite")  # settings that leave the clips as they are
 _JOBS_IN_FLIGHT = 4  # a worker
 
@@ -65,7 +65,7 @@ def _make(config: SynthConfig) -> int:
         )
         return 1
     _write_manifest(config.out, [records[f"{job.stem}.mp4"] for job in jobs])
-    _write_sheet(config.out)
+    _write_sheet(config.out, [f"{job.stem}.mp4" for job in jobs])
     seconds = time.perf_counter() - begin
     speed = f" in {seconds:.0f} s, {len(to_do) / seconds:.1f} clips/s" if to_do else ""
     print(f"{config.out}: {len(jobs)} clips of {config.words} words, {len(to_do)} of them made now{speed}")
@@ -100,8 +100,6 @@ def _identity(config: SynthConfig) -> Record:
 def _claim_folder(config: SynthConfig) -> None:
     """Makes the folder ours: new, continued, or emptied of another data set where that is allowed."""
     root, wanted = config.out, _identity(config)
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"out must be a folder, got the file {root}")
     path = root / _SETTINGS
     if path.exists():
         found = read_json(path)
@@ -115,9 +113,9 @@ def _claim_folder(config: SynthConfig) -> None:
                 f"out: {root} holds a data set of other settings ({'; '.join(differences)}). "
                 "Choose another folder, or overwrite=True (--overwrite) to delete it"
             )
-        _delete(root)
-    elif root.is_dir() and any(root.iterdir()):
-        raise ValueError(f"out must be an empty or missing folder, or one that avppc synth began; got {root}")
+        _delete(root, found)
+    else:
+        check_vacant(root, "one that avppc synth began")
     root.mkdir(parents=True, exist_ok=True)
     from avppc.synth.visemes import PARAMETERS
 
@@ -136,15 +134,25 @@ def _differences(found: Record, wanted: Record) -> list[str]:
     ]
 
 
-def _delete(root: Path) -> None:
-    """Deletes a data set; its settings last, so that a deletion cut short can be repeated.
+def _delete(root: Path, settings: Record) -> None:
+    """Deletes the clips of a data set, by its manifest and by its settings, from which the names of all clips follow.
 
-    Which folders go is not read from a file, where ".." might stand.
+    The settings go last, so that a deletion cut short can be repeated; whatever else lies in the folder stays, even
+    where `avppc index` has listed it in the manifest.
     """
-    for folder in (*WORDS, UNLABELED_FOLDER):
-        shutil.rmtree(root / folder, ignore_errors=True)
-    for name in (_MANIFEST, _JOURNAL, _SHEET, _SETTINGS):
-        (root / name).unlink(missing_ok=True)
+    records = (record for name in (_MANIFEST, _JOURNAL) for record in read_records(root / name).values())
+    stems = {record["path"].removesuffix(".mp4") for record in records if record.keys() >= {"voice", "seed"}}
+    with contextlib.suppress(TypeError, ValueError):  # settings of another version
+        before = config_from_dict(SynthConfig, {"out": str(root), **settings["config"]}, _SETTINGS)
+        stems |= {job.stem for job in plan(before)}
+    remove_files(root, [file for stem in stems for file in files_of(stem)])
+    remove_files(root, [_MANIFEST, _JOURNAL, _SHEET, _SETTINGS])
+
+
+def files_of(stem: str) -> list[str]:
+    """Names of the files of a clip below the data set's folder, with those that a killed run leaves half written."""
+    folder, _, name = stem.rpartition("/")
+    return [f"{folder}/{file}" for suffix in SUFFIXES for file in (f"{name}{suffix}", f".{name}{suffix}.tmp")]
 
 
 def _finished(root: Path) -> dict[str, Record]:
@@ -169,7 +177,7 @@ def read_records(path: Path) -> dict[str, Record]:
 
 
 def _is_whole(video: Path, sha256: str) -> bool:
-    if not all(video.with_suffix(suffix).is_file() for suffix in (".mp4", ".npy", ".txt")):
+    if not all(video.with_suffix(suffix).is_file() for suffix in SUFFIXES):
         return False
     return hashlib.sha256(video.read_bytes()).hexdigest() == sha256
 
@@ -215,11 +223,11 @@ def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
 
 def _write_manifest(root: Path, records: list[Record]) -> None:
     write_atomically(root / _MANIFEST, "".join(json.dumps(record) + "\n" for record in records).encode())
-    (root / _JOURNAL).unlink(missing_ok=True)
+    remove_files(root, [_JOURNAL])
 
 
-def _write_sheet(root: Path) -> None:
+def _write_sheet(root: Path, names: list[str]) -> None:
     from avppc.synth.contact_sheet import write_contact_sheet
 
     if not (root / _SHEET).exists():
-        write_contact_sheet(root, root / _SHEET)
+        write_contact_sheet(root, root / _SHEET, names)

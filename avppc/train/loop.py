@@ -15,7 +15,15 @@ from rich.console import Console
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.draws import ClipGenerator
 from avppc.data.loader import ClipLoader
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex, local_folder, split_sha256, verify_shards
+from avppc.data.packed import (
+    SHARD_FOLDER,
+    PackedDataset,
+    PackedIndex,
+    check_data_apart,
+    local_folder,
+    split_sha256,
+    verify_shards,
+)
 from avppc.data.sampler import EpochSampler
 from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
@@ -66,6 +74,7 @@ def pretrain(config: PretrainConfig) -> Path:
         OSError: the last checkpoint could not be written.
         Stopped: SIGTERM came, and a checkpoint is written.
     """
+    check_data_apart(config.out, config.data)
     with join_processes(config.device) as processes, contextlib.ExitStack() as held:
         return _pretrain(config, processes, held)
 

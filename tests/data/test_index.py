@@ -301,7 +301,7 @@ class TestPrepareBelievesTheManifest:
     def test_damaged_lines(self, folder, line, message):
         (folder / "manifest.jsonl").write_text(json.dumps({"path": "a.mp4"} | line) + "\n")
         with pytest.raises(ValueError, match=f"line 1: {message}"):
-            prepare.run(PrepareConfig(folder, folder / "out"))
+            prepare.run(PrepareConfig(folder, folder.parent / "out"))
 
 
 def test_names_that_no_manifest_may_hold_are_refused_and_left_out_of_it(tmp_path, capsys):

@@ -13,7 +13,9 @@ from hand_edited import read_plain
 from packed_sets import SHAPE, clip_audio, clip_video, write_packed
 from safetensors import safe_open
 
+from avppc.data.loader import ClipLoader
 from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.sampler import EpochSampler
 from avppc.data.shard import ShardWriter
 
 
@@ -321,3 +323,18 @@ class TestDamage:
         for verify in (True, False):
             with pytest.raises(ValueError, match=r"train-00003\.safetensors is missing; `avppc prepare` with the same"):
                 PackedDataset(packed, verify=verify)
+
+
+@pytest.mark.parametrize("cut", ["in the clip", "to nothing"])
+def test_a_shard_that_is_cut_short_in_use_is_an_error(tmp_path, cut):
+    """Touching a mapped page that is not there any more would end the process without a word."""
+    with PackedDataset(write_packed(tmp_path / "packed")) as dataset:
+        path = sorted((tmp_path / "packed" / "shards").iterdir())[1]
+        size = path.stat().st_size
+        os.truncate(path, size - 1 if cut == "in the clip" else 0)
+        dataset.batch(torch.tensor([0, 22]))  # of other shards
+        with pytest.raises(ValueError, match=rf"{path.name} has been cut short while it was in use, from {size:,} to"):
+            dataset.batch(torch.tensor([0, 7]))
+        sampler = EpochSampler(23, 23, seed=0)
+        with ClipLoader(dataset, sampler) as loader, pytest.raises(ValueError, match="has been cut short"):
+            next(loader)

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from avppc.data import prepare
 from avppc.data.decode import decode_clip
 from avppc.data.packed import PackedDataset
 from avppc.data.prepare_worker import clip_id
+from avppc.files import temporary_name
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 TOGETHER = {"flashes": (0.6,), "clicks": (0.6,)}
@@ -319,15 +319,21 @@ def test_what_another_process_is_writing_is_left_to_it(tmp_path):
     write_lrw_tree(tmp_path / "data", ["ABOUT"], {"train": 1}, **SMALL)
     config = PrepareConfig(tmp_path / "data", tmp_path / "out", workers=1)
     shards = tmp_path / "out" / "shards"
-    shards.mkdir(parents=True)
+    assert prepare.run(config) == 0
+    alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    half = temporary_name(shards / "train-00000-00.safetensors").name
+    here, elsewhere = half.split(".")[-1].split("-")[0], "0" * 8
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    other = f".train-00000-00.safetensors.{socket.gethostname()}"
-    partials = [shards / f"{other}.{pid}.partial" for pid in (os.getpid(), ended.pid, "9" * 30)]
-    for partial in partials:
-        partial.write_bytes(b"half")
+    names = [
+        half.replace(f"{here}-{os.getpid()}", f"{machine}-{process}")
+        for machine, process in ((here, alive.pid), (here, ended.pid), (elsewhere, ended.pid))
+    ]
+    for name in (*names, ".notes.txt"):
+        (shards / name).write_bytes(b"half")
     assert prepare.run(config) == 0
-    assert [partial.exists() for partial in partials] == [True, False, False]
+    alive.communicate(b"\n")
+    assert [(shards / name).exists() for name in (*names, ".notes.txt")] == [True, False, True, True]
     assert len(PackedDataset(config.out)) == 1
 
 

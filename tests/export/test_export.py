@@ -163,6 +163,23 @@ def test_what_is_there_is_refused(kind: str, tmp_path: Path, capsys: pytest.Capt
     assert "out exists already: give another name, or remove it first" in capsys.readouterr().err.replace("\n", "")
 
 
+def test_the_same_export_again_finds_it_done_and_any_other_is_refused(tmp_path: Path) -> None:
+    """A command that is killed at its very end goes on as others do."""
+    config = ExportConfig(make_run(tmp_path / "run"), tmp_path / "out", ("safetensors",))
+    files = export(config)
+    before = {path: path.stat().st_mtime_ns for path in config.out.iterdir()}
+    assert export(config) == files
+    assert {path: path.stat().st_mtime_ns for path in config.out.iterdir()} == before
+    (config.out / "theirs.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="out exists already"):
+        export(config)
+    (config.out / "theirs.txt").unlink()
+    (config.out / "README.md").write_text("mine")
+    with pytest.raises(FileExistsError, match="out exists already"):
+        export(config)
+    assert (config.out / "README.md").read_text() == "mine"
+
+
 def test_missing_packages_name_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from avppc.config.synth import SynthConfig
-from avppc.files import sole_use
-from avppc.synth.dataset import read_records, run
+from avppc.files import sole_use, temporary_name
+from avppc.synth.dataset import _claim_folder, read_records, run
 
 _PROGRAM = """
 import sys
@@ -79,10 +79,16 @@ def test_another_configuration_is_refused_and_replaced_only_on_demand(copy: Synt
     with pytest.raises(ValueError, match=r"holds a data set of other settings.*'medium' there, 'easy' here"):
         run(other)
     assert _checksums(copy.out) == before
-    (copy.out / "mine.txt").write_text("not of this program")
+    mine = [copy.out / name for name in ("mine.txt", "ABOUT/train/mine.mp4", "ABOUT/notes.txt", "_UNLABELED/mine.mp4")]
+    for path in mine:
+        path.write_text("not of this program")
+    with (copy.out / "manifest.jsonl").open("a") as manifest:  # as `avppc index` lists whatever is there
+        manifest.write(json.dumps({"path": "ABOUT/train/mine.mp4", "sha256": "0" * 64}) + "\n")
+    (copy.out / "ABOUT" / "train" / ".ABOUT_00001.mp4.tmp").write_text("half")
     assert run(dataclasses.replace(other, overwrite=True)) == 0
-    assert len(_checksums(copy.out)) == 3
-    assert (copy.out / "mine.txt").exists()
+    assert len(_checksums(copy.out)) == 3 + 2
+    assert {path.read_text() for path in mine} == {"not of this program"}
+    assert not list(copy.out.rglob(".*.tmp"))
     assert json.loads((copy.out / "synth.json").read_text())["config"]["difficulty"] == "easy"
 
 
@@ -96,6 +102,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not of this program"):
         run(SynthConfig(tmp_path, overwrite=True))
     assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
+
+
+def test_a_run_killed_before_its_record_goes_on(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    half = temporary_name(tmp_path / "synth.json").name.replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    (tmp_path / half).write_text("{")
+    _claim_folder(SynthConfig(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["synth.json"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker processes in /proc")
