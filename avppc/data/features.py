@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ _TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 7500)
 def run(config: FeaturesConfig) -> int:
     """Prints what the features are; writes the numbers and the picture that are asked for."""
     samples = read_sound(config.source)  # [S]
-    settings = dataclasses.replace(LogMelConfig.preset(config.preset), mfcc=config.mfcc)
+    settings = config.settings
     if settings.num_frames(len(samples)) == 0:
         raise DecodeError(str(config.source), f"too short: {len(samples)} samples at 16 kHz make no frame")
     features = log_mel(torch.from_numpy(samples), settings).numpy()  # [F, features]

@@ -127,6 +127,23 @@ def test_command_writes_the_features_and_a_picture(
     assert len(np.unique(picture)) > 50
 
 
+def test_command_takes_another_window_transform_and_framing(tmp_path: Path) -> None:
+    samples = tone(1.0, 1000)
+    source, out = write_wav(tmp_path / "a.wav", samples), tmp_path / "a.npy"
+    options = {
+        "--preset": "kaldi", "--window": "hamming_symmetric", "--window-samples": "320", "--fft-size": "322",
+        "--hop-samples": "80", "--framing": "exact", "--padding": "circular",
+    }  # fmt: skip
+    flags = [word for option in options.items() for word in option]
+    assert main(["features", str(source), *flags, "--out", str(out)]) == 0
+    config = dataclasses.replace(
+        LogMelConfig.preset("kaldi"), window="hamming_symmetric", window_samples=320, fft_size=322, hop_samples=80,
+        framing="exact", padding="circular",
+    )  # fmt: skip
+    expected = log_mel(torch.from_numpy(samples), config).numpy()
+    assert np.array_equal(np.load(out, allow_pickle=False), expected)
+
+
 @pytest.mark.parametrize("flag", ["--out", "--plot"])
 def test_a_full_disk_leaves_the_old_file_and_no_half_one(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -155,6 +172,8 @@ def test_command_refuses_what_is_too_short_or_badly_named(tmp_path: Path, capsys
     for changes, text in (
         ({"preset": "sphinx"}, "preset must be one of 'torchaudio'"),
         ({"mfcc": 81}, "mfcc must be from 0 to 80, got 81"),
+        ({"fft_size": 300}, "window_samples must be from 2 to 300, got 400"),
+        ({"window": "hanning"}, "window must be one of 'hann'"),
         ({"plot": Path("a.jpg")}, "plot must end in .png or .svg or .pdf, got a.jpg"),
         ({"out": Path("a.npz")}, "out must end in .npy, got a.npz"),
     ):
