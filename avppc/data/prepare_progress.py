@@ -10,6 +10,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from avppc.data.notes import kind_of
+
 _LOG_SECONDS = 15.0
 KINDS_SHOWN = 8
 
@@ -73,7 +75,7 @@ def print_kinds(title: str, name: str, texts: list[str]) -> None:
     if not texts:
         return
     print(f"  {title}: {len(texts):,}, listed in {name}")
-    kinds = Counter(text.split(":")[0].split("(")[0].strip() for text in texts).most_common()
+    kinds = Counter(kind_of(text) for text in texts).most_common()
     for kind, count in kinds[:KINDS_SHOWN]:
         print(f"    {count:6,}  {kind}")
     if len(kinds) > KINDS_SHOWN:

@@ -14,6 +14,7 @@ from avppc.data.crop import Crop
 from avppc.data.decode import DecodeError, damage_as_decode_error, decode_clips
 from avppc.data.manifest import Video
 from avppc.data.mouth import make_finder
+from avppc.data.notes import Notes
 from avppc.data.packed_index import SHARD_FOLDER
 from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
@@ -76,7 +77,7 @@ class DecodeJob:
                 record.refused.append((video.path, refused[video.path]))
                 report.video_done()
                 continue
-            notes: dict[str, str] = {}
+            notes = Notes()
             for clip in self.clips_of(video, record, report):
                 source = f"{video.path}#{clip.start_frame}" if clip.start_frame else video.path
                 writer.add(
@@ -87,11 +88,11 @@ class DecodeJob:
                     clip_id=clip_id(source),
                     speaker=video.speaker,
                 )
-                notes = {note.split(":")[0]: note for note in reversed(clip.notes)} | notes
+                notes.add(clip.notes)
                 report.clip()
                 if writer.full:
                     write(video.path)
-            record.notes += [(video.path, note) for note in notes.values()]
+            record.notes += [(video.path, note) for note in notes.lines()]
             report.video_done()
         if len(writer):
             write()

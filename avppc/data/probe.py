@@ -12,12 +12,13 @@ from av.stream import Stream
 from avppc.clip import CLIP_FRAMES, VIDEO_FPS
 from avppc.data.clock import converted_rate
 from avppc.data.decode import Source, check_container, damage_as_decode_error, open_video
-from avppc.data.reader import choose_streams
+from avppc.data.reader import INTERLACED, choose_streams
 from avppc.data.sound_file import sound_notes
 
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
 _JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds
 _MAX_START_DIFFERENCE_SECONDS = 0.1
+_PROGRESSIVE = 1  # FFmpeg's number; 0 where the file does not tell, larger ones for interlaced fields
 _TOO_SHORT = "too short"
 _HOLE_SECONDS = 2 / VIDEO_FPS  # an instant between two frames so far apart has no picture near
 
@@ -85,6 +86,8 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         facts.sample_rate_hz = audio.codec_context.sample_rate or 0
         if facts.streams["video"] > 1 or facts.streams["audio"] > 1:
             _add(facts.notes, f"several streams: numbers {video.index} and {audio.index} of {facts.streams} are used")
+        if video.codec_context.field_order > _PROGRESSIVE:
+            facts.notes.append(INTERLACED)
         times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
         for packet in container.demux(video, audio):
             if packet.pts is None or packet.time_base is None or not packet.size:

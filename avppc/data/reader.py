@@ -23,6 +23,7 @@ from avppc.data.sound_file import sound_notes
 MAX_SIDE_PIXELS = 8192
 MAX_HOURS = 24
 LONGER = "longer than the clip"  # begins the note on a video of which only the first frames are used
+INTERLACED = "interlaced: every other line of a picture is of another moment, lines are kept as they are"
 _MAX_PENDING_FRAMES = 400 * VIDEO_FPS  # how far the streams of a file may run apart
 _MAX_IDLE_PACKETS = 20_000  # packets in a row without a frame
 _MAX_WAITING_AUDIO = 4_000  # packets before the first picture
@@ -177,6 +178,8 @@ class StreamReader:
             raise ValueError("the video has frames without time stamps")
         if self._grid is None:
             self._grid = self._start_clock(frame)
+        if frame.interlaced_frame and INTERLACED not in self._notes:
+            self._notes.append(INTERLACED)
         self._images += self._grid.push(frame.pts, self._luma.read(frame))
 
     def _push_audio(self, frame: av.AudioFrame) -> None:

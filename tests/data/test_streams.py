@@ -13,6 +13,7 @@ from ogg_pages import add_empty_packets
 
 from avppc.data.decode import decode_clip
 from avppc.data.probe import probe
+from avppc.data.reader import INTERLACED
 from avppc.data.videos import read_sound_and_frames
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
@@ -60,3 +61,22 @@ def test_ogg_with_packets_without_content(tmp_path):
     assert torch.equal(clip.audio, whole.audio)
     assert click_seconds(clip.audio.numpy()) == pytest.approx(0.4, abs=0.003)
     assert np.array_equal(read_sound_and_frames(path, 40, 29).audio, whole.audio.numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "notes"),
+    [
+        ("a.mp4", {"options": {"preset": "ultrafast", "x264-params": "interlaced=1"}}, [INTERLACED]),
+        (
+            "a.mpg",
+            {"options": {"flags": "+ildct+ilme"}, "video_codec": "mpeg2video", "audio_codec": "mp2"},
+            [INTERLACED],
+        ),
+        ("a.mp4", {"options": {"preset": "ultrafast"}}, []),
+    ],
+    ids=["h264", "mpeg2", "progressive"],
+)
+def test_interlaced_video_is_noted(tmp_path, name, options, notes):
+    video = write_video(tmp_path / name, size=(96, 128), **options)
+    assert [note for note in decode_clip(video).notes if note.startswith("interlaced")] == notes
+    assert [note for note in probe(video).notes if note.startswith("interlaced")] == notes
