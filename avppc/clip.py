@@ -17,6 +17,7 @@ SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // VIDEO_FPS  # 640: audio follows the video 
 CLIP_FRAMES = 29  # 1.16 s, as in LRW
 CLIP_SAMPLES = CLIP_FRAMES * SAMPLES_PER_FRAME  # 18,560
 CROP_SIZE = 96  # pixels, the square mouth crop that is stored
+LUMA_BLACK, LUMA_WHITE = 16, 235  # of 255: pixels are stored in video's range, as decoders give them
 LRW_ROWS, LRW_COLUMNS = (115, 211), (79, 175)  # pixels, the mouth in frames of LRW: first, and one after the last
 NO_LABEL = -1
 UNLABELED_FOLDER = "_UNLABELED"  # beside the folders of the words
@@ -55,7 +56,7 @@ class Clip:
     """One talking mouth, seen and heard over the same span of time."""
 
     video: Tensor
-    """[T, H, W] uint8 luma, 0 to 255, 25 frames a second."""
+    """[T, H, W] uint8 luma, 16 black to 235 white, 25 frames a second."""
     audio: Tensor
     """[S] int16 mono at 16 kHz; S = 640 T."""
     label: int = NO_LABEL
@@ -89,7 +90,7 @@ class ClipBatch:
     """N clips of equal length on one device."""
 
     video: Tensor
-    """[N, T, H, W] uint8 luma, 0 to 255, 25 frames a second."""
+    """[N, T, H, W] uint8 luma, 16 black to 235 white, 25 frames a second."""
     audio: Tensor
     """[N, S] int16 mono at 16 kHz; S = 640 T."""
     labels: Tensor

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avppc.clip import LUMA_BLACK, LUMA_WHITE
 from avppc.config.augment import AugmentConfig
 from avppc.config.checks import check_choice
 from avppc.data.draws import integers, noise, uniform
@@ -26,6 +27,29 @@ from avppc.ops.clips import crop_luma
 from avppc.tensors import check_tensor
 
 
+def grey_to_luma(grey: Tensor) -> Tensor:
+    """Full-range grey pixels, as OpenCV and Pillow give them, as the luma that encoders are trained on.
+
+    That is video's own range: luma = 16 + grey * 219 / 255, so black is 16 and white 235 (of 255).
+
+    Args:
+        grey: any shape; uint8, 0 black to 255 white, or floating point, 0 black to 1 white.
+
+    Returns:
+        The same shape and dtype: uint8, rounded, or floating point from 16 / 255 to 235 / 255.
+
+    Examples:
+        >>> grey_to_luma(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([ 16, 235], dtype=torch.uint8)
+    """
+    check_tensor("grey", grey)
+    if grey.dtype == torch.uint8:
+        return (LUMA_BLACK + grey.float() * ((LUMA_WHITE - LUMA_BLACK) / 255)).round().to(torch.uint8)
+    if grey.is_floating_point():
+        return (LUMA_BLACK + grey * (LUMA_WHITE - LUMA_BLACK)) / 255
+    raise TypeError(f"grey must be uint8 (0 to 255) or floating point (0 to 1), got {grey.dtype}")
+
+
 def crop_video(
     video: Tensor,  # [N, T, H, W] uint8
     crop_pixels: int,
@@ -38,7 +62,7 @@ def crop_video(
     """Square crops as luma from 0 to 1, reduced by block means: [N, T, out, out] float32; the centre by default.
 
     Args:
-        video: [N, T, H, W] uint8 luma.
+        video: [N, T, H, W] uint8 luma as it is stored, 16 black to 235 white; see grey_to_luma for other pixels.
         crop_pixels: side of the square that is cut.
         out_pixels: side of the result; a divisor of crop_pixels.
         rows: [N] integers, the first row of each clip's square; None: the middle.

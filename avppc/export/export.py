@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from avppc._version import __version__
-from avppc.clip import CROP_SIZE, VIDEO_FPS
+from avppc.clip import CROP_SIZE, LUMA_BLACK, LUMA_WHITE, VIDEO_FPS
 from avppc.config.export import ExportConfig, FormatName
 from avppc.config.plain import config_to_dict
 from avppc.evaluate.record import RunRecord, read_record
@@ -138,7 +138,10 @@ def _description(encoder: VideoEncoder, encoder_sha256: str, files: list[Exporte
             "name": INPUT_NAME,
             "shape": ["clips", "frames", side, side],
             "dtype": "float32",
-            "values": "luma from 0 to 1, not normalised: the encoder does that",
+            "values": "luma from 0 to 1 in video's range, not normalised: the encoder does that",
+            "luma_black": LUMA_BLACK / 255,
+            "luma_white": LUMA_WHITE / 255,
+            "luma_of_grey": "(16 + 219 * grey) / 255, where grey pixels are 0 for black and 1 for white",
             "fps": VIDEO_FPS,
             "stored_crop_pixels": CROP_SIZE,
             "crop_pixels": config.crop_pixels,

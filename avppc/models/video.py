@@ -13,7 +13,7 @@ from avppc.models.resnet import RESNET_LAYERS, ResNet
 from avppc.ops.clips import motion_frames
 from avppc.tensors import FLOAT_DTYPES, check_tensor, is_autocast_on
 
-LUMA_MEAN, LUMA_STD = 0.421, 0.165  # of LRW's mouth crops, luma from 0 to 1
+LUMA_MEAN, LUMA_STD = 0.421, 0.165  # the field's figures for LRW's mouth crops, of grey pixels from 0 to 1
 
 
 def luma_channels(video: Tensor) -> Tensor:
@@ -23,6 +23,9 @@ def luma_channels(video: Tensor) -> Tensor:
 
 class VideoEncoder(nn.Module):
     """Features of the frames of mouth crops: [N, T, side, side] luma, 0 to 1 -> [N, T, D].
+
+    The luma is video's: black is 16/255 and white 235/255, as `crop_video` gives it from stored clips. Grey pixels from
+    elsewhere, 0 black to 1 white, have 16% more contrast than it was trained on: `grey_to_luma` converts them.
 
     Args:
         config: what the encoder is made of; side is its input_pixels, D its features.
@@ -62,7 +65,7 @@ class VideoEncoder(nn.Module):
 
     def forward(
         self,
-        video: Tensor,  # [N, T, H, W] luma from 0 to 1, H = W = config.input_pixels
+        video: Tensor,  # [N, T, H, W] luma (black 16/255, white 235/255), H = W = config.input_pixels
         *,
         frame_stride: int = 1,
         frame_phase: int = 0,
@@ -70,7 +73,7 @@ class VideoEncoder(nn.Module):
         """Features [N, T', D] of every frame_stride-th frame from frame_phase on; motion is taken at the full rate.
 
         Args:
-            video: [N, T, side, side] luma from 0 to 1, side = config.input_pixels.
+            video: [N, T, side, side] luma, 16/255 black to 235/255 white, side = config.input_pixels.
             frame_stride: the distance of the frames that get features.
             frame_phase: the first of them.
         """

@@ -17,7 +17,7 @@ from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.cli import main
 from avppc.config import ExportConfig
 from avppc.config.plain import config_from_dict
-from avppc.data.augment import crop_video
+from avppc.data.augment import crop_video, grey_to_luma
 from avppc.evaluate.results import write_row
 from avppc.export import export as export_module
 from avppc.export import graphs
@@ -97,6 +97,8 @@ def test_the_description_says_what_the_files_are(exported: Path) -> None:
     assert config_from_dict(EncoderConfig, description["encoder"], "encoder.json") == encoder.config
     assert description["encoder_sha256"] == sha256_of(exported.parent / "run" / "encoder.safetensors")
     assert (description["input"]["luma_mean"] is None) == (encoder.config.channels == "motion")
+    black, white = (description["input"][f"luma_{end}"] for end in ("black", "white"))
+    assert grey_to_luma(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([black, white])
     assert set(description["files"]) == {"safetensors", "torch-export", "onnx"}
     for file in description["files"].values():
         assert file["sha256"] == sha256_of(exported / file["file"])
