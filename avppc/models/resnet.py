@@ -88,26 +88,64 @@ class ResNet(nn.Module):
         return x.mean((2, 3))
 
 
+_TORCHVISION_STEM = ("conv1.", "bn1.")
+
+
 @torch.no_grad()
-def load_torchvision_weights(model: ResNet, weights: Mapping[str, Tensor]) -> None:
-    """Copies torchvision's ResNet weights into `model`; the classifier is left out, colours are summed for luma.
+def load_torchvision_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Copies torchvision's ResNet weights, of ImageNet say, into an encoder.
+
+    The classifier is left out and the three colours are summed for luma. A "3d" stem has no counterpart: it keeps its
+    own weights, and torchvision's stem is left out, too.
 
     Args:
-        weights: the state_dict of a torchvision ResNet of the same depth and width, read with safetensors or
-            `torch.load(..., weights_only=True)`.
+        model: a VideoEncoder with a ResNet of the same depth and width, its stem "2d" or "3d" and its channels "luma";
+            or such a ResNet by itself.
+        weights: the state_dict of torchvision's model, read with safetensors or `torch.load(..., weights_only=True)`.
+
+    Returns:
+        The names of the weights that were left out.
 
     Raises:
-        ValueError: a parameter is missing, unexpected or of another shape.
+        ValueError: the model has another stem, other channels or no ResNet; a weight is missing, unexpected or of
+            another shape. Nothing is copied then.
+        TypeError: the weights are no tensors by name.
     """
-    state = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+    frames = _resnet_of(model)
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise TypeError("weights must be a state_dict, tensors by name")
+    unused = ("fc.",) if frames.has_stem else ("fc.", *_TORCHVISION_STEM)
+    left_out = tuple(name for name in weights if name.startswith(unused))
+    state = {name: value for name, value in weights.items() if name not in left_out}
     stem = state.get("conv1.weight")
-    if stem is not None and model.has_stem and stem.shape[1] == 3 and model.conv1.in_channels == 1:
+    if stem is not None and stem.ndim == 4 and stem.shape[1] == 3 and frames.conv1.in_channels == 1:
         state["conv1.weight"] = stem.sum(1, keepdim=True)
-    own = model.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    own = frames.state_dict()
+    # Files written by old versions of torch do not count batches.
+    missing = sorted(name for name in own.keys() - state.keys() if not name.endswith("num_batches_tracked"))
+    unexpected = sorted(state.keys() - own.keys())
     if missing or unexpected:
         raise ValueError(f"weights do not fit this ResNet: missing {missing[:5]}, unexpected {unexpected[:5]}")
-    for name, value in own.items():
-        if state[name].shape != value.shape:
-            raise ValueError(f"weights[{name!r}] must have shape {tuple(value.shape)}, got {tuple(state[name].shape)}")
-        value.copy_(state[name])
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise ValueError(f"weights[{name!r}] must have shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
+    for name, value in state.items():
+        own[name].copy_(value)
+    return left_out
+
+
+def _resnet_of(model: nn.Module) -> ResNet:
+    """The ResNet of an encoder; ValueError where torchvision has no weights for its first layer."""
+    frames = getattr(model, "frames", model)
+    if not isinstance(frames, ResNet):
+        raise ValueError(f"model must have a ResNet, such as backbone='resnet34'; got {type(frames).__name__}")
+    if not frames.has_stem:
+        return frames
+    if frames.conv1.kernel_size != (7, 7):
+        raise ValueError("model has stem 'small', torchvision's first convolution is 7 x 7: use stem '2d' or '3d'")
+    if frames.conv1.in_channels not in (1, 3):
+        raise ValueError(
+            f"model has {frames.conv1.in_channels} input channels (channels='motion'), of which none is one of "
+            "torchvision's colours: use channels='luma'"
+        )
+    return frames

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.models.audio import AudioEncoder
 from avppc.models.encoder_file import save_encoder
-from avppc.models.resnet import ResNet, load_torchvision_weights
+from avppc.models.resnet import ResNet
 from avppc.models.temporal import HEADS, ElementPool, MultiScaleHead, make_head
 from avppc.ops.clips import motion_frames
 
@@ -47,17 +47,6 @@ def test_resnet34_has_torchvisions_parameters() -> None:
         "layer4.2.bn2.bias",
     ):
         assert name in names
-
-
-def test_torchvision_weights_load_with_colours_summed() -> None:
-    colour, luma = ResNet((1, 1, 1, 1), 8, in_channels=3).eval(), ResNet((1, 1, 1, 1), 8, in_channels=1).eval()
-    weights = {**colour.state_dict(), "fc.weight": torch.zeros(1000, 64), "fc.bias": torch.zeros(1000)}
-    load_torchvision_weights(luma, weights)
-    frames = torch.rand(2, 1, 64, 64)
-    torch.testing.assert_close(luma(frames), colour(frames.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
-    del weights["layer3.0.conv1.weight"]
-    with pytest.raises(ValueError, match=r"missing \['layer3.0.conv1.weight'\]"):
-        load_torchvision_weights(luma, weights)
 
 
 def test_motion_ignores_a_constant_face() -> None:
