@@ -43,7 +43,7 @@ def check_writable(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    with _temporary(path) as trial:
+    with temporary_place(path) as trial:
         try:
             trial.touch()
         except OSError as error:
@@ -142,6 +142,7 @@ def _has_ended(name: str, found: re.Match[str]) -> bool:
 
 
 def _remove_temporary(path: Path) -> None:
+    """Removes a file or folder at a temporary name."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -178,7 +179,7 @@ def sole_use(directory: Path, *, wait: bool = False) -> Iterator[None]:
 def replace_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, which takes the place of `path` when the block ends; a failed block leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
+    with temporary_place(path) as temporary:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
@@ -194,7 +195,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
+    with temporary_place(path) as temporary:
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
@@ -205,8 +206,11 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A temporary name for `path`; nothing is left at it, nor of processes that ended before. Errors name `path`."""
+def temporary_place(path: Path) -> Iterator[Path]:
+    """A temporary name for what is to be renamed to `path`: nothing is left at it when the block ends, however it ends.
+
+    What processes that ended before have left of `path` is removed, too. Errors name `path`.
+    """
     remove_leftovers(path.parent, path.name)
     temporary = temporary_name(path)
     try:

@@ -20,7 +20,9 @@ from av.container import InputContainer
 from avppc.clip import CLIP_FRAMES
 from avppc.config.checks import check_choice, check_integer
 from avppc.data.crop import Crop
+from avppc.data.limits import FILE_MEMORY_BYTES
 from avppc.data.mp4_boxes import check_mp4
+from avppc.data.mp4_claims import check_claims
 from avppc.data.reader import ClipError, DecodedClip, StreamReader
 from avppc.data.sound_file import SOUND_FORMATS, JoinedContainer, missing_of_wave, sound_beside
 
@@ -30,6 +32,7 @@ OnRefused = Callable[[int, str], None]
 
 UNREADABLE = "cannot be read"  # the one reason that another try may mend
 _MAX_FRAMES = 100_000  # of a clip
+_MAX_STREAMS = 100  # each costs a decoder, though only two are used
 _SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,mxf,dv"
 
@@ -132,6 +135,8 @@ def damage_as_decode_error(source: Source, damage: str = "damaged or not a video
         yield name
     except (DecodeError, GeneratorExit):
         raise
+    except MemoryError as error:  # FFmpeg's is one, too
+        raise DecodeError(name, f"no memory for it: a file may take {FILE_MEMORY_BYTES >> 30} GiB") from error
     except av.FFmpegError as error:
         raise DecodeError(name, f"{damage}: {error.strerror}") from error
     except OSError as error:
@@ -144,11 +149,13 @@ def damage_as_decode_error(source: Source, damage: str = "damaged or not a video
 def open_options(formats: str) -> dict[str, str]:
     """FFmpeg's options for files of these formats, whose demuxers must read nothing but the file itself: no play lists,
     no image sequences."""
-    return {"format_whitelist": formats, "protocol_whitelist": "file"}
+    return {"format_whitelist": formats, "protocol_whitelist": "file", "max_streams": str(_MAX_STREAMS)}
 
 
 def open_media(path: str | os.PathLike[str], formats: str) -> InputContainer:
-    """Opens a file of one of these formats."""
+    """Opens a file of one of these formats; ValueError where it claims more than it can hold."""
+    with open(path, "rb") as file:  # the system's own word on permissions; FFmpeg's may also be about what is in it
+        check_claims(file)
     # An absolute path is never taken for a protocol such as "concat:".
     return av.open(str(Path(path).absolute()), "r", options=open_options(formats), metadata_errors="replace")
 
@@ -158,14 +165,13 @@ def open_video(source: Source) -> InputContainer:
     if isinstance(source, bytes):
         if not source:
             raise ValueError("the file is empty")
+        check_claims(io.BytesIO(source))
         return av.open(io.BytesIO(source), "r", options=open_options(_FORMATS), metadata_errors="replace")
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode):  # a pipe would block
         raise ValueError("not a regular file")
     if status.st_size == 0:
         raise ValueError("the file is empty")
-    with open(source, "rb"):  # the system's own word on permissions; FFmpeg's may also be about what is in the file
-        pass
     container = open_media(source, _FORMATS)
     if container.streams.audio or not container.streams.video or (beside := sound_beside(source)) is None:
         return container
@@ -192,10 +198,9 @@ def _join(video: InputContainer, beside: Path) -> InputContainer:
 
 
 def check_container(source: Source) -> list[str]:
-    """Notes on what of an mp4 file is ignored; ValueError where its boxes contradict each other."""
-    if isinstance(source, bytes):
-        return check_mp4(io.BytesIO(source))
-    with open(source, "rb") as file:
+    """Notes on what of an mp4 file is ignored; ValueError where it claims too much or contradicts itself."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        check_claims(file)
         return check_mp4(file)
 
 

@@ -13,6 +13,7 @@ from avppc.clip import SAMPLE_RATE_HZ
 from avppc.config.feature_file import FeaturesConfig
 from avppc.config.features import LogMelConfig
 from avppc.data.decode import DecodeError
+from avppc.data.limits import limited_memory
 from avppc.data.sound import read_sound
 from avppc.files import replace_file
 from avppc.ops.log_mel import log_mel
@@ -24,7 +25,8 @@ _TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 7500)
 
 def run(config: FeaturesConfig) -> int:
     """Prints what the features are; writes the numbers and the picture that are asked for."""
-    samples = read_sound(config.source)  # [S]
+    with limited_memory():
+        samples = read_sound(config.source)  # [S]
     settings = config.settings
     if settings.num_frames(len(samples)) == 0:
         raise DecodeError(str(config.source), f"too short: {len(samples)} samples at 16 kHz make no frame")

@@ -8,8 +8,8 @@ Nothing is decoded: headers and packets tell enough. What the manifest already s
 
 from __future__ import annotations
 
-import glob
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ from avppc.data.decode import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
 from avppc.data.prepare_progress import PrepareProgress, print_kinds
 from avppc.data.probe import VideoFacts, probe
-from avppc.data.processes import Report, Unit, run_units
+from avppc.data.processes import PASSING, Report, Unit, run_units
 from avppc.data.sound_file import SOUND_FILE
-from avppc.files import check_writable, sha256_of, write_atomically
+from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0
@@ -63,8 +63,7 @@ def run(config: IndexConfig) -> int:
     missing = sum(not _is_listed(entries[video.path], video, config.frames) for video in found.videos)
     if missing == 0:
         _write(out, entries)
-        for part in out.parent.glob(f"{glob.escape(_part_prefix(out))}*-of-*"):
-            part.unlink(missing_ok=True)
+        remove_files(out.parent, [part.name for part in _parts(out)])
     _print_summary(out, found, entries, len(todo), time.monotonic() - started)
     if missing:
         print(f"{missing:,} videos are for other shares (--shard); the one that ends last writes {out}")
@@ -76,11 +75,16 @@ def _part_prefix(out: Path) -> str:
     return f".{out.name}."
 
 
+def _parts(out: Path) -> list[Path]:
+    """The files of the shares that have begun."""
+    name = re.compile(re.escape(_part_prefix(out)) + r"\d+-of-\d+")
+    return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
+
+
 def _known_entries(out: Path, found: Scan, videos: Sequence[Video]) -> Entries:
     """What is known of these videos, from the manifest and from the shares' parts, and of what is not even opened."""
     before = read_known(out)
-    parts = sorted(out.parent.glob(f"{glob.escape(_part_prefix(out))}*-of-*"))
-    read = [read_known(part) for part in parts]
+    read = [read_known(part) for part in _parts(out)]
     entries: Entries = {}
     for video in videos:
         known = before.get(video.path, {})
@@ -106,7 +110,7 @@ class ProbeJob:
         entries: Entries = {}
         for video in unit.videos:
             report.video(video.path)
-            facts = _useless(refused[video.path]) if video.path in refused else self._facts(video)
+            facts = _problem(refused[video.path]) if video.path in refused else self._facts(video)
             entries[video.path] = _stamp(video, self.frames) | facts
             report.video_done()
         return entries
@@ -121,16 +125,17 @@ class ProbeJob:
                 if video.sound_path is not None and any(note.startswith(SOUND_FILE) for note in found.notes):
                     facts["sound_sha256"] = sha256_of(self.data / video.sound_path)
         except DecodeError as error:
-            return {"problems": [error.reason]} if error.reason.startswith(UNREADABLE) else _useless(error.reason)
+            return _problem(error.reason)
         return facts if found.usable else facts | {"usable": False}
 
     def clean_up(self) -> None:
         """Nothing is written by the processes."""
 
 
-def _useless(problem: str) -> dict[str, Any]:
-    """Of a video that gives no clip: `avppc prepare` leaves it out."""
-    return {"problems": [problem], "usable": False}
+def _problem(reason: str) -> dict[str, Any]:
+    """Of a video that gives no clip: `avppc prepare` leaves it out, unless another try may mend it."""
+    passing = reason.startswith((UNREADABLE, *PASSING))
+    return {"problems": [reason]} if passing else {"problems": [reason], "usable": False}
 
 
 def read_known(out: Path) -> Entries:

@@ -33,7 +33,7 @@ from avppc.data.packed import PackedDataset, verify_shards
 from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, parse_record
 from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
 from avppc.data.prepare_worker import CHANGED, SHARD_OF_UNIT, UNIT_FOLDER, DecodeJob, UnitRecord, unit_name
-from avppc.data.processes import Unit, run_units
+from avppc.data.processes import PASSING, Unit, run_units
 from avppc.data.reader import LONGER
 from avppc.data.remote import upload_packed
 from avppc.data.shard import ClipShape
@@ -231,8 +231,8 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
             [(str(path), str(reason)) for path, reason in content["refused"]],
             [(str(path), str(note)) for path, note in content["notes"]],
         )
-        if any(reason.startswith((UNREADABLE, CHANGED)) for _, reason in record.refused):
-            return None, f"{unit.name} (a video of it could not be read, or had changed)"
+        if any(reason.startswith((UNREADABLE, CHANGED, *PASSING)) for _, reason in record.refused):
+            return None, f"{unit.name} (a video of it could not be read in time, or had changed)"
         for shard in record.shards:
             if (out / SHARD_FOLDER / shard.file).stat().st_size != shard.bytes:
                 return None, f"{unit.name} ({shard.file} has another size than when it was written)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -19,6 +20,7 @@ _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
 _JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds
 _MAX_START_DIFFERENCE_SECONDS = 0.1
 _PROGRESSIVE = 1  # FFmpeg's number; 0 where the file does not tell, larger ones for interlaced fields
+_FEW_PACKETS = 100_000  # so many, some 400 bytes each, are read of any file
 _TOO_SHORT = "too short"
 _HOLE_SECONDS = 2 / VIDEO_FPS  # an instant between two frames so far apart has no picture near
 
@@ -89,7 +91,10 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         if video.codec_context.field_order > _PROGRESSIVE:
             facts.notes.append(INTERLACED)
         times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
-        for packet in container.demux(video, audio):
+        most = max(_size(source), _FEW_PACKETS)
+        for number, packet in enumerate(container.demux(video, audio)):
+            if number > most:
+                raise ValueError(f"damaged: it has more packets than bytes, {most:,}")
             if packet.pts is None or packet.time_base is None or not packet.size:
                 continue
             if packet.is_discard:  # before the start of an edit list
@@ -104,6 +109,10 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         _read_times(facts, sorted(times[video]), sorted(times[audio]))
     _judge(facts, num_frames)
     return facts
+
+
+def _size(source: Source) -> int:
+    return len(source) if isinstance(source, bytes) else os.stat(source).st_size
 
 
 def _read_times(

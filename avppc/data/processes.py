@@ -1,6 +1,8 @@
 """Processes that work through units of videos, one unit after the other.
 
-A video may crash or hang the decoder: its process is then replaced, and the video refused when that happens again.
+A video may crash or hang the decoder: its process is then replaced, and the video refused when that happens again. A
+decoder hangs when it gives nothing for so many seconds of its own processor time, or waits for so long; time in which
+it, this process or the machine is stopped does not count.
 """
 
 from __future__ import annotations
@@ -19,9 +21,15 @@ from typing import Any, Protocol
 
 import torch
 
+from avppc.data.limits import is_held_up, limit_memory, limit_seconds
 from avppc.data.manifest import Video
 from avppc.worker import follow_parent
 
+TIMED_OUT = "the decoder gives nothing for"
+KILLED = "it crashes the decoder (signal 9"  # by somebody, or for lack of memory
+PASSING = (TIMED_OUT, KILLED)
+"""How the reasons begin that may be no fault of the video: the next command tries it again."""
+_TURN_SECONDS = 1.0
 _MAX_FAILURES = 2  # of the process that works on a video, before the video is refused
 
 
@@ -46,23 +54,33 @@ class Progress:
 
 
 class Report:
-    """What a process tells its parent while it works."""
+    """What a process tells its parent while it works, which also renews what the video may cost."""
 
-    def __init__(self, connection: Connection[Any, Any]) -> None:
+    def __init__(self, connection: Connection[Any, Any], timeout_seconds: float) -> None:
         self._connection = connection
+        self._timeout_seconds = timeout_seconds
+        self._path = ""
 
     def video(self, path: str) -> None:
         """This video is worked on from now on; "" for work that may take long through no fault of a video. Said again,
         it is a sign of life."""
+        if path != self._path:
+            limit_memory()
+        self._path = path
+        self._renew()
         self._connection.send(("video", path))
 
     def clip(self) -> None:
         """A clip is done."""
+        self._renew()
         self._connection.send(("clip", None))
 
     def video_done(self) -> None:
         """The video is done, successfully or not."""
         self._connection.send(("video done", None))
+
+    def _renew(self) -> None:
+        limit_seconds(self._timeout_seconds if self._path else None)
 
 
 class Job(Protocol):
@@ -83,15 +101,15 @@ def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: 
     """
     pending: deque[tuple[Unit, dict[str, str]]] = deque((unit, {}) for unit in units)
     failures: Counter[tuple[str, str]] = Counter()
-    workers = [_Worker(job) for _ in range(min(processes, len(units)))]
+    workers = [_Worker(job, timeout_seconds) for _ in range(min(processes, len(units)))]
     try:
         for worker in workers:
             worker.begin(*pending.popleft())
         while busy := [worker for worker in workers if worker.unit is not None]:
-            wait([worker.connection for worker in busy], timeout=1.0)
+            wait([worker.connection for worker in busy], timeout=_TURN_SECONDS)
             for worker in busy:
                 try:
-                    yield from worker.messages(timeout_seconds)
+                    yield from worker.messages()
                 except _WorkerLost as lost:
                     unit, refused = worker.unit, worker.refused
                     assert unit is not None
@@ -123,8 +141,9 @@ class _WorkerLost(Exception):
 class _Worker:
     """One process, seen from the parent."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, timeout_seconds: float) -> None:
         self._job = job
+        self._timeout_seconds = timeout_seconds
         self.unit: Unit | None = None
         self.refused: dict[str, str] = {}
         self.videos_done = 0
@@ -134,7 +153,9 @@ class _Worker:
     def _start(self) -> None:
         context = _process_context()
         self.connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_work, args=(theirs, self._job), daemon=True)
+        self._process: BaseProcess = context.Process(
+            target=_work, args=(theirs, self._job, self._timeout_seconds), daemon=True
+        )
         self._process.start()
         theirs.close()
 
@@ -143,16 +164,16 @@ class _Worker:
         self.unit, self.refused = unit, refused
         self.videos_done = self.clips_done = 0
         self._current = ""
-        self._heard = time.monotonic()
+        self._looked, self._silent_seconds = time.monotonic(), 0.0
         with contextlib.suppress(BrokenPipeError):  # it has died: messages() is going to notice
             self.connection.send((unit, refused))
 
-    def messages(self, timeout_seconds: float) -> Iterator[Progress]:
+    def messages(self) -> Iterator[Progress]:
         """What the process has said meanwhile."""
         try:
             while self.unit is not None and self.connection.poll():
                 kind, value = self.connection.recv()
-                self._heard = time.monotonic()
+                self._silent_seconds = 0.0
                 if kind == "video":
                     self._current = value
                 elif kind == "clip":
@@ -168,11 +189,24 @@ class _Worker:
                     yield Progress(unit=unit, record=value)
         except (EOFError, ConnectionResetError):
             self._process.join()
-            code = self._process.exitcode or 0
-            cause = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise _WorkerLost(self._current, f"it crashes the decoder ({cause})") from None
-        if self.unit is not None and self._current and time.monotonic() - self._heard > timeout_seconds:
-            raise _WorkerLost(self._current, f"the decoder gives nothing for {timeout_seconds:g} s")
+            raise _WorkerLost(self._current, self._end_of_process()) from None
+        now = time.monotonic()
+        waited, self._looked = min(now - self._looked, 2 * _TURN_SECONDS), now  # more: this process was stopped itself
+        if self.unit is not None and self._current and not is_held_up(self._process.pid or 0):
+            self._silent_seconds += waited
+            if self._silent_seconds > self._timeout_seconds:
+                raise _WorkerLost(self._current, self._time_out())
+
+    def _end_of_process(self) -> str:
+        """Why the process has ended by itself."""
+        code = self._process.exitcode or 0
+        if code == -getattr(signal, "SIGXCPU", 0):
+            return self._time_out()
+        cause = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"it crashes the decoder ({cause})"
+
+    def _time_out(self) -> str:
+        return f"{TIMED_OUT} {self._timeout_seconds:g} s"
 
     def restart(self) -> None:
         self._kill()
@@ -197,11 +231,11 @@ def _process_context() -> SpawnContext | ForkServerContext:
     return context
 
 
-def _work(connection: Connection[Any, Any], job: Job) -> None:
+def _work(connection: Connection[Any, Any], job: Job, timeout_seconds: float) -> None:
     """Main function of a process: takes units until the parent hangs up."""
     follow_parent()
     torch.set_num_threads(1)
-    report = Report(connection)
+    report = Report(connection, timeout_seconds)
     while True:
         try:
             unit, refused = connection.recv()

@@ -23,7 +23,7 @@ from avppc.data.augment import crop_video
 from avppc.data.packed import PackedIndex, open_shard
 from avppc.data.remote import fetch_packed, remote_url
 from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_embeddings
-from avppc.files import check_writable, sha256_of, write_atomically
+from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
 from avppc.progress import clip_progress
@@ -84,7 +84,7 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     if skipped:
         write_atomically(skipped_list(config.out), lines.encode())
     else:
-        skipped_list(config.out).unlink(missing_ok=True)
+        remove_files(config.out.parent, [skipped_list(config.out).name])
     if not clips:
         reasons = f"; the reasons are in {skipped_list(config.out)}" if skipped else ": it has none"
         raise ValueError(f"no clip of {config.data} could be embedded{reasons}")

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avppc.checked_json import is_version, read_checked_json, write_checked_json
-from avppc.files import sha256_of, sync_directory
+from avppc.files import remove_files, remove_leftovers, sha256_of, sync_directory, temporary_place
 
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"
@@ -69,8 +68,7 @@ class CheckpointStore:
 
     def clear_leftovers(self) -> None:
         """Removes what a run left that was killed while it saved; for the process that saves."""
-        for leftover in self.directory.glob(".step_*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftovers(self.directory)
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
         """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves the older ones.
@@ -78,11 +76,9 @@ class CheckpointStore:
         An old one that cannot be removed is logged, and stays.
         """
         final = self.directory / f"step_{step:08d}"
-        temporary = self.directory / f".{final.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            checksums = {}
+        checksums = {}
+        with temporary_place(final) as temporary:
+            temporary.mkdir()
             for name, values in tensors.items():
                 path = temporary / f"{name}.safetensors"
                 _write_tensors(path, {key: value.detach().contiguous().cpu() for key, value in values.items()})
@@ -90,16 +86,12 @@ class CheckpointStore:
             header = {"format": FORMAT, "version": VERSION, "step": step, "files": checksums}
             write_checked_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
             _give_usual_modes(temporary)
-            shutil.rmtree(final, ignore_errors=True)
+            names = {*checksums, _PROGRESS}
+            remove_files(self.directory, [f"{final.name}/{name}" for name in names])
             os.rename(temporary, final)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-                raise OSError(error.errno, error.strerror, str(final)) from error
-            raise
         self._damaged.discard(final.name)
         sync_directory(self.directory)
-        self._remove_old()
+        self._remove_old(names)
         return final
 
     def latest(self) -> Checkpoint | None:
@@ -128,17 +120,20 @@ class CheckpointStore:
             )
         return None
 
-    def _remove_old(self) -> None:
-        """Removes all that is older than the newest `keep` whole ones."""
+    def _remove_old(self, names: set[str]) -> None:
+        """Removes all that is older than the newest `keep` whole ones; `names`: of the files of a checkpoint."""
         directories = self._directories()
         whole = [directory for directory in directories if directory.name not in self._damaged]
         if len(whole) <= self.keep:
             return
         for old in directories[directories.index(whole[self.keep - 1]) + 1 :]:
-            hidden = self.directory / f".{old.name}"  # one of which only a part is removed is no checkpoint any more
             try:
-                os.rename(old, hidden)
-                shutil.rmtree(hidden)
+                if foreign := sorted(set(os.listdir(old)) - names):
+                    logger.warning("the old checkpoint %s stays: it also holds %s", old, foreign[0])
+                    continue
+                with temporary_place(old) as hidden:  # one of which only a part is removed is no checkpoint any more
+                    os.rename(old, hidden)
+                    remove_files(hidden, names)
             except OSError as error:
                 logger.warning("the old checkpoint %s could not be removed: %s", old, error)
 

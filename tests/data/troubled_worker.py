@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 
+from avppc.data.decode import DecodeError, damage_as_decode_error
 from avppc.data.index import ProbeJob
 from avppc.data.prepare_worker import DecodeJob
 
 
 class TroubledJob(DecodeJob):
     def clips_of(self, video, record, report):
-        path = self.config.data / video.path
+        try:
+            self.trouble(self.config.data / video.path)
+        except DecodeError as error:
+            record.refused.append((video.path, error.reason))
+            return iter(())
+        return super().clips_of(video, record, report)
+
+    def trouble(self, path):
         if "crash" in path.name:
             os.kill(os.getpid(), signal.SIGSEGV)
         if "once" in path.name and not path.with_suffix(".seen").exists():
@@ -20,7 +29,15 @@ class TroubledJob(DecodeJob):
             os.kill(os.getpid(), signal.SIGKILL)
         if "hang" in path.name:
             time.sleep(600)
-        return super().clips_of(video, record, report)
+        if "spin" in path.name:
+            while True:
+                pass
+        if "stop" in path.name:  # as when a laptop sleeps, for longer than the time-out
+            subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if "big" in path.name:
+            with damage_as_decode_error(path):
+                bytearray(8 << 30)
 
 
 class TroubledProbe(ProbeJob):

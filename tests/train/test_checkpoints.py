@@ -53,7 +53,9 @@ def test_a_run_without_a_whole_checkpoint_stops_and_keeps_them(
     kept = []
     caplog.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CheckpointStore, "_remove_old", lambda self: (remove(self), kept.append(names(checkpoints))))
+        patch.setattr(
+            CheckpointStore, "_remove_old", lambda self, files: (remove(self, files), kept.append(names(checkpoints)))
+        )
         pretrain(tiny_config(tiny_set, out, steps=4, keep_checkpoints=1, start_anew=True))
     assert kept == [["step_00000002", "step_00000004"], ["step_00000004"]]
     assert "starting anew" in caplog.text
@@ -141,6 +143,19 @@ def test_an_old_one_that_cannot_be_removed_stays(
     store.save(3, TENSORS, {"sampler": 3})
     assert names(store.directory) == ["step_00000001", "step_00000002", "step_00000003"]
     assert "step_00000001 could not be removed: [Errno 13] Permission denied" in caplog.text
+
+
+def test_what_others_have_put_there_stays(store: CheckpointStore, caplog: pytest.LogCaptureFixture) -> None:
+    (store.directory / "step_00000001" / "notes.txt").write_text("mine")
+    (store.directory / ".step_mine").mkdir()
+    (store.directory / ".step_mine" / "notes.txt").write_text("mine")
+    for step in (3, 4):
+        store.save(step, TENSORS, {"sampler": step})
+    store.clear_leftovers()
+    assert names(store.directory) == [".step_mine", "step_00000001", "step_00000003", "step_00000004"]
+    assert names(store.directory / ".step_mine") == ["notes.txt"]
+    assert names(store.directory / "step_00000001") == ["model.safetensors", "notes.txt", "progress.json"]
+    assert "step_00000001 stays: it also holds notes.txt" in caplog.text
 
 
 def test_all_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:

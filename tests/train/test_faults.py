@@ -78,13 +78,13 @@ class TestFullDisk:
 
         def fill_up(content: dict[str, torch.Tensor], path: Path) -> None:
             saved.append(path.parent.name)
-            if path.parent.name == ".step_00000004":
+            if path.parent.name.startswith(".step_00000004."):
                 path.write_bytes(b"half a file")
                 raise SafetensorError("I/O error: No space left on device (os error 28)")
             save(content, path)
-            if path.parent.name == ".step_00000006":
+            if path.parent.name.startswith(".step_00000006."):
                 kept = sorted(folder.name for folder in path.parent.parent.iterdir())
-                assert kept == [".step_00000006", "step_00000002"]
+                assert [name[:14] for name in kept] == [".step_00000006", "step_00000002"]
 
         monkeypatch.setattr(state, "save_file", fill_up)
         pretrain(tiny_config(tiny_set, tmp_path / "run", steps=6))
