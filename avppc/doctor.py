@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from avppc._version import __version__
 from avppc.config.cores import count_cores
 from avppc.config.doctor import DoctorConfig
 from avppc.data import nvdec
+from avppc.errors import one_line
 from avppc.ops import _library
 from avppc.self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
 
@@ -101,7 +102,7 @@ def _import_problem(module: str) -> str | None:
     except ModuleNotFoundError as error:
         return f"not installed ({error})"
     except Exception as error:  # a package whose libraries are missing may raise anything
-        return f"does not import: {(str(error) or type(error).__name__).strip().splitlines()[0]}"
+        return f"does not import: {one_line(error)}"
     return None
 
 
@@ -188,11 +189,9 @@ def _print(findings: dict[str, Any], tests: list[SelfTest]) -> None:
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """A line a row, whatever the width: a terminal wraps it, a file keeps it whole."""
+    width = max(len(name) for name, _ in rows)
+    console.print(title, style="bold", markup=False)
     for name, value in rows:
-        table.add_row(f"  {name}", value.replace("[", r"\["))
-    console.print(f"[bold]{title}[/]")
-    console.print(table)
+        console.print(Text.assemble((f"  {name.ljust(width)}", "dim"), f"  {value}"))
     console.print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import avppc.self_test
 from avppc import doctor
 from avppc.cli import main
 from avppc.config import DoctorConfig
+from avppc.errors import one_line
 from avppc.ops import _library
 
 
@@ -89,3 +91,40 @@ def test_without_the_extension_the_reason_is_given(
     assert [(row["backend"], row["why"]) for row in rows] == [("reference", "it was not built")] * 2
     assert main(["doctor", "--no-self-test", "--require", "cpp"]) == 1
     assert f"not built: run `{_library.BUILD_COMMAND}`" in capsys.readouterr().out
+
+
+def test_lines_stay_whole_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line == line.rstrip() for line in lines)
+    tests = [line for line in lines if ", cpu, " in line]
+    assert len(tests) == 6
+    assert all(re.search(r"  ok: errs by \S+ of \S+$", line) for line in tests)
+
+
+class TestOneLine:
+    def test_what_a_package_says_of_missing_libraries(self) -> None:
+        error = RuntimeError(
+            "Could not load libtorchcodec. Likely causes:\n  1. FFmpeg is not installed.\n  2. Another; see below:\n"
+            "[start of loading traceback]\nFFmpeg version 8:\nTraceback (most recent call last):\n  File 'x', line 1\n"
+            "OSError: libavutil.so.60: cannot open shared object file: No such file or directory\n"
+            "OSError: Could not load this library: x.so\n[end of loading traceback]."
+        )
+        assert one_line(error) == (
+            "Could not load libtorchcodec: OSError: libavutil.so.60: cannot open shared object file: "
+            "No such file or directory"
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("", "ValueError"),
+            ("one", "one"),
+            ("one\ntwo", "one"),
+            ("cannot:\n  for this reason\n", "cannot: for this reason"),
+            ("a:\nOSError: b.so: cannot open shared object file\nOSError: c.so: undefined symbol: d",
+             "a: OSError: c.so: undefined symbol: d"),
+        ],
+    )  # fmt: skip
+    def test_others(self, text: str, line: str) -> None:
+        assert one_line(ValueError(text)) == line

@@ -15,20 +15,8 @@ from avppc.config.cores import count_cores
 Layout = Literal["auto", "words", "tree"]
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
 TRACKED_CROPS = ("mesh", "cascade")
-_LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
-
-
-def _share(shard: str) -> tuple[int, int]:
-    text, origin = shard, "shard"
-    for number, count in _LAUNCHERS:
-        if not text and number in os.environ and count in os.environ:
-            text, origin = f"{os.environ[number]}/{os.environ[count]}", f"{number}/{count}"
-    if not text:
-        return 0, 1
-    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
-    return int(match[1]), int(match[2])
+# Number and count of the processes of a launcher, and a variable that is only there where it started this one.
+_LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
 
 
 class _SharedWork:
@@ -44,7 +32,35 @@ class _SharedWork:
 
     def share(self) -> tuple[int, int]:
         """The number of this share of the work, from 0, and the number of all shares."""
-        return _share(self.shard)
+        text, origin = self.shard, "shard"
+        if (launcher := self._launcher()) is not None:
+            text, origin = "/".join(os.environ[name] for name in launcher[:2]), "/".join(launcher[:2])
+        if not text:
+            return 0, 1
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
+        return int(match[1]), int(match[2])
+
+    def share_reason(self) -> str | None:
+        """Why this is but a share of the work, where nobody gave `shard`; None where somebody did, or it is all."""
+        launcher = self._launcher()
+        if launcher is None or self.share()[1] == 1:
+            return None
+        number, count = launcher[:2]
+        share = "share {} of {}".format(*self.share())
+        return f"this was {share}, as {number} and {count} in the environment say; --shard 0/1 does all"
+
+    def is_alone(self) -> bool:
+        """Whether the environment asks for a share but no launcher has started this process: who does the others?"""
+        launcher = self._launcher()
+        return launcher is not None and self.share()[1] > 1 and launcher[2] not in os.environ
+
+    def _launcher(self) -> tuple[str, str, str] | None:
+        """The variables that say which share this is; None where `shard` does, or nothing."""
+        if self.shard:
+            return None
+        return next((names for names in _LAUNCHERS if names[0] in os.environ and names[1] in os.environ), None)
 
 
 @dataclass(frozen=True)

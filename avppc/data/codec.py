@@ -21,6 +21,7 @@ from avppc.data.clock import converted_rate
 from avppc.data.crop import LUMA_WEIGHTS, Crop
 from avppc.data.decode import DecodeError, Source, check_container, damage_as_decode_error
 from avppc.data.reader import DecodedClip, missing_sound
+from avppc.errors import one_line
 
 _TIE_SECONDS = 1e-5  # of two frames equally near, the earlier one is taken
 
@@ -31,9 +32,8 @@ def load_torchcodec() -> Any:
     try:
         import torchcodec.decoders as decoders
     except (ImportError, OSError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         cause = error.__cause__
-        detail = f"{lines[0]}" + (f" ({cause})" if cause is not None else "")
+        detail = one_line(error) + (f" ({cause})" if cause is not None else "")
         raise ImportError(
             "backend 'torchcodec' cannot be loaded: pip install 'avppc[codec]', in a version built for torch "
             f"{torch.__version__} and with FFmpeg's shared libraries where the system finds them; it says: {detail}"

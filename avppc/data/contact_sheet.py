@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from avppc.clip import SAMPLES_PER_FRAME
 from avppc.data.packed import PackedDataset
 from avppc.files import replace_file
 
 _GAP_PIXELS = 2
+_TITLE_PIXELS = 14
 _SOUND_PIXELS = 16  # height of the strip below each row
 
 
 def write_contact_sheet(dataset: PackedDataset, path: Path, *, rows: int = 12, columns: int = 10) -> None:
-    """Writes a PNG: a row a clip, evenly chosen, of evenly chosen frames; below each frame how loud it is."""
+    """Writes a PNG: for some clips where they come from, and a row of their frames; below each frame how loud it is."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(rows, len(dataset))).round().astype(np.int64))
     frames = np.unique(np.linspace(0, dataset.shape.frames - 1, min(columns, dataset.shape.frames)).round().astype(int))
     strips = []
@@ -27,10 +28,23 @@ def write_contact_sheet(dataset: PackedDataset, path: Path, *, rows: int = 12, c
         video: NDArray[np.uint8] = clip.video[0].numpy()
         power = clip.audio[0].double().view(-1, SAMPLES_PER_FRAME).square().mean(1).sqrt().numpy()
         loudness = power / max(power.max(), 1.0)
-        strips.append(np.concatenate([_with_sound(video[n], float(loudness[n])) for n in frames], axis=1))
+        strip = np.concatenate([_with_sound(video[n], float(loudness[n])) for n in frames], axis=1)
+        strips += [_title(dataset.sources[int(row)], strip.shape[1]), strip]
     sheet = np.concatenate(strips, axis=0)
     with replace_file(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
+
+
+def _title(text: str, width: int) -> NDArray[np.uint8]:
+    """A line of text, [_TITLE_PIXELS, width]; of a long one the end, which tells most."""
+    plain = text.encode("ascii", "replace").decode()  # the font at hand may have no others
+    known = "".join(letter if letter.isprintable() else "?" for letter in plain)
+    image = Image.new("L", (width, _TITLE_PIXELS))
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    while draw.textlength(known, font=font) > width - 4 and len(known) > 4:
+        known = "..." + known[4:]
+    draw.text((2, 1), known, fill=255, font=font)
+    return np.asarray(image)
 
 
 def _with_sound(

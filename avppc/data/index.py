@@ -38,7 +38,8 @@ Entries = dict[str, dict[str, Any]]
 
 
 def run(config: IndexConfig) -> int:
-    """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos.
+    """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos, 4: a share is
+    done, which only the environment asked for, and others are missing.
 
     Raises:
         ValueError: the data folder is none, or the list or the manifest there is damaged.
@@ -67,6 +68,10 @@ def run(config: IndexConfig) -> int:
     _print_summary(out, found, entries, len(todo), time.monotonic() - started)
     if missing:
         print(f"{missing:,} videos are for other shares (--shard); the one that ends last writes {out}")
+        if (reason := config.share_reason()) is not None:
+            print(reason)
+        if config.is_alone():
+            return 4
     return 3 if any(entry.get("problems") for entry in entries.values()) else 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from avppc.checked_json import is_version, parse_checked_json, write_checked_json
+from avppc.checked_json import is_version, parse_checked_json, read_checked_json, write_checked_json
 from avppc.clip import SAMPLE_RATE_HZ, SPLITS, VIDEO_FPS
 from avppc.data.shard import ClipShape, ShardRecord
 from avppc.files import json_bytes
@@ -18,6 +18,8 @@ FORMAT = "avppc-packed"
 VERSION = 1
 INDEX_NAME = "index.json"
 SHARD_FOLDER = "shards"
+UNIT_FOLDER = "units"  # of the records of what `avppc prepare` has done
+CLAIM_NAME = "prepare.json"  # what it is doing, and of how many units
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.safetensors")
 
 
@@ -59,10 +61,13 @@ class PackedIndex:
         records = self.splits.get(split, ())
         if not records:
             available = ", ".join(repr(name) for name, found in self.splits.items() if found)
-            hint = "; folders named val or test are not trained on: prepare such a folder by itself to do so"
+            hint = (
+                "; folders named val or test are not trained on: prepare such a folder by itself to do so"
+                if split == "train"
+                else f"; it is made of the videos in folders named {split}, VIDEOS/WORD/{split} for words"
+            )
             raise ValueError(
-                f"split {split!r} of {data} has no clips; available: {available or 'none'}"
-                + (hint if split == "train" and available else "")
+                f"split {split!r} of {data} has no clips; available: {available or 'none'}{hint if available else ''}"
             )
         return records
 
@@ -91,8 +96,19 @@ def index_file(directory: Path) -> Path:
     """The index.json of a packed data set; ValueError where there is none."""
     path = directory / INDEX_NAME
     if not path.is_file():
-        raise ValueError(f"{directory} is not a packed data set: it has no {INDEX_NAME}; `avppc prepare` makes one")
+        raise ValueError(f"{directory} is not a packed data set: it has no {INDEX_NAME}; {_advice(directory)}")
     return path
+
+
+def _advice(directory: Path) -> str:
+    """What to do about a missing index."""
+    try:
+        units = read_checked_json(directory / CLAIM_NAME)["units"]
+        total = sum(units.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "`avppc prepare` makes one"
+    done = len(list((directory / UNIT_FOLDER).glob("[!.]*.json")))
+    return f"it is half prepared, {total - done} of {total} units are missing: the same `avppc prepare` command goes on"
 
 
 def _parse_index(content: Any) -> PackedIndex:

@@ -23,34 +23,31 @@ from typing import Any
 from rich.console import Console
 
 from avppc.checked_json import read_checked_json, write_checked_json
-from avppc.clip import CROP_SIZE, NO_LABEL, SPLITS, VIDEO_FPS
+from avppc.clip import CROP_SIZE, SPLITS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
 from avppc.data.contact_sheet import write_contact_sheet
 from avppc.data.decode import UNREADABLE
 from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.mouth import make_finder
 from avppc.data.packed import PackedDataset, verify_shards
-from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex, parse_record
-from avppc.data.prepare_progress import KINDS_SHOWN, PrepareProgress, print_kinds
-from avppc.data.prepare_worker import CHANGED, SHARD_OF_UNIT, UNIT_FOLDER, DecodeJob, UnitRecord, unit_name
+from avppc.data.packed_index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_FOLDER, PackedIndex, parse_record
+from avppc.data.prepare_progress import PrepareProgress
+from avppc.data.prepare_summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_summary
+from avppc.data.prepare_worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRecord, unit_name
 from avppc.data.processes import PASSING, Unit, run_units
-from avppc.data.reader import LONGER
 from avppc.data.remote import upload_packed
 from avppc.data.shard import ClipShape
 from avppc.data.track import TRACKER_VERSION
 from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, write_atomically
 
 LAYOUT_VERSION = 1
-CLAIM_NAME = "prepare.json"
-REFUSED_NAME = "refused.jsonl"
-NOTES_NAME = "notes.jsonl"
-SHEET_NAME = "crops.png"
 _TARGET_UNITS = 64  # small data sets are cut finer, so that all processes have work
 _MIN_UNIT_BYTES = 1 << 20
 
 
 def run(config: PrepareConfig) -> int:
-    """Prepares a data set; 0: all videos are in, 3: some were refused and are listed, 1: none was usable.
+    """Prepares a data set; 0: all videos are in, 3: some were refused and are listed, 1: none was usable, 4: a share is
+    done, which only the environment asked for, and others are missing.
 
     Raises:
         ValueError: the data folder is none, or its layout or manifest is wrong; or OUT is not apart from it, or holds
@@ -95,10 +92,15 @@ def run(config: PrepareConfig) -> int:
     if complete and config.upload and clips:  # an index that is there without them is an earlier run's
         sent = upload_packed(config.out, config.upload)
         print(f"{config.upload}: {sent} shards sent")
-    _print_summary(config, found, records, refused, notes, time.monotonic() - started)
+    done = sum(len(unit.videos) for unit in units if unit.name in records)
+    print_summary(config, found, done, records, refused, notes, time.monotonic() - started)
     if not complete:
         missing = f"{len(units) - len(records)} of {len(units)} units"
-        print(f"{missing} are for other shares (--shard); the one that ends last writes {INDEX_NAME}")
+        print(f"half prepared: {missing} are for other shares (--shard); the one that ends last writes {INDEX_NAME}")
+        if (reason := config.share_reason()) is not None:
+            print(reason)
+        if config.is_alone():
+            return 4
     if complete and clips == 0:
         return 1
     return 3 if refused else 0
@@ -279,44 +281,3 @@ def _remove_superseded(config: PrepareConfig, units: Sequence[Unit], records: di
 
 def _write_lines(path: Path, entries: Iterable[dict[str, str]]) -> None:
     write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
-
-
-def _print_summary(
-    config: PrepareConfig,
-    found: Scan,
-    records: dict[str, UnitRecord],
-    refused: list[tuple[str, str]],
-    notes: list[tuple[str, str]],
-    seconds: float,
-) -> None:
-    counts = {split: [0, 0, 0] for split in SPLITS}
-    for name, record in records.items():
-        for shard in record.shards:
-            count = counts[name.split("-")[0]]
-            count[0] += shard.clips
-            count[1] += 1
-            count[2] += shard.bytes
-    print(f"{config.out}: {len(found.videos)} videos of {config.data}, {len(found.words)} words, {seconds:.1f} s")
-    for split, (clips, shards, size) in counts.items():
-        if clips:
-            print(f"  {split:5} {clips:8,} clips in {shards:,} shards, {size / 1e9:.3f} GB")
-    if not any(clips for clips, _, _ in counts.values()):
-        print("  no usable clip")
-    _print_doubts_about_words(found, notes, config.frames)
-    if found.others:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(KINDS_SHOWN)))
-        print(f"  not videos, left alone: {kinds}")
-    print_kinds("converted", NOTES_NAME, [note for _, note in notes])
-    print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
-
-
-def _print_doubts_about_words(found: Scan, notes: list[tuple[str, str]], frames: int) -> None:
-    """Says it where most videos of words go on after the one clip that is kept of each: they may be no words."""
-    words = {video.path: found.words[video.label] for video in found.videos if video.label != NO_LABEL}
-    longer = [words[path] for path, note in notes if path in words and note.startswith(LONGER)]
-    if 2 * len(longer) > len(words):
-        print(
-            f"  {len(longer):,} of {len(words):,} videos of words ({', '.join(sorted(set(longer))[:3])}, ...) go on "
-            f"after the one clip kept of each, its first {frames / VIDEO_FPS:.2f} s. If these folders are no words, "
-            "--layout tree cuts their videos into clips without labels."
-        )

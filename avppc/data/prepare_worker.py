@@ -15,14 +15,13 @@ from avppc.data.decode import DecodeError, damage_as_decode_error, decode_clips
 from avppc.data.manifest import Video
 from avppc.data.mouth import make_finder
 from avppc.data.notes import Notes
-from avppc.data.packed_index import SHARD_FOLDER
+from avppc.data.packed_index import SHARD_FOLDER, UNIT_FOLDER
 from avppc.data.processes import Report, Unit
 from avppc.data.reader import DecodedClip
 from avppc.data.shard import ClipShape, ShardRecord, ShardWriter
 from avppc.data.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
 from avppc.files import remove_leftovers, sha256_of
 
-UNIT_FOLDER = "units"
 SHARD_OF_UNIT = re.compile(r"(.+)-\d\d+\.safetensors")
 """The name of a unit's shard; the group is the unit's."""
 CHANGED = "changed"  # begins the reason for a file that is not what the manifest says

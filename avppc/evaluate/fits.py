@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from avppc.clip import SPLITS
 from avppc.config.evaluate import EvaluateConfig, HeadName, RowName
 from avppc.data.packed import PackedDataset
 from avppc.evaluate.classifier import HELD_OUT_SPLITS, ClassifierData, FitConfig, fit_classifier, predict
-from avppc.evaluate.labels import draw_labelled_clips
+from avppc.evaluate.labels import check_words, draw_labelled_clips
 from avppc.evaluate.sources import (
     TRAINING_AUGMENT,
     VIEWS,
@@ -107,7 +106,9 @@ class Bench:
         data = config.data or read_run_config(config.run).data
         self.encoder = load_encoder(config.run).to(self.device)
         verify = self.verify and config.verify_data
-        self.splits = {split: PackedDataset(data, split, verify) for split in SPLITS}
+        self.splits = {"train": PackedDataset(data, "train", verify)}
+        check_words(data, self.words)
+        self.splits |= {split: PackedDataset(data, split, verify) for split in HELD_OUT_SPLITS}
         draws = max(draws_of(config, row) for row in ("frozen", "supervised"))
         self.label_rows = [
             draw_labelled_clips(self.labels("train"), config.labels_per_word, config.seed + draw, self.words)

@@ -21,7 +21,12 @@ def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float
     # Agresti and Coull's: two right and two wrong answers are added, so that 100% does not count as certain
     centre = (mean * tested + 2.0) / (tested + 4.0)
     half = 1.96 * math.sqrt(centre * (1.0 - centre) / (tested + 4.0))
-    return mean, math.hypot(half, student_interval(rates)) if len(rates) > 1 else half
+    return mean, limited(mean, math.hypot(half, student_interval(rates)) if len(rates) > 1 else half)
+
+
+def limited(rate: float, half: float) -> float:
+    """The half-width of a rate's interval, no larger than any other rate may lie away: few draws may give far more."""
+    return min(half, max(rate, 1.0 - rate))
 
 
 def student_interval(rates: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ from avppc.config.pretrain import PretrainConfig
 from avppc.config.table import TableConfig
 from avppc.data.packed import PackedDataset, check_data_apart, split_sha256
 from avppc.evaluate.classifier import HELD_OUT_SPLITS
+from avppc.evaluate.labels import check_words
 from avppc.evaluate.lipreading import evaluate, settings_of
 from avppc.evaluate.results import read_row
 from avppc.evaluate.table_pages import to_markdown, write_pages
@@ -111,10 +112,12 @@ def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
 
 def _training_labels(config: TableConfig) -> torch.Tensor:
     """[n] int64. Checks the shards of all splits unless nothing is to be measured: pages alone need no checksums."""
+    train = PackedDataset(config.data, "train", verify=not config.only_finished)
+    check_words(config.data, train.words)
     if not config.only_finished:
         for split in HELD_OUT_SPLITS:
             PackedDataset(config.data, split, verify=True).close()
-    return PackedDataset(config.data, "train", verify=not config.only_finished).labels
+    return train.labels
 
 
 def _count_labelled(labels: torch.Tensor, per_word: int) -> int:

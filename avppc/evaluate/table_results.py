@@ -15,7 +15,7 @@ from avppc.config.table import TableConfig
 from avppc.evaluate.published import PUBLISHED
 from avppc.evaluate.record import read_record
 from avppc.evaluate.results import TITLES, RowResult
-from avppc.evaluate.statistics import student_interval
+from avppc.evaluate.statistics import limited, student_interval
 from avppc.evaluate.table_plan import BASELINES, Cell, Entry
 
 BASELINE_TITLES = {"random": "random encoder", "supervised": TITLES["supervised"]}
@@ -78,7 +78,8 @@ def combine(results: Iterable[CellResult]) -> Figure:
     own = sum(item.result.interval95 for item in chosen) / len(chosen)
     between = student_interval(rates) if len(rates) > 1 else 0.0
     heads = tuple(dict.fromkeys(str(item.cell.head) for item in chosen))
-    return Figure(sum(rates) / len(rates), math.hypot(own, between), heads)
+    rate = sum(rates) / len(rates)
+    return Figure(rate, limited(rate, math.hypot(own, between)), heads)
 
 
 Pair = tuple[Figure | None, Figure | None]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from make_videos import write_video
+from PIL import Image
 
 from avppc.cli import main
 from avppc.data.packed import PackedDataset
@@ -72,3 +75,75 @@ def test_containers_of_camcorders_and_old_software(tmp_path, name, options):
     assert prepare(tmp_path / "data", tmp_path / "out") == 0
     with PackedDataset(tmp_path / "out") as dataset:
         assert dataset.sources == (name,)
+
+
+class TestShareOfTheEnvironment:
+    """A plain line in a batch script sees the same variables as the processes of a launcher."""
+
+    @pytest.fixture(autouse=True)
+    def task_0_of_4(self, monkeypatch):
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_ID"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("SLURM_PROCID", "0")
+        monkeypatch.setenv("SLURM_NTASKS", "4")
+
+    @pytest.fixture
+    def data(self, tmp_path):
+        for split in ("train", "val", "test"):
+            write(tmp_path / f"data/{split}/a.mp4")
+        return tmp_path / "data"
+
+    def test_prepare_names_it_and_does_not_pass_for_done(self, data, tmp_path, capsys):
+        out = tmp_path / "out"
+        assert prepare(data, out) == 4
+        printed = capsys.readouterr().out
+        assert "1 of the 3 videos" in printed
+        assert "half prepared: 2 of 3 units are for other shares" in printed
+        assert "share 0 of 4, as SLURM_PROCID and SLURM_NTASKS in the environment say; --shard 0/1 does all" in printed
+        with pytest.raises(ValueError, match=r"no index\.json; it is half prepared, 2 of 3 units are missing"):
+            PackedDataset(out)
+        assert prepare(data, out, "--shard", "0/1") == 0
+        assert "half prepared" not in capsys.readouterr().out
+        with PackedDataset(out, "test") as dataset:
+            assert len(dataset) == 1
+
+    def test_index_does_the_same(self, data, capsys):
+        flags = ["index", "--data", str(data), "--workers", "1"]
+        assert main(flags) == 4
+        assert "as SLURM_PROCID and SLURM_NTASKS in the environment say" in capsys.readouterr().out
+        assert main([*flags, "--shard", "0/1"]) == 0
+        assert (data / "manifest.jsonl").is_file()
+
+    def test_processes_of_a_launcher_and_shares_asked_for_end_well(self, data, tmp_path, monkeypatch):
+        assert prepare(data, tmp_path / "a", "--shard", "0/3") == 0
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
+        assert prepare(data, tmp_path / "b") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ([], "crop: the middle square of the whole frame, of 256 x 256 video LRW's window (rows 115 to 210, columns "
+             "79 to 174); --crop mesh or cascade finds the mouth; look at "),
+        (["--crop", "centre", "--centre-fraction", "0.5"], "the whole frame, 0.5 of its shorter side; --crop mesh"),
+        (["--crop", "window", "--crop-rows", "0", "48", "--crop-columns", "8", "56"],
+         "crop: rows 0 to 47, columns 8 to 55; look at"),
+    ],
+    ids=["auto", "centre", "window"],
+)  # fmt: skip
+def test_it_is_said_which_part_is_stored_and_the_picture_names_its_rows(tmp_path, capsys, flags, text):
+    write(tmp_path / "data/first.mp4")
+    write(tmp_path / "data/\u97f3/second\x1b[31m.mp4")
+    assert prepare(tmp_path / "data", tmp_path / "out", *flags) == 0
+    assert text in capsys.readouterr().out
+    sheet = np.asarray(Image.open(tmp_path / "out/crops.png"))
+    height = len(sheet) // 2
+    titles = [sheet[top : top + 14].max(1) > 0 for top in (0, height)]
+    assert all(title.any() for title in titles)
+    assert (sheet[:14] != sheet[height : height + 14]).any()
+    assert (sheet[14 : 14 + 96, :96] == decode_first(tmp_path / "out")).all()
+
+
+def decode_first(out: Path) -> np.ndarray:
+    with PackedDataset(out) as dataset:
+        return dataset.batch(torch.tensor([0])).video[0, 0].numpy()
