@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
@@ -20,10 +21,13 @@ from rich.markup import escape
 import avppc.config
 from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
+from avppc.interrupts import Stopped, Terminated, exit_code, sigterm_interrupts
+from avppc.ops._library import check_variables
+from avppc.said import drop_held_back, lenient_stderr
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
-_INTERRUPTED, _CLOSED_PIPE = 128 + 2, 128 + 13  # as a shell reports a program that SIGINT or SIGPIPE ended
+_CLOSED_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
 _GOES_ON = "; the same command goes on from what is there"
 
 
@@ -81,15 +85,21 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 2 for bad arguments and unusable files, 1 where a worker died, 130 after
-    Ctrl-C, 141 where nobody reads the output."""
+    Ctrl-C, 141 where nobody reads the output, 143 after SIGTERM."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+    with sigterm_interrupts(), lenient_stderr():
         try:
-            return _run(given)
-        finally:
-            print(end="", flush=True)  # now: at the interpreter's end nothing could be done about a closed pipe
-    except OSError as error:
-        return _CLOSED_PIPE if _stdout_is_closed() else _fail(str(error))
+            try:
+                return _run(given)
+            finally:
+                print(end="", flush=True)  # now: at the interpreter's end nothing could be done about a closed pipe
+        except OSError as error:
+            if _stdout_is_closed():
+                return _CLOSED_PIPE
+            drop_held_back(sys.stdout)
+            return _fail(str(error) if isinstance(error, BrokenPipeError) else f"standard output: {error}")
+        except KeyboardInterrupt as interrupt:  # also one that comes while an error is told
+            return _interrupted(interrupt, COMMANDS.get(given[0]) if given else None)
 
 
 def _run(given: list[str]) -> int:
@@ -104,6 +114,7 @@ def _run(given: list[str]) -> int:
         return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     try:
+        check_variables()
         config = _parse(name, command, flags)
         run: Callable[[Any], int] = importlib.import_module(command.module).run
         return run(config)
@@ -117,8 +128,15 @@ def _run(given: list[str]) -> int:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         return _fail(f"out of memory: {(str(error) or 'none is left').splitlines()[0]}")
-    except KeyboardInterrupt:
-        return _fail(f"interrupted{_GOES_ON if command.goes_on else ''}", code=_INTERRUPTED)
+    except Stopped as stopped:
+        return _fail(f"{stopped}; the same command goes on from there", stopped.exit_code)
+
+
+def _interrupted(interrupt: KeyboardInterrupt, command: Command | None) -> int:
+    advice = f"; {interrupt}" if interrupt.args else _GOES_ON if command is not None and command.goes_on else ""
+    if isinstance(interrupt, Terminated):
+        return _fail(f"ended by SIGTERM{advice}", exit_code(signal.SIGTERM))
+    return _fail(f"interrupted{advice}", exit_code(signal.SIGINT))
 
 
 def _stdout_is_closed() -> bool:

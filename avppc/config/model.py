@@ -53,7 +53,7 @@ class EncoderConfig:
     backbone: Literal["conv4", "resnet10", "resnet18", "resnet34"] = "conv4"
     """The frame network: "conv4", four strided convolutions for a CPU, or a ResNet."""
     width: int = 16
-    """Channels of its first stage; 64 in the standard ResNet."""
+    """Channels of its first stage, 8 or more for a ResNet; 64 in the standard one."""
     stem: Literal["small", "2d", "3d"] = "2d"
     """First layers of a ResNet: "small" for inputs up to 48 pixels; "2d" as published; "3d" with a convolution over 5
     frames as well."""
@@ -71,6 +71,12 @@ class EncoderConfig:
         check_types(self)
         check_choice("backbone", self.backbone, ("conv4", "resnet10", "resnet18", "resnet34"))
         check_integer("width", self.width, 4, 512)
+        if self.backbone != "conv4" and self.width < 8:
+            # oneDNN #6035: the weight gradient of a 1 x 1 convolution of stride 2, channels last, on AVX2
+            raise ValueError(
+                f"width must be 8 or more for a ResNet, got {self.width}: with 4 to 6 channels, on some CPUs, oneDNN "
+                "computes wrong gradients of its shortcuts and writes beyond its memory"
+            )
         check_choice("stem", self.stem, ("small", "2d", "3d"))
         check_choice("channels", self.channels, ("luma", "motion"))
         if self.backbone != "conv4" and self.stem == "3d" and self.channels == "motion":

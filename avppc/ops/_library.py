@@ -131,10 +131,31 @@ def build_info() -> dict[str, Any] | None:
 
     Keys: compiler, flags, torch (built against), cuda (version or None), cuda_architectures, cpu_levels (vector
     extensions compiled), cpu_level (the one in use on this machine).
+
+    Raises:
+        ValueError: AVPPC_CPU_LEVEL names a level that there is not, or that this machine does not have.
     """
     try:
         module = importlib.import_module("avppc._C")
     except ImportError:
         return None
-    info: dict[str, Any] = module.build_info()
+    try:
+        info: dict[str, Any] = module.build_info()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
     return info
+
+
+def check_variables() -> None:
+    """ValueError where a variable of the environment that an op would only meet later has a value that it cannot."""
+    is_switched_on("AVPPC_TUNE")
+    if os.environ.get("AVPPC_CPU_LEVEL"):
+        build_info()
+
+
+def is_switched_on(name: str) -> bool:
+    """Whether a variable of the environment is 1, not 0, empty or absent; ValueError where it is anything else."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{name} must be 1 or 0, got {value!r}")
+    return value == "1"

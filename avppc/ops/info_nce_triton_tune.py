@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from avppc.ops._library import is_switched_on
 from avppc.ops.info_nce_triton_tiles import INTERPRETER, SHARED_MEMORY_BYTES, Place, Tile, table_tile
 
 _Result = TypeVar("_Result")
@@ -48,7 +48,7 @@ def with_best_way(key: object, usual: str, ways: dict[str, _Way], run: Callable[
 
 def _is_tuning() -> bool:
     is_capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    return os.environ.get("AVPPC_TUNE") == "1" and not is_capturing
+    return is_switched_on("AVPPC_TUNE") and not is_capturing
 
 
 def candidates(kernel: str, place: Place) -> Iterator[Tile]:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,10 +63,7 @@ class MetricsLog:
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._file = self.path.open("a", encoding="utf-8")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorBoard's own imports warn of their dependencies
-            from torch.utils.tensorboard import SummaryWriter
-        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=first_step)
+        self._events = EventLog(run / "tensorboard", first_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes a row; values that JSON lacks (NaN, infinities) become null."""
@@ -74,17 +71,58 @@ class MetricsLog:
         try:
             self._file.write(json.dumps(clean, allow_nan=False) + "\n")
             self._file.flush()
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(name, value, row["step"])
         except OSError as error:  # a full disk must not end the training
-            logger.warning("the metrics of step %d could not be written: %s", row["step"], error)
+            logger.warning("the metrics of step %d could not be written to %s: %s", row["step"], self.path, error)
+        self._events.write(row)
 
     def close(self) -> None:
         """Writes what is still held back, and closes the files."""
         with contextlib.suppress(OSError):  # logged by `write`
             self._file.close()
-            self._events.close()
+        self._events.close()
+
+
+class EventLog:
+    """The figures as TensorBoard events. Once they cannot be written, the log says so, and there are no more."""
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        """Events of steps after first_step are hidden: they will be written again."""
+        self._directory, self._first_step = directory, first_step
+        self._writer: Any = None
+        self._fails = False
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Writes the numbers of a row; the first row makes the file."""
+        with self._guarded():
+            if self._fails:
+                return
+            if self._writer is None:
+                self._writer = self._make_writer()
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Writes what is still held back."""
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.close()
+
+    def _make_writer(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TensorBoard's own imports warn of their dependencies
+            from torch.utils.tensorboard import SummaryWriter
+        # TensorBoard drops what it has of this step, too.
+        return SummaryWriter(str(self._directory), purge_step=self._first_step + 1)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever its writing thread met: nothing of it may end the training
+            if not self._fails:
+                logger.warning("no more TensorBoard events: %s cannot be written to (%s)", self._directory, error)
+            self._fails = True
 
 
 class RunLog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from avppc.data.packed import (
 )
 from avppc.data.sampler import EpochSampler
 from avppc.files import sole_use
+from avppc.interrupts import Stopped
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce_gather import rows_known_even
 from avppc.tasks.protocol import ProxyTask
@@ -39,21 +41,43 @@ from avppc.train.processes import Processes, join_processes
 from avppc.train.run import open_run
 from avppc.train.saver import CheckpointSaver
 from avppc.train.skipped import SKIPPED_FILE, SkippedReport, SkippedSteps
-from avppc.train.state import CheckpointStore, NoWholeCheckpoint, load_optimizer_tensors, optimizer_tensors
+from avppc.train.state import (
+    CheckpointStore,
+    NoWholeCheckpoint,
+    load_optimizer_tensors,
+    newest_checkpoint,
+    optimizer_tensors,
+)
 from avppc.train.step import GradientComputer
-from avppc.train.stop import EXIT_CODE, Stopped, StopRequest
+from avppc.train.stop import StopRequest
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: PretrainConfig) -> int:
-    """`avppc pretrain`: trains, or goes on where the run in config.out stopped; 0, or 143 if SIGTERM ended it."""
+    """`avppc pretrain`: trains, or goes on where the run in config.out stopped.
+
+    Returns:
+        0; or, where SIGTERM or Ctrl-C ended it and its checkpoint is written, 143 or 130.
+
+    Raises:
+        KeyboardInterrupt: a signal came outside of the steps, or a second Ctrl-C; the text says what is there.
+    """
     try:
         pretrain(config)
     except Stopped as stopped:
         Console(stderr=True, soft_wrap=True).print(f"{stopped}; the same command goes on from there")
-        return EXIT_CODE
+        return stopped.exit_code
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)(_where_it_goes_on(config.out / "checkpoints")) from interrupt
     return 0
+
+
+def _where_it_goes_on(checkpoints: Path) -> str:
+    newest = newest_checkpoint(checkpoints)
+    if newest is None:
+        return "no checkpoint was written yet: the same command starts from the beginning"
+    return f"the same command goes on from {newest}"
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -72,7 +96,7 @@ def pretrain(config: PretrainConfig) -> Path:
         ValueError: settings that do not fit the data, or a directory that holds another run or is another process's.
         FloatingPointError: too many steps in a row whose loss or gradient is not finite.
         OSError: the last checkpoint could not be written.
-        Stopped: SIGTERM came, and a checkpoint is written.
+        Stopped: SIGTERM or Ctrl-C came, and a checkpoint is written.
     """
     check_data_apart(config.out, config.data)
     with join_processes(config.device) as processes, contextlib.ExitStack() as held:
@@ -133,7 +157,8 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
                 saver.save(step, tensors, {"sampler": loader.state(), "skipped": skipped.counts()[0]})
             if stopping and step < config.steps:
                 saver.finish()
-                raise Stopped(f"stopped by a signal after step {step}, which is saved in {store.directory}")
+                name = signal.Signals(stop.signal).name
+                raise Stopped(f"stopped by {name} after step {step}, which is saved in {store.directory}", stop.signal)
         saver.finish()
     return _finish(config, task, processes)
 

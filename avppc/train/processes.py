@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,9 +18,11 @@ import torch.distributed.nn.functional
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from avppc.interrupts import end_at_once
 from avppc.train.hardware import resolve_device
 
 T = TypeVar("T")
+_LOST = re.compile("gloo/transport|NCCL|Connection (closed|reset) by peer|Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,23 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         if device_name in ("auto", "cuda"):
             device = torch.device("cuda", _number("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
-    _connect(device)
+    with end_at_once("it waited for the other processes of the run"), _told_of_lost_ones():
+        _connect(device)
+        try:
+            yield Processes(rank, size, device)
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told_of_lost_ones() -> Iterator[None]:
+    """Raises a ConnectionError where torch.distributed cannot reach another process, most often since it has ended."""
     try:
-        yield Processes(rank, size, device)
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+            raise
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"another process of this run has ended, or cannot be reached; its own last lines say why ({cause})"
+        ) from error

@@ -139,16 +139,25 @@ class CheckpointStore:
 
     def newest_name(self) -> str | None:
         """The name of the newest checkpoint, whole or not."""
-        return next((directory.name for directory in self._directories()), None)
+        return newest_checkpoint(self.directory)
 
     def _directories(self) -> list[Path]:
-        """The checkpoints, newest first; whatever else is there is not ours and is left alone."""
-        found = {
-            int(path.name[5:]): path
-            for path in self.directory.iterdir()
-            if _NAME.fullmatch(path.name) and not path.is_file()  # one that cannot be looked at is one, too
-        }
-        return [found[step] for step in sorted(found, reverse=True)]
+        return _checkpoints_in(self.directory)
+
+
+def newest_checkpoint(directory: Path) -> str | None:
+    """The name of the newest checkpoint in a directory, which may be missing, whether or not it is whole."""
+    return next((path.name for path in _checkpoints_in(directory)), None) if directory.is_dir() else None
+
+
+def _checkpoints_in(directory: Path) -> list[Path]:
+    """The checkpoints, newest first; whatever else is there is not ours and is left alone."""
+    found = {
+        int(path.name[5:]): path
+        for path in directory.iterdir()
+        if _NAME.fullmatch(path.name) and not path.is_file()  # one that cannot be looked at is one, too
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:

@@ -92,7 +92,7 @@ def test_parquet_holds_what_npz_holds(per: Any, data: Path, encoder: Path, tmp_p
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     """Clip n of this set has label n % 4 - 1, and one in four has none; its clips have 3 frames of 8 x 12 pixels."""
     data = write_packed(tmp_path / "data")
-    config = EncoderConfig("resnet10", 4, "small", channels="luma", crop_pixels=8, input_pixels=8, features=8)
+    config = EncoderConfig("resnet10", 8, "small", channels="luma", crop_pixels=8, input_pixels=8, features=8)
     save_encoder(VideoEncoder(config), tmp_path / "encoder.safetensors")
     for name in ("a.npz", "a.parquet"):
         embed(EmbedConfig(data, tmp_path / "encoder.safetensors", tmp_path / name))
@@ -118,7 +118,7 @@ def test_a_damaged_shard_costs_its_own_clips_alone(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_packed(tmp_path / "data", clips=23, per_shard=5)
-    config = EncoderConfig("resnet10", 4, "small", channels="luma", crop_pixels=8, input_pixels=8, features=8)
+    config = EncoderConfig("resnet10", 8, "small", channels="luma", crop_pixels=8, input_pixels=8, features=8)
     save_encoder(VideoEncoder(config), tmp_path / "encoder.safetensors")
     shard = data / SHARD_FOLDER / "train-00002.safetensors"
     content = bytearray(shard.read_bytes())

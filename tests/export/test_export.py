@@ -27,9 +27,9 @@ from avppc.models.encoder_file import save_encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11, of its own files
 
-LUMA = EncoderConfig("resnet10", 4, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
+LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
 MOTION = EncoderConfig(width=4, features=16)
-DEEP = EncoderConfig("resnet10", 4, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=8)
+DEEP = EncoderConfig("resnet10", 8, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=8)
 
 
 def make_encoder(config: EncoderConfig, seed: int = 0) -> VideoEncoder:

@@ -20,7 +20,7 @@ CONFIGS = {
     "conv4": EncoderConfig(),
     "small": EncoderConfig("resnet10", 8, "small"),
     "2d": LUMA,
-    "3d": EncoderConfig("resnet18", 4, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=16),
+    "3d": EncoderConfig("resnet18", 8, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=16),
 }
 
 
@@ -87,11 +87,40 @@ def test_wrong_video_is_refused_by_name() -> None:
         ({"crop_pixels": 97}, "crop_pixels must be from 8 to 96"),
         ({"input_pixels": 33}, "input_pixels must divide crop_pixels"),
         ({"backbone": "resnet10", "stem": "3d"}, "channels='luma'"),
+        ({"backbone": "resnet10", "width": 7, "stem": "small"}, "width must be 8 or more for a ResNet, got 7: "),
     ],
 )
 def test_bad_settings_are_refused_by_name(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EncoderConfig(**values)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "config",
+    [EncoderConfig(width=width, features=8) for width in (4, 5, 6, 7, 8)]
+    + [EncoderConfig("resnet10", width, "small", features=8) for width in (8, 9, 12)]
+    + [EncoderConfig("resnet10", 8, "2d", features=8)],
+    ids=lambda config: f"{config.backbone}-{config.stem}-{config.width}",
+)
+def test_gradients_are_those_of_float64(config: EncoderConfig, threads: int) -> None:
+    """Also of narrow encoders, whose convolutions a library may do otherwise."""
+    torch.manual_seed(0)
+    encoder, before = VideoEncoder(config).eval(), torch.get_num_threads()
+    exact = VideoEncoder(config).eval().double()
+    exact.load_state_dict(encoder.state_dict())
+    video = torch.rand(2, 4, 32, 32)
+    torch.set_num_threads(threads)
+    try:
+        encoder(video).square().mean().backward()
+    finally:
+        torch.set_num_threads(before)
+    exact(video.double()).square().mean().backward()
+    for (name, parameter), true in zip(encoder.named_parameters(), exact.parameters(), strict=True):
+        assert parameter.grad is not None, name
+        assert true.grad is not None, name
+        error = (parameter.grad - true.grad).norm() / true.grad.norm().clamp_min(1e-12)
+        assert error < 1e-3, name
 
 
 def test_audio_encoder_follows_the_video_clock_and_ignores_level() -> None:

@@ -12,8 +12,8 @@ import torch.multiprocessing
 from gloo_threads import check_gloo_has_ended
 
 from avppc.config import PretrainConfig
+from avppc.interrupts import Stopped
 from avppc.train import loop
-from avppc.train.stop import Stopped
 
 
 def pretrain_in_processes(configs: Sequence[PretrainConfig], processes: int, stop_at: int | None = None) -> None:

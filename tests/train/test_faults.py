@@ -307,4 +307,4 @@ def test_metrics_that_cannot_be_written_are_said_and_no_more(tmp_path: Path, cap
     log._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115 - closed with the log
     log.write({"step": 1, "loss": 2.0})
     log.close()
-    assert "the metrics of step 1 could not be written: [Errno 28] No space left on device" in caplog.text
+    assert "metrics.jsonl: [Errno 28] No space left on device" in caplog.text

@@ -128,7 +128,7 @@ def test_cached_step_repeats_dropout() -> None:
 
 @pytest.mark.parametrize(
     "encoder",
-    [EncoderConfig(width=4, features=16), EncoderConfig("resnet10", 4, "small", features=16)],
+    [EncoderConfig(width=4, features=16), EncoderConfig("resnet10", 8, "small", features=16)],
     ids=lambda encoder: encoder.backbone,
 )
 def test_activation_checkpointing_changes_nothing_but_memory(encoder: EncoderConfig) -> None:
