@@ -20,12 +20,15 @@ Image = NDArray[np.uint8]
 Samples = NDArray[np.int16 | np.float32]
 
 MAX_VIDEO_GAP_SECONDS = 10
+MAX_DISTANCE_SECONDS = Fraction(1, 10)  # of a picture from an instant that it stands for
 MAX_AUDIO_GAP_SECONDS = 600
 MIN_SAMPLE_RATE_HZ = 4_000
 MAX_SAMPLE_RATE_HZ = 384_000
 _INT16 = {"s16", "s16p"}
 _FLOAT32 = {"flt", "fltp"}
-_STAMP_TOLERANCE_SECONDS = 0.025  # some formats round time stamps to milliseconds, or to whole packets
+_JITTER_SECONDS = 0.0025  # time stamps this far off are taken for rounding: some formats have milliseconds
+_JUMP_SECONDS = 0.025  # those further off are believed at once
+_SETTLING_FRAMES = 8  # those between the two once so many in a row are off
 
 
 def converted_rate(fps: float) -> str:
@@ -36,20 +39,27 @@ def converted_rate(fps: float) -> str:
 class FrameGrid:
     """Picks for each instant k / 25 s after the origin the frame whose time stamp is nearest (the earlier of two).
 
-    An instant from which the nearest frame is 40 ms or more away gets None: a frame is missing there.
+    An instant from which the nearest frame is more than 100 ms away gets None: a frame is missing there.
     """
 
-    def __init__(self, time_base: Fraction, origin: int, first: int = 0) -> None:
-        """Counts from the time stamp `origin`; the first instant asked for is number `first`."""
+    def __init__(self, time_base: Fraction, origin: int, first: int = 0, *, repeats: bool = False) -> None:
+        """Counts from the time stamp `origin`; the first instant asked for is number `first`.
+
+        Args:
+            repeats: where a tick of the time base has no frame, the last one is shown again.
+        """
         # Positions are integers in units of 1 / (25 den) s: a tick is 25 num of them, a step of the grid den.
         self._tick = VIDEO_FPS * time_base.numerator
         self._step = time_base.denominator
         self._origin = origin
         self._next = first
+        self._repeats = repeats
         self._previous: tuple[int, Image] | None = None
+        self._last_gap = 0
         self._frames = 0
         self._start_seconds = 0.0
         self._off_grid = False
+        self._longest_held = 0
 
     @property
     def end_seconds(self) -> float:
@@ -62,26 +72,48 @@ class FrameGrid:
         return (self.end_seconds - self._start_seconds) / max(self._frames - 1, 1)
 
     @property
-    def rate_note(self) -> str | None:
-        """What to tell the user where the frames seen were not 25 a second; None where they were."""
-        if self._frames < 2:
-            return None
-        rate = 1 / self.frame_seconds
-        if not self._off_grid and abs(rate - VIDEO_FPS) < 0.01:
-            return None
-        return converted_rate(rate)
+    def end_frame(self) -> int:
+        """Number of the instant after the last one that the frames seen cover."""
+        if self._previous is None:
+            return 0
+        return -(-(self._previous[0] + self._last_covered()) // self._step)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell the user where the frames seen were not 25 a second, or one stood for several instants."""
+        notes = []
+        if self._frames > 1:
+            rate = 1 / self.frame_seconds
+            if self._off_grid or abs(rate - VIDEO_FPS) >= 0.01:
+                notes.append(converted_rate(rate))
+        if self._longest_held:
+            longest_ms = 1000 * self._longest_held / (self._step * VIDEO_FPS)
+            notes.append(f"frames held: until the next one came, up to {longest_ms:.0f} ms")
+        return notes
 
     def push(self, stamp: int, image: Image) -> list[Image | None]:
         """Takes the next frame; returns the images of the instants that it settles."""
         settled: list[Image | None] = []
         position = (stamp - self._origin) * self._tick
         if self._previous is not None:
-            if position <= self._previous[0]:
+            before, last = self._previous
+            if position <= before:
                 raise ValueError(f"damaged: time stamps of the video do not grow after {self.end_seconds:.3f} s")
-            if position - self._previous[0] > MAX_VIDEO_GAP_SECONDS * VIDEO_FPS * self._step:
+            if position - before > MAX_VIDEO_GAP_SECONDS * VIDEO_FPS * self._step:
                 raise ValueError(
                     f"the video has a gap of more than {MAX_VIDEO_GAP_SECONDS} s at {self.end_seconds:.3f} s"
                 )
+            gap = position - before
+            if self._repeats and gap > self._tick:
+                self._longest_held = max(self._longest_held, gap)
+                for repeated in range(before + self._tick, position, self._tick):
+                    settled += self._take(repeated, last)
+        return settled + self._take(position, image)
+
+    def _take(self, position: int, image: Image) -> list[Image | None]:
+        settled = []
+        if self._previous is not None:
+            self._last_gap = position - self._previous[0]
             while 2 * self._next * self._step <= self._previous[0] + position:
                 settled.append(self._nearest())
         else:
@@ -93,9 +125,13 @@ class FrameGrid:
     def finish(self) -> list[Image | None]:
         """Returns the images of the instants that the last frame covers."""
         settled = []
-        while self._previous is not None and self._next * self._step - self._previous[0] < self._step:
+        while self._previous is not None and self._next * self._step - self._previous[0] < self._last_covered():
             settled.append(self._nearest())
         return settled
+
+    def _last_covered(self) -> int:
+        """How long the last frame is shown: as long as the one before it, at least a step of the grid."""
+        return max(self._step, min(self._last_gap, int(MAX_DISTANCE_SECONDS * VIDEO_FPS * self._step)))
 
     def _nearest(self) -> Image | None:
         assert self._previous is not None
@@ -103,14 +139,19 @@ class FrameGrid:
         distance = abs(self._next * self._step - position)
         self._next += 1
         self._off_grid |= distance > 0
-        return image if distance < self._step else None
+        if distance > MAX_DISTANCE_SECONDS * VIDEO_FPS * self._step:
+            return None
+        if distance >= self._step:
+            self._longest_held = max(self._longest_held, self._last_gap)
+        return image
 
 
 class AudioTimeline:
     """Decoded audio of any rate and layout as 16 kHz mono int16; sample n belongs to origin + n / 16000 s.
 
     Where time stamps leave a hole it is filled with zeros and remembered; where they overlap the earlier sound wins.
-    Samples are placed to the nearest 1 / 16000 s.
+    Samples are placed to the nearest 1 / 16000 s. Frames that follow each other without a gap are a run, with one time
+    for all: stamps that stray from it and come back within a few frames are jitter, others begin a new run.
     """
 
     def __init__(self, origin_seconds: Fraction, first: int = 0) -> None:
@@ -122,8 +163,8 @@ class AudioTimeline:
         self._holes: list[tuple[int, int]] = []
         self._resampler: av.AudioResampler | None = None
         self._kind: tuple[int, str, str] | None = None
-        self._run_pts = 0  # frames that follow each other without a gap are a run
-        self._run_tick_seconds = 0.0
+        self._strayed: list[tuple[av.AudioFrame, float]] = []  # frames held back, and by how many seconds they are off
+        self._run_start = Fraction(0)  # seconds
         self._run_rate = 1  # Hz
         self._run_samples = 0  # at that rate
         self._write_at = first  # where the run's next sample goes
@@ -134,22 +175,54 @@ class AudioTimeline:
         return self._end
 
     def push(self, frame: av.AudioFrame) -> None:
-        """Appends a decoded frame; frames come in order of time."""
-        if frame.pts is None:
-            raise ValueError("the audio has frames without time stamps")
+        """Appends a decoded frame; frames come in order of time. One without a time stamp follows the one before it."""
         kind = (frame.sample_rate, frame.layout.name, frame.format.name)
-        if kind != self._kind or self._off_by_seconds(frame.pts) > _STAMP_TOLERANCE_SECONDS:
-            self._begin_run(frame, frame.pts)
+        if kind != self._kind:
+            self._settle()
+            self._begin_run(frame, self._time_of(frame))
             self._kind = kind
+        off = self._off_by_seconds(frame)
+        if self._strayed and abs(off) > _JUMP_SECONDS:
+            self._settle()
+            off = self._off_by_seconds(frame)
+        if abs(off) <= _JITTER_SECONDS:
+            self._append_strayed()
+            self._append_frame(frame)
+            return
+        self._strayed.append((frame, off))
+        if abs(off) > _JUMP_SECONDS or len(self._strayed) == _SETTLING_FRAMES:
+            self._settle()
+
+    def finish(self) -> None:
+        """Appends what is held back: strayed frames, and what is in the resampler."""
+        self._settle()
+        self._flush()
+
+    def _settle(self) -> None:
+        """Begins a run with the frames held back, at the time that the median of their stamps tells."""
+        if self._strayed:
+            first, off = self._strayed[0]
+            median = sorted(off for _, off in self._strayed)[len(self._strayed) // 2]
+            start = self._time_of(first)
+            self._begin_run(first, start if median == off else start + Fraction(median - off))
+        self._append_strayed()
+
+    def _append_strayed(self) -> None:
+        strayed, self._strayed = self._strayed, []
+        for frame, _ in strayed:
+            self._append_frame(frame)
+
+    def _append_frame(self, frame: av.AudioFrame) -> None:
+        """Appends a frame to the run."""
         self._run_samples += frame.samples
         if self._resampler is not None:
             for converted in self._resampler.resample(frame):
                 self._append(converted.to_ndarray()[0])
             return
-        dtype: np.dtype[Any] = np.dtype(np.int16 if kind[2] in _INT16 else np.float32)
+        dtype: np.dtype[Any] = np.dtype(np.int16 if frame.format.name in _INT16 else np.float32)
         self._append(np.frombuffer(memoryview(frame.planes[0]), dtype, frame.samples).copy())
 
-    def finish(self) -> None:
+    def _flush(self) -> None:
         """Appends what the resampler still holds."""
         if self._resampler is not None:
             for converted in self._resampler.resample(None):
@@ -177,22 +250,29 @@ class AudioTimeline:
         self._first += skipped
         self._holes = [(a, b) for a, b in self._holes if b > self._first]
 
-    def _off_by_seconds(self, pts: int) -> float:
-        """How far a frame's time stamp is from the end of those before it."""
-        return abs((pts - self._run_pts) * self._run_tick_seconds - self._run_samples / self._run_rate)
+    def _time_of(self, frame: av.AudioFrame) -> Fraction:
+        """Seconds of a frame's time stamp; without one, of the end of those before it."""
+        if frame.pts is not None and frame.time_base is not None:
+            return frame.pts * frame.time_base
+        if self._kind is None:
+            raise ValueError("the audio begins with frames without time stamps")
+        return self._run_start + Fraction(self._run_samples, self._run_rate)
 
-    def _begin_run(self, frame: av.AudioFrame, pts: int) -> None:
-        time_base = frame.time_base
-        if time_base is None:
-            raise ValueError("the audio has frames without time stamps")
+    def _off_by_seconds(self, frame: av.AudioFrame) -> float:
+        """How far a frame's time stamp is from the end of those before it."""
+        if frame.pts is None:
+            return self._strayed[-1][1] if self._strayed else 0.0
+        samples = self._run_samples + sum(strayed.samples for strayed, _ in self._strayed)
+        return float(self._time_of(frame) - self._run_start) - samples / self._run_rate
+
+    def _begin_run(self, frame: av.AudioFrame, start: Fraction) -> None:
         if not MIN_SAMPLE_RATE_HZ <= frame.sample_rate <= MAX_SAMPLE_RATE_HZ:
             raise ValueError(
                 f"audio of {frame.sample_rate} Hz; {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz are allowed"
             )
-        self.finish()
-        self._run_pts, self._run_samples = pts, 0
-        self._run_tick_seconds, self._run_rate = float(time_base), frame.sample_rate
-        self._write_at = round((pts * time_base - self.origin_seconds) * SAMPLE_RATE_HZ)
+        self._flush()
+        self._run_start, self._run_samples, self._run_rate = start, 0, frame.sample_rate
+        self._write_at = round((start - self.origin_seconds) * SAMPLE_RATE_HZ)
         plain = frame.sample_rate == SAMPLE_RATE_HZ and frame.layout.nb_channels == 1
         if not (plain and frame.format.name in _INT16 | _FLOAT32):
             self._resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE_HZ)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from av import VideoFrame
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from avppc.clip import CROP_SIZE, LRW_COLUMNS, LRW_ROWS
 from avppc.config.checks import check_choice, check_integer, check_number
+from avppc.data.geometry import Geometry, geometry_of, scale
 
 LRW_SIZE = 256  # pixels a side, frames of LRW
 LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
@@ -106,9 +106,7 @@ class Crop:
         """A copy of the image at the stored size: bilinear, each pixel an average of all it covers."""
         if image.shape == (self.size, self.size):
             return image.copy()
-        tensor = torch.from_numpy(np.ascontiguousarray(image))[None, None]
-        scaled = interpolate(tensor, size=(self.size, self.size), mode="bilinear", antialias=True)
-        return np.asarray(scaled[0, 0].numpy())
+        return scale(image, (self.size, self.size))
 
 
 class LumaReader:
@@ -118,12 +116,17 @@ class LumaReader:
         ValueError: the window does not fit, or a frame differs in size or format from the first.
     """
 
-    def __init__(self, crop: Crop) -> None:
+    def __init__(self, crop: Crop, aspect: Fraction | None = None) -> None:
+        """
+        Args:
+            aspect: width of a stored pixel divided by its height; None: square.
+        """
         self.crop = crop
+        self._aspect = aspect
+        self._geometry = Geometry()
         self.notes: list[str] = []
         self._kind: tuple[int, int, str] | None = None
         self._box = (slice(0), slice(0))
-        self._turns = 0  # quarter turns anticlockwise
         self._direct = False
         self._shift = 0  # bits of luma beyond 8
         self._dtype: np.dtype[Any] = np.dtype(np.uint8)
@@ -142,13 +145,15 @@ class LumaReader:
         plane = frame.planes[0]
         luma: NDArray[Any] = np.frombuffer(memoryview(plane), self._dtype)
         luma = luma.reshape(-1, plane.line_size // self._dtype.itemsize)
-        if self._turns:
-            luma = np.rot90(luma[: kind[0], : kind[1]], self._turns)
-        luma = luma[self._box]
+        luma = luma[: kind[0], : kind[1]]
+        if self._geometry.aspect == 1:  # the crop first: it is less to convert
+            luma = self._geometry.turn(luma)[self._box]
         if self._shift:
             luma = (luma >> self._shift).astype(np.uint8)
         if self._full_range:
             luma = _TO_VIDEO_RANGE[luma]
+        if self._geometry.aspect != 1:
+            luma = self._geometry.show(luma)[self._box]
         if self.crop.track is not None:
             assert frame.pts is not None
             warped = self.crop.track.warp(luma, frame.pts, self.crop.size)
@@ -169,13 +174,9 @@ class LumaReader:
             self._full_range = "yuvj" in name or int(frame.color_range) == _FULL_RANGE
             if self._full_range:
                 self.notes.append("full-range luma: scaled to video range")
-        rotation = frame.rotation
-        if rotation % 90:
-            raise ValueError(f"the video is to be shown rotated by {rotation} degrees; only quarter turns are possible")
-        self._turns = rotation // 90 % 4
-        if self._turns:
-            self.notes.append(f"rotation: turned by {rotation} degrees as the file asks")
-        self._box = self.crop.box(*((width, height) if self._turns % 2 else (height, width)))
+        self._geometry = geometry_of(frame, self._aspect)
+        self.notes += self._geometry.notes
+        self._box = self.crop.box(*self._geometry.shown_size(height, width))
 
 
 def _describe(kind: tuple[int, int, str]) -> str:

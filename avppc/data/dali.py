@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,14 +24,22 @@ from torch import Tensor
 from avppc.clip import CLIP_FRAMES, ClipBatch
 from avppc.config.checks import check_integer
 from avppc.data.crop import LUMA_WEIGHTS, Crop
+from avppc.data.decode import DecodeError
+from avppc.data.geometry import SHOWN_OTHERWISE
 from avppc.data.loader import ClipLoader
+from avppc.data.notes import kind_of
 from avppc.data.nvdec import nvdec_problem
+from avppc.data.picked import SoundAndFrames, read_sound_and_frames
+from avppc.data.pictures import HIDDEN_FRAMES
 from avppc.data.probe import VideoFacts, probe
+from avppc.data.reader import SEVERAL_VIDEOS
 from avppc.data.sampler import EpochSampler
 from avppc.data.sound_file import SOUND_FILE
-from avppc.data.videos import VideoClip, VideoDataset, as_batch, read_sound_and_frames
+from avppc.data.videos import VideoClip, VideoDataset, as_batch
 
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU
+# Kinds of notes on what PyAV's way does to pictures and DALI's does not. DALI chooses the video stream itself.
+_PYAV_ONLY = (*SHOWN_OTHERWISE, HIDDEN_FRAMES, SEVERAL_VIDEOS)
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +69,8 @@ def dali_problem(facts: VideoFacts, device: torch.device) -> str | None:
         return str(error)
     if any(note.startswith(SOUND_FILE) for note in facts.notes):
         return "its sound lies in a file of its own"
+    if (note := next((note for note in facts.notes if kind_of(note) in _PYAV_ONLY), None)) is not None:
+        return f"it shows pictures as they are stored, this has {note}"
     if device.type != "cuda":
         if facts.video_codec.removeprefix("lib") in _CPU_CODECS or facts.video_codec.startswith("libvpx"):
             return None
@@ -127,10 +138,18 @@ class ClipSource:
         clip = self._clips[row]
         content = clip.path.read_bytes()
         parts = read_sound_and_frames(content, clip.start_frame, self._num_frames)
+        _check_shown_as_stored(clip.path, parts)
         rows, columns = self._crop.box(parts.height, parts.width)
         corner = np.array([rows.start, columns.start], np.int32)
         shape = np.array([rows.stop - rows.start, columns.stop - columns.start], np.int32)
         return np.frombuffer(content, np.uint8), parts.audio, parts.frames, corner, shape, np.array([row])
+
+
+def _check_shown_as_stored(path: Path, parts: SoundAndFrames) -> None:
+    """DecodeError where DALI would hand out other pictures than PyAV."""
+    for note in parts.notes:
+        if kind_of(note) in _PYAV_ONLY:
+            raise DecodeError(str(path), f"DALI shows pictures as they are stored, decode it with PyAV ({note})")
 
 
 class DaliLoader:

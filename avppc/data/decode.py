@@ -33,7 +33,7 @@ OnRefused = Callable[[int, str], None]
 UNREADABLE = "cannot be read"  # the one reason that another try may mend
 _MAX_FRAMES = 100_000  # of a clip
 _MAX_STREAMS = 100  # each costs a decoder, though only two are used
-_SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
+SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flv,asf,mxf,dv"
 
 
@@ -65,7 +65,7 @@ def decode_clip(
         num_frames: length of the clip in frames of 1/25 s, 1 to 100,000.
         crop: which part of each frame is kept, and its size; None: Crop(), LRW's window or the middle square.
         backend: "pyav" reads the luma where the decoder left it; "torchcodec" (an extra) computes it from the colours,
-            which may differ by a few units, and the sound by its own resampler.
+            which may differ by a few units; the sound is the same.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type or value.
@@ -79,7 +79,7 @@ def decode_clip(
         from avppc.data.codec import decode_clip_torchcodec  # only here: it is an extra
 
         return decode_clip_torchcodec(source, start_frame, num_frames, crop or Crop())
-    if start_frame > _SEEK_BEYOND_FRAMES:
+    if start_frame > SEEK_BEYOND_FRAMES:
         try:
             return next(_clips(source, num_frames, None, crop or Crop(), None, start_frame, seek=True))
         except DecodeError:
@@ -148,8 +148,13 @@ def damage_as_decode_error(source: Source, damage: str = "damaged or not a video
 
 def open_options(formats: str) -> dict[str, str]:
     """FFmpeg's options for files of these formats, whose demuxers must read nothing but the file itself: no play lists,
-    no image sequences."""
-    return {"format_whitelist": formats, "protocol_whitelist": "file", "max_streams": str(_MAX_STREAMS)}
+    no image sequences; and they must not make up time stamps."""
+    return {
+        "format_whitelist": formats,
+        "protocol_whitelist": "file",
+        "max_streams": str(_MAX_STREAMS),
+        "fflags": "-genpts",
+    }
 
 
 def open_media(path: str | os.PathLike[str], formats: str) -> InputContainer:

@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import av
+from av.packet import Packet
 from av.stream import Stream
+from av.video.stream import VideoStream
 
 from avppc.clip import CLIP_FRAMES, VIDEO_FPS
-from avppc.data.clock import converted_rate
+from avppc.data.clock import MAX_DISTANCE_SECONDS, converted_rate
 from avppc.data.decode import Source, check_container, damage_as_decode_error, open_video
-from avppc.data.reader import INTERLACED, choose_streams
+from avppc.data.geometry import geometry_of
+from avppc.data.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, shows_again
+from avppc.data.reader import INTERLACED, choose_streams, stream_notes
 from avppc.data.sound_file import sound_notes
 
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
@@ -22,7 +27,8 @@ _MAX_START_DIFFERENCE_SECONDS = 0.1
 _PROGRESSIVE = 1  # FFmpeg's number; 0 where the file does not tell, larger ones for interlaced fields
 _FEW_PACKETS = 100_000  # so many, some 400 bytes each, are read of any file
 _TOO_SHORT = "too short"
-_HOLE_SECONDS = 2 / VIDEO_FPS  # an instant between two frames so far apart has no picture near
+_HOLE_SECONDS = 2 * MAX_DISTANCE_SECONDS  # an instant between two frames further apart may have no picture near
+_EVEN_SECONDS = 2 / VIDEO_FPS  # frames so far apart do not count for the rate
 
 
 @dataclass
@@ -86,27 +92,32 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         facts.video_codec, facts.pixel_format = video.codec_context.name, video.codec_context.pix_fmt or ""
         facts.audio_codec, facts.channels = audio.codec_context.name, audio.codec_context.channels
         facts.sample_rate_hz = audio.codec_context.sample_rate or 0
-        if facts.streams["video"] > 1 or facts.streams["audio"] > 1:
-            _add(facts.notes, f"several streams: numbers {video.index} and {audio.index} of {facts.streams} are used")
+        facts.notes += stream_notes(container, video, audio)
         if video.codec_context.field_order > _PROGRESSIVE:
             facts.notes.append(INTERLACED)
         times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
+        clock, first = PacketClock(), _FirstPicture(video)
         most = max(_size(source), _FEW_PACKETS)
         for number, packet in enumerate(container.demux(video, audio)):
             if number > most:
                 raise ValueError(f"damaged: it has more packets than bytes, {most:,}")
-            if packet.pts is None or packet.time_base is None or not packet.size:
+            if packet.stream is video:
+                first.look_for(packet)
+            stamp = clock.stamp(packet) if packet.stream is video else packet.pts
+            if stamp is None or packet.time_base is None or not packet.size:
                 continue
             if packet.is_discard:  # before the start of an edit list
                 if packet.stream is video:
-                    _add(facts.notes, "hidden frames: an edit list leaves some out")
+                    _add(facts.notes, f"{HIDDEN_FRAMES}: an edit list leaves some out")
                 continue
             facts.key_frames += packet.is_keyframe and packet.stream is video
             if packet.is_corrupt:
                 _add(facts.problems, "damaged: a packet")
-            span = (packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base)
+            span = (stamp * packet.time_base, (packet.duration or 0) * packet.time_base)
             times[packet.stream].append(span)
-        _read_times(facts, sorted(times[video]), sorted(times[audio]))
+        facts.notes += first.notes
+        held = video.time_base is not None and shows_again(container, video.time_base)
+        _read_times(facts, sorted(times[video]), sorted(times[audio]), held)
     _judge(facts, num_frames)
     return facts
 
@@ -115,10 +126,33 @@ def _size(source: Source) -> int:
     return len(source) if isinstance(source, bytes) else os.stat(source).st_size
 
 
+class _FirstPicture:
+    """Decodes a stream as far as its first picture: only that tells how all are to be shown."""
+
+    def __init__(self, video: VideoStream) -> None:
+        self.notes: list[str] = []
+        self._video = video
+        self._decoder: PictureDecoder | None = PictureDecoder(video)
+
+    def look_for(self, packet: Packet[Any]) -> None:
+        """Takes the next packet of the stream."""
+        if self._decoder is None:
+            return
+        try:
+            frames = self._decoder.decode(packet)
+        except av.FFmpegError:
+            self._decoder = None  # whoever decodes the video will be told
+            return
+        if frames:
+            self.notes = geometry_of(frames[0], self._video.sample_aspect_ratio).notes
+            self._decoder = None
+
+
 def _read_times(
     facts: VideoFacts,
     video: list[tuple[Fraction, Fraction]],  # time stamp and duration of each packet, seconds
     audio: list[tuple[Fraction, Fraction]],
+    held: bool,  # whether each picture lasts until the next one, however long
 ) -> None:
     if not video:
         raise ValueError("the video stream has no pictures")
@@ -129,15 +163,16 @@ def _read_times(
     facts.video_start_seconds, facts.audio_start_seconds = float(stamps[0]), float(audio[0][0])
     facts.audio_seconds = float(audio[-1][0] + audio[-1][1] - audio[0][0])
     span = stamps[-1] - stamps[0]
-    steps = [float(after - before) for before, after in itertools.pairwise(stamps)] or [float(video[-1][1])]
-    usual = [step for step in steps if step < _HOLE_SECONDS] or steps
+    exact = [after - before for before, after in itertools.pairwise(stamps)] or [video[-1][1]]
+    steps = [float(step) for step in exact]
+    usual = [step for step in steps if step < _EVEN_SECONDS] or steps
     mean = sum(usual) / len(usual)
     facts.fps = 1 / mean if mean > 0 else 0.0
     facts.duration_seconds = float(span) + (float(video[-1][1]) or mean)
     if max(steps) - min(steps) > 2 * _JITTER_TOLERANCE_SECONDS:
         _add(facts.notes, f"uneven frames: {1000 * min(steps):.0f} to {1000 * max(steps):.0f} ms apart")
-    holes = sum(step >= _HOLE_SECONDS for step in steps)
-    if holes:
+    holes = sum(step > _HOLE_SECONDS for step in exact)
+    if holes and not held:
         _add(facts.problems, f"frames missing: at {holes} places")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
@@ -18,17 +17,20 @@ from torch import Tensor
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.clock import AudioTimeline, FrameGrid, Image
 from avppc.data.crop import NO_FACE, Crop, LumaReader
+from avppc.data.geometry import MAX_SIDE_PIXELS
+from avppc.data.packets import decode_packet, ends_stream
+from avppc.data.pictures import PictureDecoder, frame_grid
 from avppc.data.sound_file import sound_notes
 
-MAX_SIDE_PIXELS = 8192
 MAX_HOURS = 24
 LONGER = "longer than the clip"  # begins the note on a video of which only the first frames are used
 INTERLACED = "interlaced: every other line of a picture is of another moment, lines are kept as they are"
 _MAX_PENDING_FRAMES = 400 * VIDEO_FPS  # how far the streams of a file may run apart
 _MAX_IDLE_PACKETS = 20_000  # packets in a row without a frame
 _MAX_WAITING_AUDIO = 4_000  # packets before the first picture
-_PRE_ROLL_SECONDS = Fraction(3, 10)  # audio decoders need a few packets to settle
+PRE_ROLL_SECONDS = Fraction(3, 10)  # audio decoders need a few packets to settle
 _DECLARED_TOLERANCE_SECONDS = Fraction(1, 5)
+SEVERAL_VIDEOS = "several video streams"  # begins a note
 _MAX_HOLE_SAMPLES = SAMPLES_PER_FRAME  # inside a clip; more means lost packets
 _CODEC_OPTIONS = {
     "err_detect": "explode",  # report damage instead of painting over it
@@ -62,7 +64,8 @@ class StreamReader:
     ) -> None:
         self._container = container
         self._video, self._audio = choose_streams(container)
-        self._luma = LumaReader(crop)
+        self._pictures = PictureDecoder(self._video)
+        self._luma = LumaReader(crop, self._video.sample_aspect_ratio)
         self._grid: FrameGrid | None = None
         self._sound: AudioTimeline | None = None
         self._waiting_audio: list[av.AudioFrame] = []
@@ -71,7 +74,11 @@ class StreamReader:
         self._video_done = False
         self._audio_done = False
         self._idle_packets = 0
-        self._notes = [*notes, *sound_notes(self._video, self._audio)]
+        self._notes = [
+            *notes,
+            *stream_notes(container, self._video, self._audio),
+            *sound_notes(self._video, self._audio),
+        ]
         if seek:
             self._seek(first_frame)
         self._packets = container.demux(self._video, self._audio)
@@ -84,7 +91,7 @@ class StreamReader:
     @property
     def total_frames(self) -> int:
         """Frames of 1/25 s from the first picture to the last one decoded."""
-        return 0 if self._grid is None else int(self._grid.end_seconds * VIDEO_FPS + 0.5) + 1
+        return 0 if self._grid is None else self._grid.end_frame
 
     def fill(self, end_frame: int) -> bool:
         """Decodes until frames and samples up to end_frame are there; False where the video ends before."""
@@ -123,9 +130,7 @@ class StreamReader:
             seconds = faceless[0] / VIDEO_FPS
             raise ClipError(f"no face to follow: in {len(faceless)} of {count} frames, the first at {seconds:.2f} s")
         samples, missing = self._sound.take(start * SAMPLES_PER_FRAME, count * SAMPLES_PER_FRAME)
-        notes = [*self._notes, *self._luma.notes, *missing_sound(missing, len(samples))]
-        if (note := self._grid.rate_note) is not None:
-            notes.append(note)
+        notes = [*self._notes, *self._luma.notes, *missing_sound(missing, len(samples)), *self._grid.notes]
         return DecodedClip(
             torch.from_numpy(np.stack(present)), torch.from_numpy(np.array(samples)), start, tuple(notes)
         )
@@ -156,7 +161,8 @@ class StreamReader:
             return
         if packet.is_corrupt:
             raise ValueError("damaged: a packet")
-        frames = decode_packet(packet)
+        frames: Sequence[av.VideoFrame | av.AudioFrame]
+        frames = self._pictures.decode(packet) if packet.stream is self._video else decode_packet(packet)
         self._idle_packets = 0 if frames else self._idle_packets + 1
         if self._idle_packets > _MAX_IDLE_PACKETS:
             raise ValueError(f"damaged: {_MAX_IDLE_PACKETS} packets in a row give no frame")
@@ -174,12 +180,11 @@ class StreamReader:
                 self._end_audio()
 
     def _push_video(self, frame: av.VideoFrame) -> None:
-        if frame.pts is None:
-            raise ValueError("the video has frames without time stamps")
         if self._grid is None:
             self._grid = self._start_clock(frame)
         if frame.interlaced_frame and INTERLACED not in self._notes:
             self._notes.append(INTERLACED)
+        assert frame.pts is not None
         self._images += self._grid.push(frame.pts, self._luma.read(frame))
 
     def _push_audio(self, frame: av.AudioFrame) -> None:
@@ -201,7 +206,7 @@ class StreamReader:
         self._waiting_audio.clear()
         if self._audio_done:
             self._sound.finish()
-        return FrameGrid(time_base, origin, self.first_frame)
+        return frame_grid(self._container, time_base, origin, self.first_frame)
 
     def _seek(self, first_frame: int) -> None:
         """Starts the clock with the first picture, then jumps to the key frame before first_frame."""
@@ -209,7 +214,7 @@ class StreamReader:
         assert isinstance(frame, av.VideoFrame)
         self._grid = self._start_clock(frame)
         assert self._sound is not None
-        target = self._sound.origin_seconds + Fraction(first_frame, VIDEO_FPS) - _PRE_ROLL_SECONDS
+        target = self._sound.origin_seconds + Fraction(first_frame, VIDEO_FPS) - PRE_ROLL_SECONDS
         self._container.seek(int(target * av.time_base), backward=True)
 
     def _end_video(self) -> None:
@@ -236,22 +241,6 @@ class StreamReader:
             )
 
 
-def ends_stream(packet: av.Packet[Any]) -> bool:
-    """Whether a packet is not the file's: demuxing gives one at the end of each stream, which drains its decoder."""
-    return packet.size == 0 and packet.dts is None and packet.buffer_ptr == 0
-
-
-def decode_packet(packet: av.Packet[Any]) -> list[av.VideoFrame | av.AudioFrame]:
-    """The frames that a packet completes; those that the decoder still held, where it ends the stream.
-
-    A packet of the file without content is left out: it says at most "show the last frame again", as the time stamps
-    around it do, but decoders take it for the end of the stream or for damage.
-    """
-    if packet.size == 0 and not ends_stream(packet):
-        return []
-    return [frame for frame in packet.decode() if isinstance(frame, (av.VideoFrame, av.AudioFrame))]
-
-
 def _choose_video(container: InputContainer) -> VideoStream | None:
     """The stream that FFmpeg would take, too; no cover picture, nor a thumbnail that is not marked as one."""
     attached = av.stream.Disposition.attached_pic
@@ -262,9 +251,9 @@ def _choose_video(container: InputContainer) -> VideoStream | None:
 
 
 def choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
-    """The video stream that holds the film and the first audio stream, ready to decode."""
+    """The video stream that holds the film and the default audio stream, ready to decode."""
     video = _choose_video(container)
-    audio = next(iter(container.streams.audio), None)
+    audio = choose_audio(container)
     if video is None:
         raise ValueError("no video stream")
     if audio is None:
@@ -283,6 +272,26 @@ def choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]
     if not (0 < width <= MAX_SIDE_PIXELS and 0 < height <= MAX_SIDE_PIXELS):
         raise ValueError(f"frames of {width} x {height}, at most {MAX_SIDE_PIXELS} pixels a side are allowed")
     return video, audio
+
+
+def choose_audio(container: InputContainer) -> AudioStream | None:
+    """The audio stream that the file marks as its default one, else the first."""
+    streams = container.streams.audio
+    default = av.stream.Disposition.default
+    return next((stream for stream in streams if stream.disposition & default), next(iter(streams), None))
+
+
+def stream_notes(container: InputContainer, video: VideoStream, audio: AudioStream) -> list[str]:
+    """Notes where there were several streams to choose from."""
+    disposition = av.stream.Disposition
+    videos = [stream.index for stream in container.streams.video if not stream.disposition & disposition.attached_pic]
+    sounds = [stream.index for stream in container.streams.audio]
+    notes = []
+    for kind, stream, indices in ((SEVERAL_VIDEOS, video, videos), ("several sound tracks", audio, sounds)):
+        if len(indices) > 1:
+            default = ", the file's default," if stream.disposition & disposition.default else ""
+            notes.append(f"{kind}: number {indices.index(stream.index) + 1} of {len(indices)}{default} is used")
+    return notes
 
 
 def _seconds(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction | None:

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from avppc.data.clock import AudioTimeline
 from avppc.data.decode import DecodeError, damage_as_decode_error, open_media
-from avppc.data.reader import decode_packet
+from avppc.data.packets import decode_packet
+from avppc.data.reader import choose_audio
 from avppc.data.sound_file import SOUND_FORMATS, missing_of_wave
 
 
 def read_sound(path: str | os.PathLike[str]) -> NDArray[np.int16]:  # [S]
-    """The samples of the file's first audio stream from its first one on, at 16 kHz; channels are mixed.
+    """The samples of the file's default audio stream from its first one on, at 16 kHz; channels are mixed.
 
     Samples stand where their time stamps say; a hole between them is silence.
 
@@ -36,9 +37,10 @@ def read_sound(path: str | os.PathLike[str]) -> NDArray[np.int16]:  # [S]
 def _decode(name: str) -> NDArray[np.int16]:
     timeline = None
     with open_media(name, SOUND_FORMATS) as container:
-        if not container.streams.audio:
+        stream = choose_audio(container)
+        if stream is None:
             raise DecodeError(name, "has no sound")
-        for packet in container.demux(container.streams.audio[0]):
+        for packet in container.demux(stream):
             for frame in decode_packet(packet):
                 assert isinstance(frame, av.AudioFrame)
                 if timeline is None:

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from av import VideoFrame
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool2d, grid_sample
 
 from avppc.data.decode import DecodeError, Source, damage_as_decode_error, open_video
+from avppc.data.geometry import geometry_of
+from avppc.data.pictures import decode_pictures
 from avppc.data.reader import choose_streams
 
 TRACKER_VERSION = 1  # grows when the same video would be cropped otherwise than before
@@ -98,16 +99,20 @@ def track_mouth(
     found: list[Found | None] = []
     try:
         with damage_as_decode_error(source), open_video(source) as container:
-            for frame in container.decode(choose_streams(container)[0]):
-                assert isinstance(frame, VideoFrame)
-                if frame.pts is None or frame.time is None:
-                    break
+            video = choose_streams(container)[0]
+            geometry = None
+            for frame in decode_pictures(container, video):
+                assert frame.pts is not None
+                assert frame.time is not None
+                if geometry is None:
+                    geometry = geometry_of(frame, video.sample_aspect_ratio)
                 if until_seconds is not None and seconds and frame.time - seconds[0] > until_seconds:
                     break
                 stamps.append(frame.pts)
                 seconds.append(frame.time)
-                rgb = frame.to_ndarray(format="rgb24")
-                found.append(search.find(np.rot90(rgb, frame.rotation // 90 % 4)))
+                height, width = geometry.square_size(frame.height, frame.width)
+                rgb: NDArray[Any] = frame.to_ndarray(format="rgb24", width=width, height=height)
+                found.append(search.find(geometry.turn(rgb)))
                 alive()
     except DecodeError:
         pass

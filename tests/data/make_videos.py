@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -42,18 +43,21 @@ def write_video(
     audio_seconds: float | None = None,
     rate: int = 16_000,
     layout: str = "mono",
+    bit_rate: int | None = None,
     video_codec: str | None = "libx264",
     audio_codec: str | None = "aac",
     pixel_format: str = "yuv420p",
     skipped: Sequence[int] = (),
     pattern: Callable[..., np.ndarray] = moving_pattern,
+    aspect: Fraction | None = None,
     options: dict[str, str] | None = None,
     audio_options: dict[str, str] | None = None,
     **container: Any,
 ) -> Path:
     """Writes a video of size (height, width); clicks and flashes are given in seconds from the video's start.
 
-    audio_start: when the sound begins; frames whose numbers are in `skipped` are left out, their time stamps too.
+    audio_start: when the sound begins; frames whose numbers are in `skipped` are left out, their time stamps too;
+    aspect: width of a pixel by its height.
     """
     fps = Fraction(fps)
     packets: list[av.Packet] = []
@@ -63,8 +67,12 @@ def write_video(
             video = output.add_stream(video_codec, rate=fps, options=options or {"preset": "veryfast"})
             video.height, video.width = size
             video.pix_fmt = pixel_format
+            if aspect is not None:
+                video.codec_context.sample_aspect_ratio = aspect
         if audio_codec is not None:
             audio = output.add_stream(audio_codec, rate=rate, layout=layout, options=audio_options or {})
+            if bit_rate is not None:
+                audio.bit_rate = bit_rate  # of the sound, per second; WMA has no usual one
         if video is not None:
             for number in range(frames):
                 if number in skipped:
@@ -88,6 +96,55 @@ def write_video(
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             output.mux(packet)
     return Path(path)
+
+
+def set_matrix(path: Path, a: float, b: float, c: float, d: float) -> Path:
+    """Makes the first track of an mp4 file be shown with x' = a x + c y, y' = b x + d y."""
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40  # version 0: the matrix lies 40 bytes into the box
+    values = [round(value * 65536) for value in (a, b, 0, c, d, 0, 0, 0)]
+    data[start : start + 32] = b"".join(value.to_bytes(4, "big", signed=True) for value in values)
+    path.write_bytes(data)
+    return path
+
+
+def lose_packet(source: Path, target: Path, seconds: float) -> Path:
+    """Copies a file without the first packet of its sound that begins at `seconds` or later."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        copies = {stream: after.add_stream_from_template(stream) for stream in before.streams}
+        lost = False
+        for packet in before.demux():
+            if packet.dts is None:
+                continue
+            if not lost and packet.stream.type == "audio" and packet.pts * packet.time_base >= seconds:
+                lost = True
+                continue
+            packet.stream = copies[packet.stream]
+            after.mux(packet)
+    return target
+
+
+def join_tracks(target: Path, sources: Sequence[Path], default: int, kind: str = "audio") -> Path:
+    """All streams of the first file and those of one kind of the others; that of number `default` is marked so."""
+    with contextlib.ExitStack() as stack, av.open(str(target), "w") as after:
+        packets: list[av.Packet] = []
+        number = 0
+        for source in sources:
+            before = stack.enter_context(av.open(str(source)))
+            streams = [stream for stream in before.streams if source == sources[0] or stream.type == kind]
+            copies = {stream: after.add_stream_from_template(stream) for stream in streams}
+            for stream, copy in copies.items():
+                if stream.type == kind:
+                    disposition = av.stream.Disposition
+                    copy.disposition = disposition.default if number == default else disposition(0)
+                    number += 1
+            for packet in before.demux(*copies):
+                if packet.dts is not None:
+                    packet.stream = copies[packet.stream]
+                    packets.append(packet)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            after.mux(packet)
+    return target
 
 
 def copy_cut(source: Path, target: Path, start_seconds: float) -> Path:

@@ -38,10 +38,11 @@ class TestFrameGrid:
         times = [(stamp - origin) * time_base for stamp in stamps]
         expected: list[int | None] = []
         number = first
-        while Fraction(number, 25) - times[-1] < Fraction(1, 25):
+        last_lasts = max(Fraction(1, 25), min(steps[-1] * time_base, Fraction(1, 10)))
+        while Fraction(number, 25) - times[-1] < last_lasts:
             instant = Fraction(number, 25)
             nearest = min(range(len(times)), key=lambda frame: (abs(times[frame] - instant), frame))
-            expected.append(nearest if abs(times[nearest] - instant) < Fraction(1, 25) else None)
+            expected.append(nearest if abs(times[nearest] - instant) <= Fraction(1, 10) else None)
             number += 1
         assert settle(time_base, stamps, first) == expected
 
@@ -52,7 +53,25 @@ class TestFrameGrid:
         grid = FrameGrid(Fraction(1, 25), 7)
         images = [found for number in range(30) for found in grid.push(7 + number, image(number))] + grid.finish()
         assert [int(found[0, 0]) for found in images] == list(range(30))
-        assert grid.rate_note is None
+        assert grid.notes == []
+
+    def test_a_picture_is_held_for_up_to_100_ms(self):
+        """Of 1/12.5, 1/5 and 1/4 s: each instant takes the nearest one, and none that is further away."""
+        assert settle(Fraction(1, 1000), [0, 80, 160]) == [0, 0, 1, 1, 2, 2]
+        assert settle(Fraction(1, 1000), [0, 200]) == [0, 0, 0, 1, 1, 1, 1, 1]
+        assert settle(Fraction(1, 1000), [0, 250]) == [0, 0, 0, None, 1, 1, 1, 1, 1]
+
+    def test_holding_is_noted(self):
+        grid = FrameGrid(Fraction(1, 1000), 0)
+        for stamp in (0, 40, 80, 120, 305, 345):
+            grid.push(stamp, image(0))
+        assert grid.notes[1] == "frames held: until the next one came, up to 185 ms"
+
+    def test_where_ticks_without_a_frame_repeat_the_last_one(self):
+        grid = FrameGrid(Fraction(1, 25), 0, repeats=True)
+        images = [found for stamp in (0, 1, 9, 10) for found in grid.push(stamp, image(stamp))] + grid.finish()
+        assert [int(found[0, 0]) for found in images] == [0, *[1] * 8, 9, 10]
+        assert grid.notes == ["frames held: until the next one came, up to 320 ms"]
 
     def test_stamps_must_grow(self):
         grid = FrameGrid(Fraction(1, 25), 0)
@@ -92,7 +111,7 @@ class TestAudioTimeline:
         timeline = AudioTimeline(Fraction(0))
         pts, value = start, 0
         for samples, gap in pieces:
-            # Gaps below 25 ms are taken for rounding and closed up: make them larger or none.
+            # Gaps below 25 ms may be jitter, which the tests below look at: make them larger or none.
             pts += gap
             wave = np.arange(value, value + samples).astype(np.int16)
             value += samples
@@ -117,9 +136,58 @@ class TestAudioTimeline:
         wave = np.arange(4000, dtype=np.int16)
         for start in range(0, 4000, 400):
             timeline.push(sound(wave[start : start + 400], start + (start // 400 % 3) * 100))
+        timeline.finish()
         found, missing = timeline.take(0, 4000)
         assert np.array_equal(found, wave)
         assert missing == []
+
+    @pytest.mark.parametrize("offset", [320, 176, 80, -80, -256])
+    @pytest.mark.parametrize("late", [0.0, 0.0009])
+    def test_a_lasting_offset_is_kept(self, offset, late):
+        """5 packets of 20 ms, then all others off by 3 to 20 ms, with stamps that are rounded or are not."""
+        timeline = AudioTimeline(Fraction(0))
+        wave = np.arange(1, 9601, dtype=np.int16)
+        for number, start in enumerate(range(0, 9600, 320)):
+            jitter = round(late * RATE) * (number % 2)
+            timeline.push(sound(wave[start : start + 320], start + jitter + (offset if number >= 5 else 0)))
+        timeline.finish()
+        found, missing = timeline.take(0, 9600)
+        (place,) = np.flatnonzero(found == 2500)
+        assert abs(place - 2499 - offset) <= round(late * RATE)
+        assert np.array_equal(found[place : place + 5000], np.arange(2500, 7500))
+        assert [start for start, end in missing if end < 9600] == ([1600] if offset > 0 else [])
+
+    def test_lost_packets_add_up_to_nothing(self):
+        """Of every 20 packets of 20 ms one is lost: all others stay at their times."""
+        timeline = AudioTimeline(Fraction(0))
+        wave = np.arange(1, 30_001, dtype=np.int16)
+        for number, start in enumerate(range(0, 30_000, 320)):
+            if number % 20 != 10:
+                timeline.push(sound(wave[start : start + 320], start))
+        timeline.finish()
+        found, missing = timeline.take(0, 30_000)
+        heard = np.ones(30_000, bool)
+        for begin, end in missing:
+            heard[begin:end] = False
+        assert np.array_equal(found[heard], wave[heard])
+        assert [end - begin for begin, end in missing] == [320] * 5
+
+    def test_a_frame_without_a_stamp_follows_the_one_before(self):
+        timeline = AudioTimeline(Fraction(0))
+        wave = np.arange(1200, dtype=np.int16)
+        timeline.push(sound(wave[:400], 100))
+        for start in (400, 800):
+            frame = sound(wave[start : start + 400], 0)
+            frame.pts = None
+            timeline.push(frame)
+        timeline.finish()
+        assert np.array_equal(timeline.take(100, 1200)[0], wave)
+
+    def test_a_beginning_without_a_stamp_is_refused(self):
+        frame = sound(np.zeros(10, np.int16), 0)
+        frame.pts = None
+        with pytest.raises(ValueError, match="begins with frames without time stamps"):
+            AudioTimeline(Fraction(0)).push(frame)
 
     def test_dropping_keeps_the_numbers(self):
         timeline = AudioTimeline(Fraction(0))

@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from make_videos import click_seconds, copy_cut, flash_frame, write_video
+from make_videos import click_seconds, copy_cut, flash_frame, join_tracks, set_matrix, write_video
 
 from avppc.data import dali
 from avppc.data.crop import Crop
 from avppc.data.decode import DecodeError, decode_clip
 from avppc.data.loader import ClipLoader
 from avppc.data.manifest import scan
-from avppc.data.probe import VideoFacts
+from avppc.data.picked import read_sound_and_frames
+from avppc.data.probe import VideoFacts, probe
 from avppc.data.sampler import EpochSampler
-from avppc.data.videos import VideoClip, VideoDataset, first_clips, read_sound_and_frames
+from avppc.data.videos import VideoClip, VideoDataset, first_clips
 
 VP9 = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {"crf": "10", "b": "2M"}}
 EVENT = 0.6
@@ -84,7 +87,7 @@ class TestSoundAndFrames:
         ("options", "reason"),
         [
             ({"frames": 20}, "too short: 20 frames of 1/25 s, 29 are needed"),
-            ({"skipped": [12]}, r"frames missing: the first at 0\.48 s"),
+            ({"skipped": range(12, 17)}, r"frames missing: 1 of 29, the first at 0\.56 s"),
             ({"audio_seconds": 0.3}, "sound missing"),
             ({"audio_codec": None}, "no audio stream"),
         ],
@@ -95,10 +98,62 @@ class TestSoundAndFrames:
         with pytest.raises(DecodeError, match=reason):
             read_sound_and_frames(path, 0, 29)
 
+    @pytest.mark.parametrize("start", [0, 120])
+    def test_a_long_video_is_decoded_around_the_clip_only(self, tmp_path, start):
+        path = write_video(tmp_path / "v.mp4", frames=160, clicks=(start / 25 + 0.5,), size=(64, 64))
+        found = read_sound_and_frames(path, start, 29)
+        assert np.array_equal(found.frames, np.arange(start, start + 29))
+        assert np.abs(found.audio.astype(int) - decode_clip(path, start_frame=start).audio.numpy()).max() <= 1
+
     def test_hidden_frames_are_refused(self, tmp_path):
         source = write_video(tmp_path / "long.mp4", frames=100, size=(64, 64), options={"g": "25"})
         with pytest.raises(DecodeError, match="hidden frames"):
             read_sound_and_frames(copy_cut(source, tmp_path / "cut.mp4", 1.32), 0, 29)
+
+
+class TestShownAsStored:
+    """DALI shows pictures as they are stored, of the video stream that it chooses itself."""
+
+    @staticmethod
+    def write(folder: Path, case: str) -> Path:
+        if case == "plain":
+            return write_video(folder / "v.mp4", size=(64, 64))
+        if case == "pixels":
+            return write_video(folder / "v.mp4", size=(64, 64), aspect=Fraction(4, 3))
+        if case == "two-videos":
+            sources = [write_video(folder / f"{name}.mp4", size=(64, 64)) for name in "ab"]
+            return join_tracks(folder / "v.mp4", sources, 0, kind="video")
+        matrix = {"rotated": (0, 1, -1, 0), "mirrored": (-1, 0, 0, 1)}[case]
+        return set_matrix(write_video(folder / "v.mp4", size=(64, 64)), *matrix)
+
+    @pytest.mark.parametrize(
+        ("case", "note"),
+        [
+            ("rotated", "rotation: turned by -90 degrees"),
+            ("mirrored", "mirror image"),
+            ("pixels", "pixel shape: 4:3"),
+            ("two-videos", "several video streams"),
+        ],
+    )
+    def test_others_are_left_to_pyav(self, tmp_path, monkeypatch, case, note):
+        monkeypatch.setattr(dali, "load_dali", lambda: None)
+        monkeypatch.setattr(dali, "nvdec_problem", lambda *facts: None)
+        path = self.write(tmp_path, case)
+        for device in ("cpu", "cuda"):
+            choice = dali.choose_backend(probe(path), device)
+            assert choice.backend == "pyav"
+            assert note in choice.reason
+        source = dali.ClipSource([VideoClip(path)], EpochSampler(1, 1, seed=0), 29, Crop())
+        with pytest.raises(DecodeError, match=f"as they are stored, decode it with PyAV \\({note}"):
+            source(SimpleNamespace(iteration=0, idx_in_batch=0))
+
+    def test_plain_ones_are_not(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(dali, "load_dali", lambda: None)
+        monkeypatch.setattr(dali, "nvdec_problem", lambda *facts: None)
+        path = self.write(tmp_path, "plain")
+        assert dali.choose_backend(probe(path), "cuda").backend == "dali"
+        source = dali.ClipSource([VideoClip(path)], EpochSampler(1, 1, seed=0), 29, Crop())
+        assert source(SimpleNamespace(iteration=0, idx_in_batch=0))[4].tolist() == [64, 64]
 
 
 class TestDecodingDataset:

@@ -9,15 +9,27 @@ import av
 import numpy as np
 import pytest
 import torch
-from make_videos import FLASH_LUMA, click_seconds, copy_cut, flash_frame, moving_pattern, write_video
+from make_videos import (
+    FLASH_LUMA,
+    click_seconds,
+    copy_cut,
+    flash_frame,
+    join_tracks,
+    lose_packet,
+    moving_pattern,
+    write_video,
+)
 
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.crop import Crop
 from avppc.data.decode import DecodeError, decode_clip, decode_clips
+from avppc.data.probe import probe
 from avppc.data.reader import ClipError, missing_sound
+from avppc.data.sound import read_sound
 
 EVENT = 0.6  # seconds from the video's start: a flash and a click together
 TOGETHER = {"flashes": (EVENT,), "clicks": (EVENT,)}
+WMV = {"video_codec": "wmv2", "audio_codec": "wmav2", "rate": 44_100, "bit_rate": 64_000, "options": {"b": "4M"}}
 
 
 def check_together(clip, seconds: float = EVENT) -> None:
@@ -48,6 +60,8 @@ class TestClock:
             ("h264-aac.mkv", {}, []),
             ("mpeg2-mp2.mpg", {"video_codec": "mpeg2video", "audio_codec": "mp2", "options": {"b": "4M"}}, []),
             ("h264-aac.ts", {}, []),
+            ("wmv2-wma.asf", WMV, ["longer than the clip"]),
+            ("fragmented.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}, []),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -57,6 +71,33 @@ class TestClock:
         kinds = [note.split(":")[0] for note in clip.notes]
         # Sound that begins a little after the first picture is usual; the test below looks at its padding.
         assert [kind for kind in kinds if kind != "sound padded with zeros"] == notes
+
+    @pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+    @pytest.mark.parametrize("default", [0, 1])
+    def test_the_default_sound_track_is_taken(self, tmp_path, name, default):
+        times = (0.3, 0.7)
+        sources = [write_video(tmp_path / f"{t}.mp4", clicks=(t,)) for t in times]
+        path = join_tracks(tmp_path / name, sources, default)
+        clip = decode_clip(path)
+        assert click_seconds(clip.audio.numpy()) == pytest.approx(times[default], abs=0.003)
+        note = f"several sound tracks: number {default + 1} of 2, the file's default, is used"
+        assert note in clip.notes
+        assert note in probe(path).notes
+        assert click_seconds(read_sound(path)) == pytest.approx(times[default], abs=0.07)  # priming first
+
+    @pytest.mark.parametrize("name", ["v.webm", "v.mkv"])
+    def test_a_lost_packet_of_20_ms_moves_nothing(self, tmp_path, name):
+        vp9 = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {}, "size": (64, 64)}
+        whole = write_video(tmp_path / f"whole-{name}", clicks=(EVENT,), **vp9)
+        clip = decode_clip(lose_packet(whole, tmp_path / name, 0.3))
+        assert click_seconds(clip.audio.numpy()) == pytest.approx(EVENT, abs=0.001)
+        assert [note for note in clip.notes if not note.startswith("sound padded with zeros: 3")] == []
+
+    def test_without_a_default_the_first_sound_track_is_taken(self, tmp_path):
+        sources = [write_video(tmp_path / f"{t}.mp4", clicks=(t,)) for t in (0.3, 0.7)]
+        clip = decode_clip(join_tracks(tmp_path / "v.mkv", sources, default=-1))
+        assert click_seconds(clip.audio.numpy()) == pytest.approx(0.3, abs=0.003)
+        assert "several sound tracks: number 1 of 2 is used" in clip.notes
 
     def test_late_sound_is_padded_with_zeros_and_noted(self, tmp_path):
         clip = decode_clip(write_video(tmp_path / "late.mp4", audio_start=0.5, clicks=(0.8,)))
@@ -123,6 +164,33 @@ class TestPicture:
             nearest = min(range(36), key=lambda frame: abs(Fraction(frame, 30) - Fraction(number, 25)))
             assert np.array_equal(clip.video[number].numpy(), moving_pattern(nearest, 256, 256)[115:211, 79:175])
 
+    @pytest.mark.parametrize("fps", [5, 10, 12, Fraction(25, 2), 24], ids=str)
+    def test_low_frame_rates_are_converted(self, tmp_path, fps):
+        path = write_video(
+            tmp_path / "slow.mp4",
+            fps=fps,
+            frames=int(1.4 * fps),
+            size=(64, 64),
+            pattern=lambda number, height, width, seed: np.full((height, width), 20 + 5 * number, np.uint8),
+        )
+        clip = decode_clip(path)
+        times = [Fraction(frame) / fps for frame in range(int(1.4 * fps))]
+        nearest = [
+            min(range(len(times)), key=lambda frame: abs(times[frame] - Fraction(number, 25))) for number in range(29)
+        ]
+        shown = (clip.video.double().mean((1, 2)) - 20) / 5
+        assert np.abs(shown.numpy() - nearest).max() < 0.5
+        kinds = [note.split(":")[0] for note in clip.notes[1:]]
+        assert kinds == [f"frame rate {float(fps):.4g}", "frames held"][: 1 if fps == 24 else 2]
+        assert probe(path).problems == []
+
+    def test_a_first_frame_that_is_held_is_no_hole(self, tmp_path):
+        """As Android's cameras write it: the second frame comes 185 ms after the first."""
+        skipped = [number for number in range(1, 260) if number < 37 or (number - 37) % 7]
+        path = write_video(tmp_path / "v.mp4", fps=200, frames=260, skipped=skipped, size=(64, 64))
+        assert "frames held: until the next one came, up to 185 ms" in decode_clip(path).notes
+        assert probe(path).problems == []
+
     @pytest.mark.parametrize("size", [(96, 96), (120, 160), (240, 96)])
     def test_centre_square_is_scaled(self, tmp_path, size):
         path = write_video(tmp_path / "centre.mp4", size=size, options={"qp": "0", "preset": "ultrafast"})
@@ -160,19 +228,6 @@ class TestPicture:
         assert np.abs(clip.video[5].numpy() - expected).max() <= 2
         assert [found.startswith(note) for found in clip.notes if note] == ([True] if note else [])
         assert len(clip.notes) == (note is not None)
-
-    @pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
-    def test_rotation_is_applied(self, tmp_path, matrix, turns):
-        path = write_video(tmp_path / "v.mp4", options={"qp": "0", "preset": "ultrafast"})
-        data = bytearray(path.read_bytes())
-        start = data.index(b"tkhd") + 4 + 40  # version 0: the matrix lies 40 bytes into the box
-        values = [matrix[0], matrix[1], 0, matrix[2], matrix[3], 0, 0, 0]
-        data[start : start + 32] = b"".join((value * 65536).to_bytes(4, "big", signed=True) for value in values)
-        path.write_bytes(data)
-        clip = decode_clip(path)
-        expected = np.rot90(moving_pattern(3, 256, 256), turns)[115:211, 79:175]
-        assert np.array_equal(clip.video[3].numpy(), expected)
-        assert [note.split(":")[0] for note in clip.notes] == ["rotation"]
 
 
 class TestSeeking:
@@ -216,15 +271,15 @@ class TestRefusals:
             (lambda path: write_video(path, audio_codec=None).read_bytes(), "no audio stream"),
             (lambda path: write_video(path, video_codec=None).read_bytes(), "no video stream"),
             (lambda path: write_video(path, frames=28).read_bytes(), "too short: 28 frames of 1/25 s, 29 are needed"),
-            (lambda path: write_video(path, fps=10, frames=20).read_bytes(), "frames missing: 11 of 29"),
-            (lambda path: write_video(path, skipped=[12]).read_bytes(), "frames missing: 1 of 29"),
+            (lambda path: write_video(path, fps=4, frames=8).read_bytes(), "frames missing: 5 of 29"),
+            (lambda path: write_video(path, skipped=range(12, 17)).read_bytes(), "frames missing: 1 of 29"),
             (lambda path: write_video(path, audio_seconds=0.3).read_bytes(), "sound missing: only .* of 1160 ms"),
             (lambda path: write_video(path, audio_start=0.9).read_bytes(), "sound missing: only .* of 1160 ms"),
             (lambda path: b"ffconcat version 1.0\nfile '/etc/passwd'\n", "damaged or not a video"),
             (lambda path: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "damaged or not a video"),
         ],
         ids=[
-            "empty", "text", "truncated", "truncated-faststart", "no-audio", "no-video", "short", "10-fps",
+            "empty", "text", "truncated", "truncated-faststart", "no-audio", "no-video", "short", "4-fps",
             "missing-frame", "short-sound", "late-sound", "concat-list", "play-list",
         ],
     )  # fmt: skip
@@ -252,12 +307,12 @@ class TestRefusals:
             decode_clip(bytes(data))
 
     def test_a_hole_in_a_long_video_costs_its_clips_only(self, tmp_path):
-        path = write_video(tmp_path / "long.mp4", frames=120, skipped=[40, 41])
+        path = write_video(tmp_path / "long.mp4", frames=120, skipped=range(40, 46))
         refused: list[tuple[int, str]] = []
         clips = list(decode_clips(path, on_refused=lambda start, reason: refused.append((start, reason))))
         assert [clip.start_frame for clip in clips] == [0, 58, 87]
         assert [start for start, _ in refused] == [29]
-        with pytest.raises(DecodeError, match=r"frames missing: 2 of 29, the first at 1\.60 s"):
+        with pytest.raises(DecodeError, match=r"frames missing: 2 of 29, the first at 1\.68 s"):
             list(decode_clips(path))
 
     def test_a_truncated_long_video_is_told(self, tmp_path):

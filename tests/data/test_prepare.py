@@ -61,7 +61,7 @@ def messy(tmp_path_factory):
     (train / "bad-bits.mp4").write_bytes(good[:2000] + bytes(byte ^ 0x55 for byte in good[2000:6000]) + good[6000:])
     write_video(train / "bad-no-sound.mp4", audio_codec=None, **SMALL)
     write_video(train / "bad-no-picture.mp4", video_codec=None)
-    write_video(train / "bad-10-fps.mp4", fps=10, frames=20, **SMALL)
+    write_video(train / "bad-4-fps.mp4", fps=4, frames=8, **SMALL)
     write_video(train / "bad-short.mp4", frames=20, **SMALL)
     (train / "ABOUT_00001.txt").write_text("Duration: 0.4 seconds\n")
     (train / "holiday.JPG").write_bytes(b"no video")
@@ -88,7 +88,7 @@ class TestMessyFolder:
             "bad-bits.mp4": "damaged",
             "bad-no-sound.mp4": "no audio stream",
             "bad-no-picture.mp4": "no video stream",
-            "bad-10-fps.mp4": "frames missing",
+            "bad-4-fps.mp4": "frames missing",
             "bad-short.mp4": "too short: 20 frames",
             "bad-link.mp4": "a link that leaves the data's folder",
         }
