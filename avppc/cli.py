@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import importlib
 import os
 import re
@@ -15,14 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 import avppc.config
 from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
 from avppc.interrupts import Stopped, Terminated, exit_code, sigterm_interrupts
 from avppc.ops._library import check_variables
+from avppc.printing import Console, colours_pass, escaped_output, visible
 from avppc.said import drop_held_back, lenient_stderr
 
 T = TypeVar("T")
@@ -87,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 2 for bad arguments and unusable files, 1 where a worker died, 130 after
     Ctrl-C, 141 where nobody reads the output, 143 after SIGTERM."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with sigterm_interrupts(), lenient_stderr():
+    _tell_of_crashes()
+    with sigterm_interrupts(), lenient_stderr(), escaped_output():
         try:
             try:
                 return _run(given)
@@ -139,6 +142,13 @@ def _interrupted(interrupt: KeyboardInterrupt, command: Command | None) -> int:
     return _fail(f"interrupted{advice}", exit_code(signal.SIGINT))
 
 
+def _tell_of_crashes() -> None:
+    """Has Python say where it was when the process is ended by a fault, such as a mapped file that is cut short."""
+    if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+        with contextlib.suppress(OSError, ValueError):  # no file, or closed
+            faulthandler.enable(sys.__stderr__)
+
+
 def _stdout_is_closed() -> bool:
     """Whether nobody reads standard output any more, as behind `| head`; what is still to come is thrown away then."""
     try:
@@ -158,14 +168,15 @@ def _parse(name: str, command: Command, flags: list[str]) -> Any:
     default = PRESETS[config_type](_preset(flags)) if config_type in PRESETS else None
     if command.positional is not None and flags and not flags[0].startswith("-"):
         flags = [f"--{command.positional}", *flags]
-    return tyro.cli(
-        config_type,
-        prog=f"avppc {name}",
-        description=command.summary,
-        args=flags,
-        default=default,
-        console_outputs=True,
-    )
+    with colours_pass():
+        return tyro.cli(
+            config_type,
+            prog=f"avppc {name}",
+            description=command.summary,
+            args=flags,
+            default=default,
+            console_outputs=True,
+        )
 
 
 def _preset(flags: Sequence[str]) -> str | None:
@@ -210,5 +221,6 @@ def _usage() -> str:
 
 
 def _fail(text: str, code: int = 2) -> int:
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]avppc:[/] {escape(text)}")
+    lines = visible(text).replace("\n", "\n  ")  # a name with an end of line does not begin a line of its own
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("avppc:", "bold red"), " ", lines))
     return code

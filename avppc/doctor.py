@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.text import Text
 
 from avppc._version import __version__
@@ -21,6 +20,7 @@ from avppc.config.doctor import DoctorConfig
 from avppc.data import nvdec
 from avppc.errors import one_line
 from avppc.ops import _library
+from avppc.printing import Console
 from avppc.self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
 
 _PACKAGES = ("numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
@@ -155,7 +155,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _print(findings: dict[str, Any], tests: list[SelfTest]) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True)
     versions, devices, build = findings["versions"], findings["devices"], findings["build"]
     _print_rows(console, "versions", [(name, version or "-") for name, version in versions.items()])
     gpus = ", ".join(f"{gpu['name']} ({gpu['capability']})" for gpu in devices["gpus"]) or "none"
@@ -182,16 +182,16 @@ def _print(findings: dict[str, Any], tests: list[SelfTest]) -> None:
     ]  # fmt: skip
     _print_rows(console, "self-test against the definition in float64", marks or [("", "not run")])
     for problem in findings["problems"]:
-        console.print("[bold red]problem:[/] ", end="")
-        console.print(problem, markup=False)
+        console.print("problem: ", end="", style="bold red")
+        console.print(problem)
     if not findings["problems"]:
-        console.print("[bold green]all is well[/]")
+        console.print("all is well", style="bold green")
 
 
 def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> None:
     """A line a row, whatever the width: a terminal wraps it, a file keeps it whole."""
     width = max(len(name) for name, _ in rows)
-    console.print(title, style="bold", markup=False)
+    console.print(title, style="bold")
     for name, value in rows:
         console.print(Text.assemble((f"  {name.ljust(width)}", "dim"), f"  {value}"))
     console.print()

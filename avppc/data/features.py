@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
 from avppc.clip import SAMPLE_RATE_HZ
 from avppc.config.feature_file import FeaturesConfig
@@ -18,6 +17,7 @@ from avppc.data.sound import read_sound
 from avppc.files import replace_file
 from avppc.ops.log_mel import log_mel
 from avppc.ops.reference_log_mel import band_centers_hz
+from avppc.printing import Console
 
 _UNITS = {"none": "power", "ln": "ln power", "log10": "log10 power", "db": "dB"}
 _TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 7500)
@@ -31,20 +31,19 @@ def run(config: FeaturesConfig) -> int:
     if settings.num_frames(len(samples)) == 0:
         raise DecodeError(str(config.source), f"too short: {len(samples)} samples at 16 kHz make no frame")
     features = log_mel(torch.from_numpy(samples), settings).numpy()  # [F, features]
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True)
     console.print(
         f"{config.source}: {len(samples) / SAMPLE_RATE_HZ:.2f} s -> {len(features):,} frames of {features.shape[1]} "
         f"{'coefficients' if config.mfcc else 'bands'} ({config.preset}), "
         f"{features.min():.3f} to {features.max():.3f}, mean {features.mean():.3f}",
-        markup=False,
     )
     if config.out is not None:
         with replace_file(config.out) as temporary, temporary.open("xb") as file:
             np.save(file, features, allow_pickle=False)
-        console.print(f"wrote {config.out}", markup=False)
+        console.print(f"wrote {config.out}")
     if config.plot is not None:
         draw(config.plot, config.source.name, samples, features, settings, config.preset)
-        console.print(f"wrote {config.plot}", markup=False)
+        console.print(f"wrote {config.plot}")
     return 0
 
 

@@ -17,8 +17,6 @@ from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from avppc.config.data import IndexConfig
 from avppc.data.decode import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
@@ -27,6 +25,7 @@ from avppc.data.probe import VideoFacts, probe
 from avppc.data.processes import PASSING, Report, Unit, run_units
 from avppc.data.sound_file import SOUND_FILE
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
+from avppc.printing import Console, as_line
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0
@@ -227,4 +226,4 @@ def _print_summary(out: Path, found: Scan, entries: Entries, read: int, seconds:
 def _value(entry: dict[str, Any], name: str) -> str:
     if name == "size":
         return f"{entry['width']} x {entry['height']}"
-    return f"{entry[name]:.4g}" if name == "fps" else str(entry[name])
+    return f"{entry[name]:.4g}" if name == "fps" else as_line(str(entry[name]))

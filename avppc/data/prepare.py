@@ -20,8 +20,6 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from avppc.checked_json import read_checked_json, write_checked_json
 from avppc.clip import CROP_SIZE, SPLITS
 from avppc.config.data import TRACKED_CROPS, PrepareConfig
@@ -39,6 +37,7 @@ from avppc.data.remote import upload_packed
 from avppc.data.shard import ClipShape
 from avppc.data.track import TRACKER_VERSION
 from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, write_atomically
+from avppc.printing import Console
 
 LAYOUT_VERSION = 1
 _TARGET_UNITS = 64  # small data sets are cut finer, so that all processes have work
@@ -212,9 +211,9 @@ def _finished(out: Path, units: Sequence[Unit], console: Console, verify: bool =
             if record is not None:
                 records[unit.name] = record
             elif problem:
-                console.print(f"made anew: {problem}", highlight=False, markup=False)
+                console.print(f"made anew: {problem}")
     if records and verify:
-        console.print(f"{len(records)} of {len(units)} units were finished before and are intact", highlight=False)
+        console.print(f"{len(records)} of {len(units)} units were finished before and are intact")
     return records
 
 

@@ -7,10 +7,10 @@ import time
 from collections import Counter
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from avppc.data.notes import kind_of
+from avppc.printing import Console, TextColumn, as_line
 
 _LOG_SECONDS = 15.0
 KINDS_SHOWN = 8
@@ -56,7 +56,7 @@ class PrepareProgress:
 
     def _line(self, end: str = "") -> None:
         text = f"{self._title}: {self._done} of {self._videos} videos, {self._rate()}{end}"
-        self._console.print(text, highlight=False)
+        self._console.print(text)
 
     def __enter__(self) -> PrepareProgress:
         self._bar.start()
@@ -75,7 +75,7 @@ def print_kinds(title: str, name: str, texts: list[str]) -> None:
     if not texts:
         return
     print(f"  {title}: {len(texts):,}, listed in {name}")
-    kinds = Counter(kind_of(text) for text in texts).most_common()
+    kinds = Counter(kind_of(as_line(text)) for text in texts).most_common()
     for kind, count in kinds[:KINDS_SHOWN]:
         print(f"    {count:6,}  {kind}")
     if len(kinds) > KINDS_SHOWN:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from torch import Tensor
 
 from avppc.config.evaluate import EvaluateConfig, RowName
@@ -23,6 +22,7 @@ from avppc.evaluate.results import RowResult, print_table, read_row, write_row
 from avppc.evaluate.statistics import mean_and_interval
 from avppc.files import sha256_of
 from avppc.models.encoder_file import find_encoder
+from avppc.printing import Console, TextColumn
 from avppc.train.hardware import keep_memory
 from avppc.train.run import data_of, read_run_config
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from avppc.config.plain import config_to_dict
@@ -27,6 +26,7 @@ from avppc.evaluate.task_probe import (
 from avppc.evaluate.viseme_confusion import confusions_by_visemes, viseme_strings
 from avppc.files import write_json
 from avppc.models.temporal import BinsHead
+from avppc.printing import Console
 from avppc.train.hardware import keep_memory, resolve_device, use_bf16
 from avppc.train.run import data_of
 
@@ -58,7 +58,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         ),
         "visemes": lambda: visemes(config.run),
     }
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True)
     findings: dict[str, Any] = {"settings": config_to_dict(config), "task": trained.config.task}
     for name in config.measures:
         console.print(f"probe: {name}")

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from avppc.checked_json import read_checked_json, write_checked_json
 from avppc.config.checks import check_choice, check_integer, check_number, check_types
 from avppc.config.plain import config_from_dict
+from avppc.printing import Console
 
 TITLES = {
     "random": "random encoder, frozen",

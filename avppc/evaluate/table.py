@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from avppc.checked_json import write_checked_json
 from avppc.config.evaluate import EvaluateConfig
@@ -24,6 +23,7 @@ from avppc.evaluate.table_results import CellResult, RunFacts, Table, read_facts
 from avppc.files import check_vacant, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
+from avppc.printing import Console
 from avppc.tasks.registry import make_task
 from avppc.train.loop import pretrain
 from avppc.train.run import CONFIG_FILE, data_of, is_same_run
@@ -43,7 +43,7 @@ def make_table(config: TableConfig) -> Table:
     check_data_apart(config.out, config.data)
     if not (config.out / "runs").is_dir():
         check_vacant(config.out, "one that avppc table began")
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True)
     entries = entries_of(config)
     runs = {(entry, seed): entry.pretraining(config, seed) for entry in entries for seed in range(config.seeds)}
     for run_config in runs.values():

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from avppc._version import __version__
 from avppc.clip import SPLITS, VIDEO_FPS, ClipBatch
@@ -26,6 +25,7 @@ from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_em
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
+from avppc.printing import Console, as_line
 from avppc.progress import clip_progress
 from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
 
@@ -44,12 +44,12 @@ class SkippedClip:
 def run(config: EmbedConfig) -> int:
     """`avppc embed`: writes the file, says how many clips are in it and which are not; returns 0."""
     clips, skipped = embed(config)
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(stderr=True, soft_wrap=True)
     for reason, count in Counter(clip.reason for clip in skipped).items():
-        console.print(f"[yellow]skipped {count} clips:[/] {escape(reason)}")
+        console.print(Text.assemble((f"skipped {count} clips:", "yellow"), " ", as_line(reason)))
     if skipped:
-        console.print(f"they are listed in {escape(str(skipped_list(config.out)))}")
-    console.print(f"features of {clips} clips written to {escape(str(config.out))}")
+        console.print(f"they are listed in {skipped_list(config.out)}")
+    console.print(f"features of {clips} clips written to {config.out}")
     return 0
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from avppc._version import __version__
@@ -32,6 +31,7 @@ from avppc.export.graphs import (
 from avppc.files import new_directory, read_json, sha256_of, write_atomically, write_json
 from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
 from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
+from avppc.printing import Console
 
 DESCRIPTION_FILE = "encoder.json"
 FORMAT, VERSION = "avppc-export", 1

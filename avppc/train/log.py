@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
 from avppc.files import parse_json, write_atomically
+from avppc.printing import Console, TextColumn
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from avppc.config.pretrain import PretrainConfig
 from avppc.data.draws import ClipGenerator
@@ -30,6 +29,7 @@ from avppc.files import sole_use
 from avppc.interrupts import Stopped
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce_gather import rows_known_even
+from avppc.printing import Console
 from avppc.tasks.protocol import ProxyTask
 from avppc.tasks.registry import make_task
 from avppc.train.gradients import GradientAverager

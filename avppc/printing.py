@@ -1,0 +1,106 @@
+"""How the commands print: names of files and all other text from outside reach the terminal as text, never as commands.
+
+A file name may hold an escape sequence that moves the cursor, renames the window or fills the clipboard, or characters
+that turn the order of the text around; square brackets in it would be markup to rich. `main` escapes what is printed
+(`escaped_output`); consoles and progress columns come from here, never from rich, and know no markup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+import rich.console
+import rich.progress
+from rich.segment import Segment
+from rich.text import Text
+
+# Control characters (C0 but for tabs and ends of lines, DEL, C1), those that turn the direction of text, those that end
+# a line or a paragraph, tags that nobody sees, and halves of characters.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
+_COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
+
+
+def as_line(text: str) -> str:
+    """The text with escapes such as \\x1b for what is not to be shown, ends of lines too."""
+    return visible(text).replace("\n", "\\n")
+
+
+def visible(text: str) -> str:
+    """The text with escapes such as \\x1b for what would command the terminal or deceive the eye; lines stay."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class Console(rich.console.Console):
+    """rich's, without markup and emoji codes; whatever it shows is made visible. A text is one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(as_line(item) if isinstance(item, str) else item for item in objects), **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)  # before it is laid out
+
+    def render(
+        self, renderable: rich.console.RenderableType, options: rich.console.ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+class TextColumn(rich.progress.TextColumn):
+    """rich's, without markup."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, markup=False)
+
+    def render(self, task: rich.progress.Task) -> Text:
+        return Text(as_line(super().render(task).plain))
+
+
+class _EscapedStream:
+    """A text stream that makes what is written to it visible; a Console writes past it."""
+
+    colours = False
+    """Whether colours may pass: those of tyro, which prints by itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        parts = _COLOUR.split(text) if _EscapedStream.colours else [text]
+        self.rich_proxied_file.write(
+            "".join(part if number % 2 else visible(part) for number, part in enumerate(parts))
+        )
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextlib.contextmanager
+def escaped_output() -> Iterator[None]:
+    """Makes what is printed inside visible, whoever prints it, warnings and logs too."""
+    streams: tuple[Any, Any] = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _EscapedStream(stream) for stream in streams)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
+@contextlib.contextmanager
+def colours_pass() -> Iterator[None]:
+    """Lets colours through inside."""
+    _EscapedStream.colours = True
+    try:
+        yield
+    finally:
+        _EscapedStream.colours = False

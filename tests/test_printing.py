@@ -1,0 +1,133 @@
+"""Whatever a file is called, its name is printed as text: no command for the terminal, no markup."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from make_videos import write_video
+from rich.table import Table
+
+from avppc.cli import main
+from avppc.printing import Console, as_line, escaped_output, visible
+from avppc.progress import clip_progress
+
+HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
+SHOWN = r"a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def check_printed(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    told = "".join(capsys.readouterr())
+    assert not UNSAFE.search(told)
+    for part in parts:
+        assert part in told.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["index", "--data", "{}"],
+        ["prepare", "--data", "{}", "--out", "{}/out"],
+        ["check-sync", "--data", "{}"],
+        ["pretrain", "--data", "{}", "--out", "{}/out"],
+        ["evaluate", "--run", "{}"],
+        ["table", "--data", "{}", "--out", "{}/out"],
+        ["probe", "--run", "{}"],
+        ["report", "--run", "{}"],
+        ["export", "{}", "--out", "{}/out"],
+        ["embed", "{}", "--encoder", "{}", "--out", "{}.npz"],
+        ["features", "{}"],
+        ["synth", "--out", "{}"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_errors_of_every_command(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / HOSTILE).write_text("neither a folder nor a file of any use")
+    if flags[0] == "table":
+        (tmp_path / HOSTILE).unlink()
+    assert main([flag.format(HOSTILE) for flag in flags]) == 2
+    check_printed(capsys, SHOWN)
+
+
+@pytest.mark.parametrize("flags", [[HOSTILE], ["index", f"--{HOSTILE}"], ["index", "--data", "x", "--frames", HOSTILE]])
+def test_bad_arguments(flags, capsys):
+    try:
+        code = main(flags)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    check_printed(capsys)
+
+
+def test_commands_that_succeed(tmp_path, capsys):
+    data = tmp_path / f"{HOSTILE}data"
+    data.mkdir()
+    write_video(data / f"{HOSTILE}.mp4", size=(48, 64))
+    (data / f"{HOSTILE}.mkv").write_bytes(b"no video")
+    assert main(["index", "--data", str(data), "--workers", "1"]) == 3
+    check_printed(capsys, SHOWN)
+    out = tmp_path / f"{HOSTILE}out"
+    for _ in range(2):
+        assert main(["prepare", "--data", str(data), "--out", str(out), "--workers", "1"]) == 3
+        check_printed(capsys, SHOWN)
+    features = tmp_path / f"{HOSTILE}.npy"
+    assert main(["features", str(data / f"{HOSTILE}.mp4"), "--out", str(features)]) == 0
+    check_printed(capsys, f"wrote {tmp_path}/{SHOWN}.npy")
+
+
+def test_what_a_foreign_manifest_says(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    video = write_video(data / "a.mp4", size=(48, 64))
+    assert main(["index", "--data", str(data), "--workers", "1"]) == 0
+    manifest = data / "manifest.jsonl"
+    entry = json.loads(manifest.read_text()) | {"video_codec": f"{HOSTILE}\n  problems: none", "notes": [HOSTILE]}
+    manifest.write_text(json.dumps(entry) + "\n")
+    assert video.exists()
+    capsys.readouterr()
+    assert main(["index", "--data", str(data), "--workers", "1"]) == 0
+    check_printed(capsys, SHOWN + r"\n  problems: none (1)")
+
+
+def test_an_end_of_line_in_a_name_begins_no_line(tmp_path, capsys):
+    assert main(["report", "--run", str(tmp_path / "a\navppc: all is well")]) == 2
+    assert "\n  avppc: all is well" in capsys.readouterr().err
+
+
+def test_no_markup_anywhere():
+    file = io.StringIO()
+    console = Console(file=file, width=200)
+    table = Table(title="t[/b]", caption="c[bold]")
+    table.add_column("h[/x]")
+    table.add_row("r[red]\x1b[2K")
+    console.print("encoder written to x[/b]/v[bold]x:smile:")
+    console.print(table)
+    with clip_progress() as progress:
+        progress.add_task("exp[lr=0.1][/b]\x1b]0;x", total=3)
+        console.print(*progress.get_renderables())
+    for text in ("x[/b]/v[bold]x:smile:", "t[/b]", "c[bold]", "h[/x]", r"r[red]\x1b[2K", r"exp[lr=0.1][/b]\x1b]0;x"):
+        assert text in file.getvalue()
+
+
+def test_streams_are_escaped_and_given_back(capsys):
+    import sys
+
+    before = sys.stdout, sys.stderr
+    with escaped_output():
+        print("a\tb\nc\x1b[31m\ud800")
+        print("d\u2066e", file=sys.stderr)
+        assert sys.stdout.isatty() is before[0].isatty()
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr() == ("a\tb\nc\\x1b[31m\\ud800\n", "d\\u2066e\n")
+
+
+def test_ordinary_text_stays_as_it_is():
+    for text in ("Ünïcödé", "日本語.mp4", "عربي", "👩‍🚀", "tab\tend\n"):  # writing systems are the point
+        assert visible(text) == text
+    assert as_line("a\nb") == "a\\nb"
+    assert Path(visible("plain.mp4")) == Path("plain.mp4")
