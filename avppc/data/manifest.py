@@ -294,7 +294,12 @@ def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Fo
     inside = real_path(root)
     for path in paths:
         place = root / path
-        if not os.path.lexists(place):
+        try:
+            os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            result.refused.append((path, _unreadable(error)))
             continue
         if not real_path(place).is_relative_to(inside):
             result.refused.append((path, "a link that leaves the data's folder is not followed"))
@@ -321,34 +326,53 @@ def _files(root: Path, result: Scan) -> Iterator[Found]:
     pending = [""]
     while pending:
         folder = pending.pop()
-        with os.scandir(root / folder) as scanned:
-            entries = list(scanned)
+        try:
+            with os.scandir(root / folder) as scanned:
+                entries = list(scanned)
+        except OSError as error:
+            if not folder:
+                raise
+            result.refused.append((printable(folder), f"a folder that {_unreadable(error)}"))
+            continue
         sounds = {entry.name: entry for entry in entries if entry.is_file(follow_symlinks=False)}
         beside = {os.path.splitext(entry.name)[0] for entry in entries if _is_video_name(entry.name)}
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir(follow_symlinks=False):
-                if entry.name.startswith("."):
-                    result.others["hidden folders"] += 1
+                if entry.name.startswith(".") or entry.name == "lost+found":
+                    result.others["hidden folders" if entry.name.startswith(".") else entry.name] += 1
                 else:
                     pending.append(path)
                 continue
-            is_video = _is_video_name(entry.name)
-            problem = _link_problem(entry, inside, is_video)
-            if problem is not None:
-                result.refused.append((printable(path), problem))
-            elif not is_video:
-                stem, suffix = os.path.splitext(entry.name)
-                if stem not in beside and path != MANIFEST_NAME:
-                    result.others[suffix.lower() or entry.name] += 1
-            elif not is_portable(path):
-                result.refused.append((path, "its name has a backslash"))
-            elif printable(path) != path:
-                result.refused.append((printable(path), "its name is not valid UTF-8"))
-            elif not entry.is_file():
-                result.refused.append((path, "not a regular file"))
-            else:
-                yield path, (_size_and_time(entry.stat()), _sound_in(sounds, os.path.splitext(entry.name)[0]))
+            try:
+                problem = _file_problem(entry, path, inside)
+                if problem is not None:
+                    result.refused.append((printable(path), problem))
+                elif _is_video_name(entry.name):
+                    yield path, (_size_and_time(entry.stat()), _sound_in(sounds, os.path.splitext(entry.name)[0]))
+                else:
+                    stem, suffix = os.path.splitext(entry.name)
+                    if stem not in beside and path != MANIFEST_NAME:
+                        result.others[suffix.lower() or entry.name] += 1
+            except OSError as error:  # it is gone by now, say
+                result.refused.append((printable(path), _unreadable(error)))
+
+
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read: {error.strerror}"
+
+
+def _file_problem(entry: os.DirEntry[str], path: str, inside: Path) -> str | None:
+    """Why a file is not even opened; None for videos, and for all else that is left alone."""
+    is_video = _is_video_name(entry.name)
+    problem = _link_problem(entry, inside, is_video)
+    if problem is not None or not is_video:
+        return problem
+    if not is_portable(path):
+        return "its name has a backslash"
+    if printable(path) != path:
+        return "its name is not valid UTF-8"
+    return None if entry.is_file() else "not a regular file"
 
 
 def _sound_in(files: Mapping[str, os.DirEntry[str]], stem: str) -> SoundFile | None:

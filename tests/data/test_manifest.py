@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -177,3 +180,42 @@ def test_held_out_videos_without_a_word_are_refused_beside_words(tmp_path):
 def test_root_must_be_a_folder(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         scan(tmp_path / "none")
+
+
+def test_a_folder_or_file_that_may_not_be_read_is_listed_and_the_others_taken(tmp_path, monkeypatch):
+    for name in ("A/train/a.mp4", "locked/b.mp4", "lost+found/c.mp4", "gone.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scandir, lstat = os.scandir, os.lstat
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        if Path(path) == tmp_path:
+            entries = list(scandir(path))
+            (tmp_path / "gone.mp4").unlink()
+            return contextlib.nullcontext(entries)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = scan(tmp_path)
+    assert [video.path for video in found.videos] == ["A/train/a.mp4"]
+    assert found.refused == [
+        ("gone.mp4", "cannot be read: No such file or directory"),
+        ("locked", "a folder that cannot be read: Permission denied"),
+    ]
+    assert found.others == {"lost+found": 1}
+
+    def refuse_file(path):
+        if Path(path).name == "b.mp4":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", refuse_file)
+    (tmp_path / "list.txt").write_text("A/train/a.mp4\nlocked/b.mp4\n")
+    found = scan(tmp_path, tmp_path / "list.txt")
+    assert [video.path for video in found.videos] == ["A/train/a.mp4"]
+    assert found.refused == [("locked/b.mp4", "cannot be read: Permission denied")]
+    monkeypatch.setattr(os, "scandir", lambda path: refuse("locked"))
+    with pytest.raises(PermissionError):
+        scan(tmp_path)
