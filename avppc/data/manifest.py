@@ -296,10 +296,9 @@ def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Fo
         place = root / path
         try:
             os.lstat(place)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
         except OSError as error:
-            result.refused.append((path, _unreadable(error)))
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                result.refused.append((path, f"cannot be read: {error.strerror}"))
             continue
         if not real_path(place).is_relative_to(inside):
             result.refused.append((path, "a link that leaves the data's folder is not followed"))
@@ -327,12 +326,11 @@ def _files(root: Path, result: Scan) -> Iterator[Found]:
     while pending:
         folder = pending.pop()
         try:
-            with os.scandir(root / folder) as scanned:
-                entries = list(scanned)
+            entries = list(os.scandir(root / folder))
         except OSError as error:
             if not folder:
                 raise
-            result.refused.append((printable(folder), f"a folder that {_unreadable(error)}"))
+            result.refused.append((printable(folder), f"a folder that cannot be read: {error.strerror}"))
             continue
         sounds = {entry.name: entry for entry in entries if entry.is_file(follow_symlinks=False)}
         beside = {os.path.splitext(entry.name)[0] for entry in entries if _is_video_name(entry.name)}
@@ -345,8 +343,7 @@ def _files(root: Path, result: Scan) -> Iterator[Found]:
                     pending.append(path)
                 continue
             try:
-                problem = _file_problem(entry, path, inside)
-                if problem is not None:
+                if (problem := _file_problem(entry, path, inside)) is not None:
                     result.refused.append((printable(path), problem))
                 elif _is_video_name(entry.name):
                     yield path, (_size_and_time(entry.stat()), _sound_in(sounds, os.path.splitext(entry.name)[0]))
@@ -355,18 +352,13 @@ def _files(root: Path, result: Scan) -> Iterator[Found]:
                     if stem not in beside and path != MANIFEST_NAME:
                         result.others[suffix.lower() or entry.name] += 1
             except OSError as error:  # it is gone by now, say
-                result.refused.append((printable(path), _unreadable(error)))
-
-
-def _unreadable(error: OSError) -> str:
-    return f"cannot be read: {error.strerror}"
+                result.refused.append((printable(path), f"cannot be read: {error.strerror}"))
 
 
 def _file_problem(entry: os.DirEntry[str], path: str, inside: Path) -> str | None:
     """Why a file is not even opened; None for videos, and for all else that is left alone."""
     is_video = _is_video_name(entry.name)
-    problem = _link_problem(entry, inside, is_video)
-    if problem is not None or not is_video:
+    if (problem := _link_problem(entry, inside, is_video)) is not None or not is_video:
         return problem
     if not is_portable(path):
         return "its name has a backslash"
