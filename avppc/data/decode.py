@@ -189,12 +189,15 @@ def open_video(source: Source) -> InputContainer:
 
 def _join(video: InputContainer, beside: Path) -> InputContainer:
     """The video with the sound of another file; ValueError that names that file where it is of no use."""
-    with open(beside, "rb") as file:
-        missing = missing_of_wave(file)
     try:
+        check_container(beside)
+        with open(beside, "rb") as file:
+            missing = missing_of_wave(file)
         sound = open_media(beside, SOUND_FORMATS)
     except av.FFmpegError as error:
         raise ValueError(f"no audio stream, and {beside.name} is damaged or no sound: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"no audio stream, and {beside.name} is of no use: {error}") from error
     if missing or not sound.streams.audio:
         sound.close()
         problem = f"is truncated: {missing} bytes are missing" if missing else "has no sound"

@@ -88,6 +88,17 @@ def test_bad_sound_is_named(tmp_path, content, problem):
         decode_clip(video)
 
 
+def test_a_lost_edit_list_of_the_sound_is_noticed(tmp_path):
+    """It would shift the sound by what the encoder has put before it."""
+    video = write_pair(tmp_path, "a.m4a", "aac")
+    sound = tmp_path / "a.m4a"
+    content = sound.read_bytes()
+    assert content.count(b"elst") == 1
+    sound.write_bytes(content.replace(b"elst", b"emst"))
+    with pytest.raises(DecodeError, match=r"a\.mp4: no audio stream, and a\.m4a is of no use: "):
+        decode_clip(video)
+
+
 def test_links_and_folders_are_no_sound(tmp_path):
     video = write_pair(tmp_path / "data")
     (tmp_path / "data/a.wav").rename(tmp_path / "secret.wav")
