@@ -14,8 +14,8 @@ class FeaturesConfig:
     """Log-mel features or MFCC of the sound of one file."""
 
     source: Path
-    """The file: wav, flac, mp3, ogg, mp4, mkv, ...; its first audio stream is mixed to mono at 16 kHz. It may be given
-    first, without the flag: avppc features FILE."""
+    """The file: wav, flac, mp3, ogg, NIST SPHERE, mp4, mkv, ...; its first audio stream is mixed to mono at 16 kHz. It
+    may be given first, without the flag: avppc features FILE."""
     preset: Preset = "torchaudio"
     """Whose features: torchaudio, librosa, whisper or kaldi."""
     mfcc: int = 0

@@ -50,7 +50,10 @@ def print_summary(
     if not any(clips for clips, _, _ in counts.values()):
         print("  no usable clip")
     else:
-        print(f"  crop: {describe_crop(config)}; look at {config.out / SHEET_NAME}")
+        look = f"; look at {config.out / SHEET_NAME}" if done == len(found.videos) else ""
+        print(f"  crop: {describe_crop(config)}{look}")
+    if not any(video.split == "train" for video in found.videos) and found.videos:
+        print("  nothing to train on: all lie in folders named val or test; prepare such a folder by itself to do so")
     _print_doubts_about_words(found, notes, config.frames)
     if found.others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(KINDS_SHOWN)))

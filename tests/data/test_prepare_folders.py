@@ -48,9 +48,10 @@ class TestLayout:
             assert len(dataset) == 4
             assert dataset.words == ()
 
-    def test_a_set_without_a_training_part_says_what_to_do(self, tmp_path):
+    def test_a_set_without_a_training_part_says_what_to_do(self, tmp_path, capsys):
         write(tmp_path / "data/test/a.mp4")
         assert prepare(tmp_path / "data", tmp_path / "out") == 0
+        assert "nothing to train on: all lie in folders named val or test" in capsys.readouterr().out
         with pytest.raises(ValueError, match=r"split 'train' .* available: 'test'; .* prepare such a folder by itself"):
             PackedDataset(tmp_path / "out")
         assert prepare(tmp_path / "data/test", tmp_path / "other") == 0
@@ -98,6 +99,7 @@ class TestShareOfTheEnvironment:
         assert prepare(data, out) == 4
         printed = capsys.readouterr().out
         assert "1 of the 3 videos" in printed
+        assert "look at" not in printed
         assert "half prepared: 2 of 3 units are for other shares" in printed
         assert "share 0 of 4, as SLURM_PROCID and SLURM_NTASKS in the environment say; --shard 0/1 does all" in printed
         with pytest.raises(ValueError, match=r"no index\.json; it is half prepared, 2 of 3 units are missing"):
