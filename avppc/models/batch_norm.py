@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from avppc.ops.derivatives import refuse_second_derivative
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
@@ -81,8 +82,8 @@ class _Normalise(torch.autograd.Function):
         return y, mean, variance, ctx.count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("a batch norm over several processes", "train with sync_batch_norm off")
         x, weight, mean, scale = ctx.saved_tensors
         others = [dim for dim in range(x.ndim) if dim != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)

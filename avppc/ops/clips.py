@@ -8,23 +8,23 @@ same bits.
 from __future__ import annotations
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import functional
 
 from avppc.ops import _library
 from avppc.ops.constants import is_plain
+from avppc.ops.derivatives import is_differentiated
 
 
 def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:
     """Spans [R, length, ...] of clips [N, T, ...]: span r is cut from clip r % N, from step starts[r] on.
 
     Args:
-        clips: [N, T, ...] of any dtype.
+        clips: [N, T, ...] of any dtype; differentiable.
         starts: [R] int64 from 0 to T - length, R a multiple of N; not checked on a GPU.
         length: steps of each span, 1 to T.
     """
-    if clips.device.type == "cpu" and _library.has_cpp_ops():
+    if clips.device.type == "cpu" and _library.has_cpp_ops() and not is_differentiated(clips):
         spans: Tensor = torch.ops.avppc.cut_spans(clips.contiguous(), starts.cpu().contiguous(), length)
         return spans
     return cut_spans_reference(clips, starts, length)
@@ -110,11 +110,7 @@ def _root(square: Tensor) -> Tensor:
 def _has_float_values(video: Tensor) -> bool:
     """Whether these are float32 numbers on the CPU, neither differentiated nor traced."""
     return (
-        video.device.type == "cpu"
-        and video.dtype == torch.float32
-        and not (video.requires_grad and torch.is_grad_enabled())
-        and is_plain(video)
-        and forward_ad._current_level < 0
+        video.device.type == "cpu" and video.dtype == torch.float32 and is_plain(video) and not is_differentiated(video)
     )
 
 

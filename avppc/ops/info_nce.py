@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from avppc.config.checks import check_bool, check_choice
 from avppc.ops import _library
 from avppc.ops.constants import constant
+from avppc.ops.derivatives import plain_torch_alone
 from avppc.ops.info_nce_cpu import info_nce_cpu_mean, info_nce_cpu_rows
 from avppc.ops.info_nce_problem import Pairs, Problem, make_problem
 from avppc.ops.info_nce_triton import info_nce_triton_rows
@@ -77,8 +77,8 @@ def bilinear_info_nce(
 
     Returns:
         The loss, a Tensor of float32 (float64 for float64); with return_stats, (loss, InfoNCEStats). Under autocast
-        the products run in autocast's dtype. Under forward-mode derivatives, torch.func, torch.export and make_fx,
-        "auto" is "reference".
+        the products run in autocast's dtype. Under forward-mode derivatives, torch.func (also inside torch.compile),
+        torch.export, make_fx and torch.jit.trace, "auto" is "reference".
 
     Raises:
         ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the text names it.
@@ -121,15 +121,15 @@ def pick_backend(problem: Problem, backend: str) -> str:
     """ "triton", "cpp" or "reference" for this problem."""
     check_choice("backend", backend, BACKENDS)
     device, dtype = problem.contexts.device, problem.contexts.dtype
-    plain_torch_alone = _needs_plain_torch(problem)
+    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
     if backend == "auto":
-        return _pick_automatically(device, dtype, plain_torch_alone)
+        return _pick_automatically(device, dtype, lacking)
     if backend == "reference":
         return backend
     if dtype == torch.float64:
         raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
-    if plain_torch_alone:
-        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no {plain_torch_alone}; use 'reference'")
+    if lacking:
+        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no {lacking}; use 'reference'")
     _library.require(backend, "bilinear_info_nce")
     if backend == "triton":
         reason = _library.triton_missing_reason(device.type, device.index)
@@ -140,7 +140,7 @@ def pick_backend(problem: Problem, backend: str) -> str:
     return backend
 
 
-def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_alone: str | None) -> str:
+def _pick_automatically(device: torch.device, dtype: torch.dtype, lacking: str | None) -> str:
     """The compiled kernels of the device where they are there, else "reference", with the reason in the log."""
     if device.type not in ("cpu", "cuda"):
         return "reference"
@@ -148,8 +148,8 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_al
     reason: str | None
     if dtype == torch.float64:
         reason = "there are no kernels for float64"
-    elif plain_torch_alone:
-        reason = f"they have no {plain_torch_alone}"
+    elif lacking:
+        reason = f"they have no {lacking}"
     elif backend == "cpp":
         reason = _library.missing_reason("cpp")
     else:
@@ -158,30 +158,6 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, plain_torch_al
         return backend
     _library.log_plain_torch("bilinear_info_nce", device.type, backend, reason)
     return "reference"
-
-
-def _needs_plain_torch(problem: Problem) -> str | None:
-    """The transform or mode that needs plain torch, or would lose derivatives without it; None where there is none."""
-    if _is_exporting():
-        return "gradients in torch.export"
-    if torch.compiler.is_compiling():  # it traces all other uses
-        return None
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms"
-    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
-        return "gradients in make_fx"
-    tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
-    if forward_ad._current_level >= 0 and any(
-        value is not None and forward_ad.unpack_dual(value).tangent is not None for value in tensors
-    ):
-        return "forward-mode derivatives"
-    return None
-
-
-@_library.constant_when_compiled
-def _is_exporting() -> bool:
-    """What torch answers outside the trace: before torch 2.13 torch.compile, tracing the question, took it for true."""
-    return torch.compiler.is_exporting()
 
 
 def _solve_reference(

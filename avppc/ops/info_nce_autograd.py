@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from avppc.ops.derivatives import refuse_second_derivative
 from avppc.ops.info_nce_problem import Problem
 
 FIELDS = len(Problem._fields)
@@ -25,11 +26,9 @@ def distinct(problem: Problem) -> Problem:
 
 def refuse_double_backward(backend: str) -> None:
     """Raises RuntimeError in a backward that is itself to be differentiated."""
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-        raise RuntimeError(
-            f"bilinear_info_nce(backend={backend!r}) has no second derivative; "
-            "use backend='reference' with create_graph=True"
-        )
+    refuse_second_derivative(
+        f"bilinear_info_nce(backend={backend!r})", "use backend='reference' with create_graph=True"
+    )
 
 
 def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:

@@ -86,8 +86,10 @@ class _Mean(torch.autograd.Function):
         return loss, task_loss, accuracy
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward("cpp")
+        if dloss is None:  # nothing after the loss has a gradient: with set_materialize_grads there is no zero for it
+            return (None,) * (FIELDS + 1)
         gradients = ctx.saved_tensors
         if not _is_last_backward(dloss):  # copies even for dloss = 1: the next backward needs the saved gradients
             gradients = tuple(value if value is None else value * dloss for value in gradients)

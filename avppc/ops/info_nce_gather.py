@@ -7,33 +7,19 @@ DistributedDataParallel takes of the gradients, is exactly the gradient of one p
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from avppc.ops.derivatives import plain_torch_alone, refuse_second_derivative
 from avppc.ops.info_nce import InfoNCEStats, pick_backend, reduce_rows, solve
+from avppc.ops.info_nce_agreement import check_agreement, has_others
 from avppc.ops.info_nce_problem import NO_POSITIVE, Problem
 from avppc.ops.reference_info_nce import info_nce_logits_reference
 from avppc.tensors import without_autocast
-
-GATHERS = ("none", "all", "ring")
-_known_even = False
-
-
-@contextlib.contextmanager
-def rows_known_even() -> Iterator[None]:
-    """Inside, all processes promise the same number of rows; asking them would take a message round in each call."""
-    global _known_even
-    before, _known_even = _known_even, True
-    try:
-        yield
-    finally:
-        _known_even = before
 
 
 def solve_gathered(
@@ -53,14 +39,17 @@ def solve_gathered(
         reduction, task_weights, backend: as in `solve`.
 
     Raises:
-        ValueError: the processes have different numbers of rows.
+        ValueError: the processes differ in shapes, dtypes or options; on all of them, naming what differs.
+        RuntimeError: torch.func or a forward-mode derivative is asked to go through messages.
     """
     options: dict[str, Any] = {"reduction": reduction, "task_weights": task_weights, "backend": backend}
-    if gather == "none" or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if not has_others(gather):
         loss, stats = solve(problem, return_stats=True, **options)
         return loss, stats
-    if not _known_even:
-        _check_even(problem, gather)
+    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
+    if lacking:  # messages to other processes are seen by the backwards of autograd functions alone
+        raise RuntimeError(f"gather={gather!r} has no {lacking} with several processes; use gather='none'")
+    check_agreement(problem, gather, reduction, task_weights)
     one_way = _solve_all if gather == "all" else _solve_ring
     if not problem.symmetric:
         return one_way(problem, **options)
@@ -86,19 +75,6 @@ def _turned(problem: Problem) -> Problem:
     )
 
 
-def _check_even(problem: Problem, gather: str) -> None:
-    backends = str(dist.get_backend_config())
-    # on the CPU if the group can, so that nobody waits for a GPU
-    device = torch.device("cpu") if "cpu:" in backends else problem.contexts.device
-    own = torch.tensor([problem.rows, problem.targets.shape[1]], device=device)
-    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, own)
-    shapes = [tuple(size.tolist()) for size in sizes]
-    if len(set(shapes)) > 1:
-        found = ", ".join(f"rank {rank} has N = {n}, M = {m}" for rank, (n, m) in enumerate(shapes))
-        raise ValueError(f"gather={gather!r} needs as many contexts and targets on every rank; {found}")
-
-
 def _gather(value: Tensor) -> Tensor:
     """[G, ...] from every process's [...]."""
     gathered = value.new_empty((dist.get_world_size(), *value.shape))
@@ -114,14 +90,25 @@ class _GatherRows(torch.autograd.Function):
         return _gather(value).transpose(0, 1).flatten(1, 2)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _SumRows.apply(gradient)  # type: ignore[no-untyped-call]  # torch does not annotate it
+
+
+class _SumRows(torch.autograd.Function):
+    """[U, M, D]: this process's rows of [U, G M, D], summed over processes. Each of the two is the other's backward."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor) -> Tensor:
         # [G, U, M, D], summed in float32: in bfloat16 a sum over many processes would lose digits
         parts = gradient.unflatten(1, (dist.get_world_size(), -1)).transpose(0, 1)
         parts = parts.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
         own = torch.empty_like(parts[0])
         dist.reduce_scatter(own, list(parts.unbind(0)))
         return own.to(gradient.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _GatherRows.apply(gradient)  # type: ignore[no-untyped-call]  # as above
 
 
 def _solve_all(problem: Problem, **options: Any) -> tuple[Tensor, InfoNCEStats]:
@@ -167,8 +154,8 @@ class _Ring(torch.autograd.Function):
         return rows, correct
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("gather='ring'", "use gather='all' and backend='reference' with create_graph=True")
         contexts, targets, weights, scale, pairs, context_ids, target_ids, lse = ctx.saved_tensors
         own = Problem(contexts, targets, weights, pairs, scale, 0, context_ids, target_ids, False)
         dcontexts, dtargets, dweights, dscale = _gradients(own, ctx.backend, lse, drows)

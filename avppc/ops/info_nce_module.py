@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from avppc.config.checks import check_bool, check_choice, check_integer, check_number
 from avppc.ops.info_nce import BACKENDS, REDUCTIONS, to_autocast_dtype
-from avppc.ops.info_nce_gather import GATHERS, solve_gathered
-from avppc.ops.info_nce_problem import Pairs, as_pairs, check_embeddings, make_problem
+from avppc.ops.info_nce_agreement import GATHERS, has_others, refusal_told
+from avppc.ops.info_nce_gather import solve_gathered
+from avppc.ops.info_nce_problem import Pairs, Problem, as_pairs, check_embeddings, make_problem
 
 NORMALIZATIONS = ("none", "layer_norm")
 MAX_WIDTH = 1 << 20
@@ -161,23 +163,10 @@ class BilinearInfoNCE(nn.Module):
     ) -> Any:
         """The loss, or (loss, InfoNCEStats); the arguments are those of bilinear_info_nce."""
         options = self.options
-        with_stats = options.return_stats if return_stats is None else return_stats
-        check_bool("return_stats", with_stats)
-        if options.normalize == "layer_norm":
-            contexts, targets = check_embeddings("contexts", contexts), check_embeddings("targets", targets)
-            contexts = F.layer_norm(contexts, contexts.shape[-1:])
-            targets = F.layer_norm(targets, targets.shape[-1:])
-        contexts, targets, weights = to_autocast_dtype(contexts, targets, self.weight)
-        problem = make_problem(
-            contexts,
-            targets,
-            weights,
-            self.pairs,
-            scale=self.scale,
-            context_ids=context_ids,
-            target_ids=target_ids,
-            symmetric=options.symmetric,
-        )
+        with refusal_told(self.weight.device) if has_others(options.gather) else contextlib.nullcontext():
+            with_stats = options.return_stats if return_stats is None else return_stats
+            check_bool("return_stats", with_stats)
+            problem = self._problem(contexts, targets, context_ids, target_ids)
         loss, stats = solve_gathered(
             problem,
             options.gather,
@@ -186,6 +175,25 @@ class BilinearInfoNCE(nn.Module):
             backend=options.backend,
         )
         return (loss, stats) if with_stats else loss
+
+    def _problem(
+        self, contexts: Tensor, targets: Tensor, context_ids: Tensor | None, target_ids: Tensor | None
+    ) -> Problem:
+        if self.options.normalize == "layer_norm":
+            contexts, targets = check_embeddings("contexts", contexts), check_embeddings("targets", targets)
+            contexts = F.layer_norm(contexts, contexts.shape[-1:])
+            targets = F.layer_norm(targets, targets.shape[-1:])
+        contexts, targets, weights = to_autocast_dtype(contexts, targets, self.weight)
+        return make_problem(
+            contexts,
+            targets,
+            weights,
+            self.pairs,
+            scale=self.scale,
+            context_ids=context_ids,
+            target_ids=target_ids,
+            symmetric=self.options.symmetric,
+        )
 
     def extra_repr(self) -> str:
         tasks, target_dim, context_dim = self.weight.shape

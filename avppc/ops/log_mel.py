@@ -12,6 +12,7 @@ from avppc.config.checks import check_choice
 from avppc.config.features import LogMelConfig
 from avppc.ops import _library
 from avppc.ops.constants import is_plain
+from avppc.ops.derivatives import derivative_of
 from avppc.ops.reference_log_mel import log_mel_reference, mel_filter_bank_reference
 from avppc.tensors import check_tensor, without_autocast
 
@@ -28,8 +29,9 @@ def log_mel(
 ) -> Tensor:  # [..., F, features]
     """Log-mel features [..., F, features] of each waveform, as `avppc.ops.reference.log_mel_reference` defines them.
 
-    There is no gradient, and a waveform that requires one is refused (the reference is differentiable). Warns of mel
-    bands that hold no point of the transform.
+    There is no gradient, and a waveform that requires one is refused (the reference is differentiable). Under
+    derivatives by torch.func and in forward mode "auto" is the reference, with its derivatives. Warns of mel bands that
+    hold no point of the transform.
 
     Args:
         waveform: [..., S] float32 of full scale +-1, or int16, which means x / 32768; the reference also takes float64.
@@ -49,10 +51,12 @@ def log_mel(
     _check_waveform(waveform, config)
     if lengths is not None:
         _check_lengths(lengths, waveform)
-    backend = _pick_backend(waveform, backend, config)
+    derivative = derivative_of(waveform)
+    _check_gradient(waveform, derivative)
+    backend = _pick_backend(waveform, backend, config, derivative)
     if backend == "reference":
         with without_autocast(waveform):  # bfloat16 products would cost two digits
-            return log_mel_reference(waveform.detach(), config, lengths)
+            return log_mel_reference(waveform if derivative else waveform.detach(), config, lengths)
     samples = waveform.shape[-1]
     flat_lengths = None if lengths is None else lengths.reshape(-1).to(torch.int64).contiguous()
     features: Tensor = torch.ops.avppc.log_mel(
@@ -97,7 +101,11 @@ def _check_waveform(waveform: Tensor, config: LogMelConfig) -> None:
             f"window_samples={config.window_samples}, hop_samples={config.hop_samples}, "
             f"drop_last_frame={config.drop_last_frame}"
         )
-    if waveform.requires_grad and torch.is_grad_enabled():
+
+
+def _check_gradient(waveform: Tensor, derivative: str | None) -> None:
+    """Raises where a backward pass would ask for the gradient that is not there."""
+    if derivative is None and waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "waveform must not require a gradient: log_mel has none; "
             "detach it or use avppc.ops.reference.log_mel_reference"
@@ -145,13 +153,13 @@ def _check_lengths(lengths: Tensor, waveform: Tensor) -> None:
             raise ValueError(f"lengths must be from 0 to {waveform.shape[-1]}, got values from {low} to {high}")
 
 
-def _pick_backend(waveform: Tensor, backend: str, config: LogMelConfig) -> str:
-    """ "cpp", "cuda" or "reference" for this waveform."""
+def _pick_backend(waveform: Tensor, backend: str, config: LogMelConfig, derivative: str | None = None) -> str:
+    """ "cpp", "cuda" or "reference" for this waveform, and for the derivative that is asked of the call."""
     check_choice("backend", backend, BACKENDS)
     device = waveform.device.type
     if backend == "auto":
         compiled = {"cpu": "cpp", "cuda": "cuda"}.get(device)
-        if compiled is None or waveform.dtype == torch.float64:
+        if compiled is None or waveform.dtype == torch.float64 or derivative is not None:
             return "reference"
         reason = _cuda_problem(config) if compiled == "cuda" else None
         reason = reason or _library.missing_reason(compiled)
@@ -163,6 +171,8 @@ def _pick_backend(waveform: Tensor, backend: str, config: LogMelConfig) -> str:
         return backend
     if waveform.dtype == torch.float64:
         raise TypeError(f"waveform must be float32 or int16 with backend={backend!r}, got torch.float64")
+    if derivative is not None:
+        raise RuntimeError(f"log_mel(backend={backend!r}) has no {derivative}; use 'reference'")
     needed = {"cpp": "cpu", "cuda": "cuda"}[backend]
     if device != needed:
         raise ValueError(f"waveform must be on a {needed} device with backend={backend!r}, got {waveform.device}")

@@ -6,6 +6,7 @@ predicts every disjoint set of one or two.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from avppc.config.checks import check_bool, check_choice, check_integer
 from avppc.ops.info_nce import to_autocast_dtype
+from avppc.ops.info_nce_agreement import has_others, refusal_told
 from avppc.ops.info_nce_module import MAX_WIDTH, BilinearInfoNCE, check_option_names, check_weight_list
 from avppc.ops.info_nce_problem import check_ids
 from avppc.ops.reference_info_nce import info_nce_logits_reference
@@ -196,19 +198,24 @@ class PermutativeInfoNCE(nn.Module):
             v_future: [N, D], their futures as seen.
             a_past: [N, D], their pasts as heard.
             a_future: [N, D], their futures as heard.
-            clip_ids: [N] integers; clips with equal ids are not negatives of each other.
+            clip_ids: [N] integers; clips with equal ids are not negatives of each other. With swapped_negatives -2**63
+                counts as -2**63 + 1.
             return_stats: overrides the option of the same name.
         """
         given = (v_past, v_future, a_past, a_future)
-        if clip_ids is not None:
-            first = next((value for value in given if isinstance(value, Tensor)), None)
-            clip_ids = clip_ids if first is None else check_ids("clip_ids", clip_ids, first.unsqueeze(0))
-        contexts, targets = self._sides(given, self.swapped_negatives)
+        others = has_others(self.score.options.gather)
+        with refusal_told(self.score.weight.device) if others else contextlib.nullcontext():
+            if clip_ids is not None:
+                first = next((value for value in given if isinstance(value, Tensor)), None)
+                clip_ids = clip_ids if first is None else check_ids("clip_ids", clip_ids, first.unsqueeze(0))
+            contexts, targets = self._sides(given, self.swapped_negatives)
         target_ids = clip_ids
         if self.swapped_negatives and clip_ids is not None:
-            # an id that no context has, so that the swapped targets are negatives of their own clip, too
-            nobody = torch.full_like(clip_ids, torch.iinfo(clip_ids.dtype).min)
-            target_ids = torch.cat([clip_ids, nobody])
+            # An id that no context has, so that the swapped targets are negatives of their own clip, too. All 64 bits
+            # may be in use, so the lowest id gives way to its neighbour.
+            nobody = torch.iinfo(clip_ids.dtype).min
+            clip_ids = clip_ids.clamp_min(nobody + 1)
+            target_ids = torch.cat([clip_ids, torch.full_like(clip_ids, nobody)])
         return self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
 
     def logits(

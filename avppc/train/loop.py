@@ -28,7 +28,7 @@ from avppc.data.sampler import EpochSampler
 from avppc.files import sole_use
 from avppc.interrupts import Stopped
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
-from avppc.ops.info_nce_gather import rows_known_even
+from avppc.ops.info_nce_agreement import rows_known_even
 from avppc.printing import Console
 from avppc.tasks.protocol import ProxyTask
 from avppc.tasks.registry import make_task

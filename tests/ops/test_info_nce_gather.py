@@ -45,9 +45,9 @@ def test_uneven_batches_are_refused_on_every_rank(results: list[dict[str, Any]],
     if len(results) == 1:
         assert f"uneven {gather}" not in results[0]
         return
-    sizes = ", ".join(f"rank {rank} has N = {3 + rank}, M = {3 + rank}" for rank in range(len(results)))
+    sizes = " and ".join(f"{3 + rank} on rank {rank}" for rank in range(len(results)))
     for result in results:
-        message = f"gather={gather!r} needs as many contexts and targets on every rank; {sizes}"
+        message = f"gather={gather!r} needs the same call on every rank, but N is {sizes}; M is {sizes}"
         assert result[f"uneven {gather}"] == message
 
 

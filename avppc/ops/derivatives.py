@@ -1,0 +1,88 @@
+"""Which derivatives an operator of our own has: those of one backward pass, no others.
+
+Where anything else is asked for, plain torch must take the operator's place, or the call must be refused: torch itself
+would take the missing derivatives for zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from avppc.ops import _library
+
+
+def plain_torch_alone(*inputs: Tensor | None) -> str | None:
+    """What is under way that plain torch alone can do, or would lose derivatives without it; None if nothing is."""
+    if (recording := _recording()) is not None:
+        return recording
+    # also those that torch.compile traces: it drops the backward of an autograd function
+    return "torch.func transforms" if _transforms_are_active() else _forward_mode(inputs)
+
+
+def derivative_of(*inputs: Tensor | None) -> str | None:
+    """The part of `plain_torch_alone` that differentiates the call itself: no batching, and no record made of it."""
+    return "derivatives by torch.func" if _derivatives_are_active() else _forward_mode(inputs)
+
+
+def _forward_mode(inputs: tuple[Tensor | None, ...]) -> str | None:
+    # Read in the trace, so that torch.compile asks before each later call whether it is still so.
+    if forward_ad._current_level < 0:
+        return None
+    # torch.compile cannot say, while it traces, whether its inputs have tangents
+    if torch.compiler.is_compiling() or any(
+        value is not None and forward_ad.unpack_dual(value).tangent is not None for value in inputs
+    ):
+        return "forward-mode derivatives"
+    return None
+
+
+def _recording() -> str | None:
+    """What records operators, to differentiate them later; torch.compile does not count, which differentiates first."""
+    if _is_exporting():
+        return "gradients in torch.export"
+    if torch.compiler.is_compiling():
+        return None
+    proxy = torch._C._TorchDispatchModeKey.PROXY
+    if torch._C._get_dispatch_mode(proxy) is not None or torch._ops._get_dispatch_mode_pre_dispatch(proxy) is not None:
+        return "gradients in make_fx"
+    if torch._C._get_tracing_state() is not None:
+        return "gradients in torch.jit.trace"
+    return None
+
+
+def is_differentiated(*inputs: Tensor) -> bool:
+    """Whether derivatives of any kind are asked of a function of these: for operators that have none at all."""
+    recorded = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+    return recorded or plain_torch_alone(*inputs) is not None
+
+
+def refuse_second_derivative(function: str, remedy: str) -> None:
+    """Raises RuntimeError in a backward that is itself to be differentiated.
+
+    It must be asked: torch.autograd.function.once_differentiable says nothing where the upstream gradient requires no
+    gradient, as that of a loss.
+    """
+    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+        raise RuntimeError(f"{function} has no second derivative; {remedy}")
+
+
+@_library.constant_when_compiled
+def _is_exporting() -> bool:
+    """What torch answers outside the trace: before torch 2.13 torch.compile, tracing the question, took it for true."""
+    return torch.compiler.is_exporting()
+
+
+@_library.constant_when_compiled
+def _transforms_are_active() -> bool:
+    """Whether a transform of torch.func is being run, or traced by torch.compile."""
+    return torch._C._are_functorch_transforms_active()
+
+
+@_library.constant_when_compiled
+def _derivatives_are_active() -> bool:
+    """Whether one of them differentiates: vmap alone is served by the operators themselves."""
+    functorch = torch._C._functorch
+    differentiating = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
+    return any(layer.key() in differentiating for layer in functorch.get_interpreter_stack() or ())
