@@ -32,6 +32,7 @@ from avppc.ops.info_nce_agreement import rows_known_even
 from avppc.printing import Console
 from avppc.tasks.protocol import ProxyTask
 from avppc.tasks.registry import make_task
+from avppc.train.agreement import check_same_training
 from avppc.train.gradients import GradientAverager
 from avppc.train.hardware import autocast, keep_memory, use_bf16
 from avppc.train.log import Meter, RunLog, Stopwatch
@@ -93,7 +94,8 @@ def pretrain(config: PretrainConfig) -> Path:
     - the norms of which objective.weighting="gradient-norm" takes the mean.
 
     Raises:
-        ValueError: settings that do not fit the data, or a directory that holds another run or is another process's.
+        ValueError: settings that do not fit the data, or that differ between processes, or a directory that holds
+            another run or is another process's.
         FloatingPointError: too many steps in a row whose loss or gradient is not finite.
         OSError: the last checkpoint could not be written.
         Stopped: SIGTERM or Ctrl-C came, and a checkpoint is written.
@@ -109,6 +111,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
         torch.set_num_threads(config.threads)
     keep_memory()
     dataset = processes.together(partial(_open_data, config, processes))
+    check_same_training(config, split_sha256(config.data, "train"), processes)
     sampler = _make_sampler(config, dataset, processes)
     task = _open_task(config, processes, held, dataset.shape.frames)
     optimizer = make_optimizer(task, config.optimizer)

@@ -79,7 +79,7 @@ def _check_same_run(
     wanted, there = _places(wanted), _places(there)
     if known is not None:
         there = there | {"data": wanted["data"]}  # the same clips, wherever they lie
-    if differing := sorted(_differences(wanted, there)):
+    if differing := sorted(differences(wanted, there)):
         raise ValueError(
             f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): "
             "give the same settings to go on with it, or another --out"
@@ -172,10 +172,10 @@ def _places(settings: dict[str, Any]) -> dict[str, Any]:
     return kept | {"data": remote_url(kept["data"]) or os.path.realpath(kept["data"])}
 
 
-def _differences(wanted: Any, found: Any, name: str = "") -> list[str]:
+def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         lines = []
         for key in sorted(wanted.keys() | found.keys()):
-            lines += _differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else str(key))
+            lines += differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else str(key))
         return lines
     return [] if wanted == found else [f"{name} is {found!r} there, {wanted!r} here"]

@@ -225,7 +225,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
         state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
         state = {key: value for key, value in state.items() if "." not in key}
         for key, value in state.items():
-            if value.shape == parameter.shape:
+            # "step" is a count; else a 0-d value is of a parameter that had 0 dimensions once and now has one
+            if value.shape == parameter.shape or (key != "step" and value.ndim == 0 and parameter.shape == (1,)):
                 state[key] = torch.empty_like(parameter).copy_(value)
         if state:
             optimizer.state[parameter] = state

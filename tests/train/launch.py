@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.multiprocessing
@@ -29,13 +31,7 @@ def free_port() -> int:
 
 
 def _work(rank: int, processes: int, ports: list[int], configs: list[PretrainConfig], stop_at: int | None) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    _enter(rank, processes)
     for config, port in zip(configs, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
         if stop_at is None:
@@ -43,6 +39,35 @@ def _work(rank: int, processes: int, ports: list[int], configs: list[PretrainCon
         else:
             pretrain_until(config, stop_at if rank == processes - 1 else None)
         check_gloo_has_ended()
+
+
+def _enter(rank: int, processes: int) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def refusals(runs: Sequence[Sequence[PretrainConfig]], folder: Path) -> list[list[str]]:
+    """What each process says whose settings are not those of the others; a run has one configuration a process."""
+    ports = [free_port() for _ in runs]
+    torch.multiprocessing.spawn(_refuse, (ports, list(runs), folder), len(runs[0]))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(len(runs[0]))]
+
+
+def _refuse(rank: int, ports: list[int], runs: list[Sequence[PretrainConfig]], folder: Path) -> None:
+    _enter(rank, len(runs[0]))
+    said = []
+    for configs, port in zip(runs, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        try:
+            loop.pretrain(configs[rank])
+        except ValueError as error:
+            said.append(str(error))
+    (folder / f"{rank}.json").write_text(json.dumps(said))
 
 
 def pretrain_until(config: PretrainConfig, step: int | None) -> None:

@@ -16,9 +16,9 @@ WORDS = ("OPEN", "SHUT", "TWICE")
 SPLITS = {"train": 24, "val": 6, "test": 9}
 
 
-def make_clip(word: int, number: int) -> dict[str, np.ndarray]:
+def make_clip(word: int, number: int, seed: int = 0) -> dict[str, np.ndarray]:
     """A dark square that opens once, shuts, or opens twice, with a tone whose loudness follows it."""
-    generator = np.random.default_rng([word, number])
+    generator = np.random.default_rng([word, number, seed] if seed else [word, number])
     time = np.linspace(0, 1, CLIP_FRAMES)
     opening = (np.sin(np.pi * time), 1 - np.sin(np.pi * time), np.sin(2 * np.pi * time) ** 2)[word]
     video = generator.integers(150, 200, (CLIP_FRAMES, 96, 96), dtype=np.uint8)
@@ -30,7 +30,7 @@ def make_clip(word: int, number: int) -> dict[str, np.ndarray]:
     return {"video": video, "audio": audio}
 
 
-def write_tiny_set(directory: Path) -> Path:
+def write_tiny_set(directory: Path, seed: int = 0) -> Path:
     (directory / SHARD_FOLDER).mkdir(parents=True)
     splits = {}
     for split, clips in SPLITS.items():
@@ -40,7 +40,7 @@ def write_tiny_set(directory: Path) -> Path:
             clip_id = 1000 * len(splits) + number
             writer.add(
                 f"{WORDS[word]}/{split}/{number}.mp4",
-                **make_clip(word, clip_id),
+                **make_clip(word, clip_id, seed),
                 label=word,
                 clip_id=clip_id,
                 speaker=len(splits),
