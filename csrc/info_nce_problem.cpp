@@ -32,11 +32,14 @@ std::vector<Pair> read_pairs(const Tensor& tensor, int64_t contexts, int64_t tar
   return pairs;
 }
 
-// The sub-tasks, each as far as possible behind the last one that has its context or its target.
+// The sub-tasks, each as far as possible behind the last one that has its context or its target. Only the first so many
+// that remain are looked at: among all, the time would grow with the square of their number.
 std::vector<int64_t> spread(const std::vector<Pair>& pairs, int64_t contexts, int64_t targets) {
-  std::vector<int64_t> remaining(pairs.size()), order, context_used(contexts, -1), target_used(targets, -1);
+  constexpr size_t LOOKED_AT = 64;
+  std::vector<int64_t> remaining(std::min(pairs.size(), LOOKED_AT)), order;
+  std::vector<int64_t> context_used(contexts, -1), target_used(targets, -1);
   std::iota(remaining.begin(), remaining.end(), 0);
-  while (!remaining.empty()) {
+  for (size_t next = remaining.size(); !remaining.empty();) {
     const auto last_use = [&](int64_t k) {
       return std::max(context_used[pairs[k].context], target_used[pairs[k].target]);
     };
@@ -45,6 +48,7 @@ std::vector<int64_t> spread(const std::vector<Pair>& pairs, int64_t contexts, in
     context_used[pairs[*best].context] = target_used[pairs[*best].target] = order.size();
     order.push_back(*best);
     remaining.erase(best);
+    if (next < pairs.size()) remaining.push_back(next++);
   }
   return order;
 }

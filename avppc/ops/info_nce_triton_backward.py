@@ -292,8 +292,10 @@ def _dcontexts_and_dweights(setting: Setting, dq: Tensor, gain: Tensor, needs: _
 
 def _add_up(plan: Plan, dq: Tensor, gain: Tensor, dcontexts: Tensor) -> None:
     """Without weights: each context's gradient is the sum of dq over its slots, always in the same order."""
-    for context in range(dcontexts.shape[0]):
-        slots = [slot for slot, its in enumerate(plan.slot_contexts) if its == context]
+    of_context: list[list[int]] = [[] for _ in range(dcontexts.shape[0])]
+    for slot, context in enumerate(plan.slot_contexts):
+        of_context[context].append(slot)
+    for context, slots in enumerate(of_context):
         total = dq[slots[0]] if slots else torch.zeros_like(dq[0])
         for slot in slots[1:]:
             total = total + dq[slot]

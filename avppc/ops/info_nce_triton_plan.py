@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from dataclasses import dataclass
 
@@ -73,10 +74,11 @@ def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch
         flat_terms = [term for group in groups for term in group]
         return Terms(table(starts), table([a for a, _ in flat_terms]), table([b for _, b in flat_terms]))
 
-    target_starts = [0]
-    for target in range(targets):
-        target_starts.append(target_starts[-1] + sum(pair[1] == target for pair in pairs))
-    of_context = [[(slots[k], k) for k in tasks if pairs[k][0] == context] for context in range(contexts)]
+    counts = collections.Counter(target for _, target in pairs)
+    target_starts = list(itertools.accumulate((counts[target] for target in range(targets)), initial=0))
+    of_context: list[list[tuple[int, int]]] = [[] for _ in range(contexts)]
+    for k in tasks:
+        of_context[pairs[k][0]].append((slots[k], k))
     return Plan(
         slot_tasks=table(tasks),
         slot_targets=table([pairs[task][1] for task in tasks]),

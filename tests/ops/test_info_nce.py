@@ -130,6 +130,22 @@ def test_every_instruction_set_is_as_good_as_plain_torch_in_bfloat16(
     check_against_truth(case, "cpp")
 
 
+@needs_cpp
+def test_any_number_of_subtasks_in_any_order() -> None:
+    """More than are put in order at a time; neighbours that share a context, then a target, then both."""
+    g = torch.Generator().manual_seed(0)
+    pairs = [*((k % 3, k // 3 % 40) for k in range(120)), *((k // 40, k % 40) for k in range(120)), *[(0, 0)] * 70]
+    K = len(pairs)
+    tensors = [torch.randn(shape, generator=g) for shape in ((3, 5, 6), (40, 5, 6), (K, 6, 6))]
+    names = ("contexts", "targets", "weights")
+    arguments = {name: value.requires_grad_() for name, value in zip(names, tensors, strict=True)}
+    arguments |= {"scale": torch.tensor(0.3, requires_grad=True), "pairs": pairs}
+    upstream = torch.randn(K, generator=g)
+    got = with_gradients(solve(arguments, "cpp", reduction="task"), upstream, arguments)
+    expected = with_gradients(solve(arguments, "reference", reduction="task"), upstream, arguments)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", [Case(N=60), Case(N=60, symmetric=True), Case(N=60, ids=9)], ids=str)
 def test_statistics_are_those_of_the_rows(case: Case, backend: str) -> None:
