@@ -12,6 +12,11 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as errors name it, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def check_tensor(name: str, value: object) -> Tensor:
     """The value; raises TypeError unless it is a dense tensor, whose elements lie at strides."""
     if not isinstance(value, Tensor):

@@ -2,7 +2,8 @@
 
 `packed/` holds 12 clips of 9 frames of 20 x 20 pixels. `run/` is the task "time-arrow" after two steps on them: its
 last checkpoint is that of the first step, its encoder that of the second, and one row is evaluated. `parameters.json`
-has the name and shape of every parameter of each task.
+has the name and shape of every parameter of each task; the learned scale of the loss, [] then, is [1] now and read from
+either.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from avppc.data.packed import PackedDataset
 from avppc.evaluate.lipreading import evaluate
 from avppc.evaluate.report import render
 from avppc.evaluate.results import read_rows
+from avppc.ops.info_nce_module import BilinearInfoNCE
 from avppc.tasks.registry import TASKS, make_task
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
 from avppc.train.run import read_run_config
+from avppc.train.state import load_optimizer_tensors
 
 EARLIER = Path(__file__).parent / "earlier"
 ENCODER = EncoderConfig(width=4, features=8, crop_pixels=16, input_pixels=16)
@@ -87,6 +90,21 @@ def test_the_encoder_is_evaluated(place: Path) -> None:
     assert includes(row.settings, earlier.settings)
     assert row.tested == earlier.tested == 4
     assert row.chosen == earlier.chosen
+
+
+def test_a_scale_of_no_dimensions_and_its_moments_are_read() -> None:
+    module = BilinearInfoNCE(4, 4, learn_scale=True)
+    module.load_state_dict({**module.state_dict(), "log_scale": torch.tensor(2.5)})
+    torch.testing.assert_close(module.scale.detach(), torch.tensor(2.5).exp())
+    optimizer = torch.optim.AdamW(module.parameters())
+    earlier = {"log_scale.exp_avg": torch.tensor(0.1), "log_scale.exp_avg_sq": torch.tensor(0.2)}
+    load_optimizer_tensors(optimizer, module, {**earlier, "log_scale.step": torch.tensor(3.0)})
+    assert {name: list(value.shape) for name, value in optimizer.state[module.log_scale].items()} == {
+        "exp_avg": [1], "exp_avg_sq": [1], "step": []
+    }  # fmt: skip
+    module.log_scale.grad = torch.ones(1)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[module.log_scale]["exp_avg"], torch.tensor([0.19]))
 
 
 @pytest.mark.parametrize("task", TASKS)

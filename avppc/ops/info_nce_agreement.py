@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from avppc.ops.info_nce_problem import Problem
-from avppc.tensors import FLOAT_DTYPES
+from avppc.tensors import FLOAT_DTYPES, dtype_name
 
 GATHERS = ("none", "all", "ring")
 _REDUCTIONS = ("mean", "task", "none")
@@ -64,7 +64,7 @@ class _Facts(NamedTuple):
 
 _TEXTS: dict[str, Callable[[int], str]] = {
     "gather": lambda code: repr(GATHERS[code]),
-    "dtype": lambda code: str(FLOAT_DTYPES[code]).removeprefix("torch."),
+    "dtype": lambda code: dtype_name(FLOAT_DTYPES[code]),
     "pairs": lambda code: f"(hash {code})",
     "task_weights": lambda code: f"(hash {code})",
     "weights": lambda code: "given" if code else "None",

@@ -17,6 +17,7 @@ from avppc.ops.info_nce import BACKENDS, REDUCTIONS, to_autocast_dtype
 from avppc.ops.info_nce_agreement import GATHERS, has_others, refusal_told
 from avppc.ops.info_nce_gather import solve_gathered
 from avppc.ops.info_nce_problem import Pairs, Problem, as_pairs, check_embeddings, make_problem
+from avppc.tensors import FLOAT_DTYPES, dtype_name
 
 NORMALIZATIONS = ("none", "layer_norm")
 MAX_WIDTH = 1 << 20
@@ -84,6 +85,35 @@ def check_option_names(owner: str, names: Iterable[str]) -> None:
             raise TypeError(f"{owner} has no option {name!r}; there are {', '.join(allowed)}")
 
 
+def _fill(parameter: Any, value: Tensor) -> None:
+    """Copies a value that every process has whole into a parameter, which may be sharded (a DTensor)."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        parameter.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, Replicate  # whoever shards has imported it
+
+    whole = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    # As local parts: DTensor's own copy_ refuses a dimension of fewer elements than processes (torch 2.13).
+    parameter.to_local().copy_(whole.redistribute(mesh, parameter.placements).to_local())
+
+
+def check_like_module(name: str, value: object, weight: Tensor) -> None:
+    """Raises unless value has the device of a module's weight and, unless autocast makes them alike, its dtype.
+
+    Call it inside that module's forward: elsewhere a sharded weight may be stored in another dtype, on another device.
+    What is no tensor of floating point numbers is left to other checks.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        return
+    if value.device != weight.device:
+        raise ValueError(f"{name} must be on {weight.device} like the module, got {value.device}")
+    cast_value, cast_weight = to_autocast_dtype(value, weight)
+    if cast_value.dtype != cast_weight.dtype:
+        wanted, got = dtype_name(weight.dtype), dtype_name(value.dtype)
+        raise TypeError(f"{name} must have dtype {wanted} like the module where there is no autocast, got {got}")
+
+
 class BilinearInfoNCE(nn.Module):
     """bilinear_info_nce with its weights W [K, Dz, Dc] (and, if wanted, its scale) as parameters.
 
@@ -135,22 +165,29 @@ class BilinearInfoNCE(nn.Module):
         if weights is not None and len(weights) != tasks:
             raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
         self.weight = nn.Parameter(torch.empty(tasks, target_dim, context_dim))
-        self.log_scale = nn.Parameter(torch.empty(())) if learn_scale else None
+        self.log_scale = nn.Parameter(torch.empty(1)) if learn_scale else None  # FSDP shards nothing of 0 dimensions
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Sets W to I / sqrt(D) and the scale to its first value."""
         _, target_dim, context_dim = self.weight.shape
         with torch.no_grad():
-            identity = torch.eye(target_dim, context_dim) / math.sqrt(min(target_dim, context_dim))
-            self.weight.copy_(identity.expand_as(self.weight))
+            identity = torch.eye(target_dim, context_dim, device=self.weight.device)
+            identity /= math.sqrt(min(target_dim, context_dim))
+            _fill(self.weight, identity.expand(self.weight.shape))
             if self.log_scale is not None:
                 self.log_scale.fill_(math.log(self.options.scale))
 
     @property
     def scale(self) -> float | Tensor:
         """What the logits are multiplied by."""
-        return self.options.scale if self.log_scale is None else self.log_scale.exp()
+        return self.options.scale if self.log_scale is None else self.log_scale.exp().squeeze(0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        name = f"{prefix}log_scale"
+        if isinstance(value := state_dict.get(name), Tensor) and value.ndim == 0:  # as it was up to version 0.1
+            state_dict[name] = value.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(
         self,
@@ -183,6 +220,7 @@ class BilinearInfoNCE(nn.Module):
             contexts, targets = check_embeddings("contexts", contexts), check_embeddings("targets", targets)
             contexts = F.layer_norm(contexts, contexts.shape[-1:])
             targets = F.layer_norm(targets, targets.shape[-1:])
+        check_like_module("contexts", contexts, self.weight)
         contexts, targets, weights = to_autocast_dtype(contexts, targets, self.weight)
         return make_problem(
             contexts,

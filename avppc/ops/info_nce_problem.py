@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avppc.config.checks import check_bool
 from avppc.ops.constants import constant
-from avppc.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor
+from avppc.tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor, dtype_name
 
 NO_POSITIVE = -1
 """The positive_offset inside a ring, where the targets are another process's and no row has its positive among them."""
@@ -267,4 +267,4 @@ def loss_dtype(embeddings: Tensor) -> torch.dtype:
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return ", ".join(map(dtype_name, dtypes))

@@ -19,10 +19,16 @@ from torch.nn import functional
 from avppc.config.checks import check_bool, check_choice, check_integer
 from avppc.ops.info_nce import to_autocast_dtype
 from avppc.ops.info_nce_agreement import has_others, refusal_told
-from avppc.ops.info_nce_module import MAX_WIDTH, BilinearInfoNCE, check_option_names, check_weight_list
+from avppc.ops.info_nce_module import (
+    MAX_WIDTH,
+    BilinearInfoNCE,
+    check_like_module,
+    check_option_names,
+    check_weight_list,
+)
 from avppc.ops.info_nce_problem import check_ids
 from avppc.ops.reference_info_nce import info_nce_logits_reference
-from avppc.tensors import check_tensor
+from avppc.tensors import FLOAT_DTYPES, check_tensor, dtype_name
 
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
@@ -106,6 +112,7 @@ class PairFusion(nn.Module):
         first, second = (torch.stack([elements[pair[side]] for pair in self.pairs]) for side in (0, 1))
         if self.kind == "sum":
             return first + second
+        check_like_module("the elements' embeddings", first, self.weight1)
         hidden = torch.baddbmm(self.bias1, torch.cat([first, second], 2), self.weight1)
         return hidden if self.kind == "concat-linear" else torch.baddbmm(self.bias2, hidden.relu(), self.weight2)
 
@@ -274,21 +281,29 @@ class PermutativeInfoNCE(nn.Module):
             if value.ndim != 2 or value.shape[1] != self.dim or value.shape[0] != rows or rows == 0:
                 allowed = f"[{rows or 'N > 0'}, {self.dim}]"
                 raise ValueError(f"{argument} must have shape {allowed}, got {list(value.shape)}")
-            self._check_kind(argument, value)
+            _check_kind(argument, value, next(iter(used.items()), None))
             used[element] = value
         return used
 
-    def _check_kind(self, argument: str, value: Tensor) -> None:
-        """Raises unless value has the module's device and, unless autocast makes them alike, the module's dtype."""
-        weight = self.score.weight
-        if value.device != weight.device:
-            raise ValueError(f"{argument} must be on {weight.device} like the module, got {value.device}")
-        cast_value, cast_weight = to_autocast_dtype(value, weight)
-        if cast_value.dtype != cast_weight.dtype:
-            wanted, got = (str(dtype).removeprefix("torch.") for dtype in (weight.dtype, value.dtype))
-            raise TypeError(
-                f"{argument} must have dtype {wanted} like the module where there is no autocast, got {got}"
-            )
+
+def _check_kind(argument: str, value: Tensor, first: tuple[str, Tensor] | None) -> None:
+    """Raises unless value is of a floating point dtype and, unless autocast makes them alike, like the first element.
+
+    What it has in common with the weights, the modules that own them ask: elsewhere they may be sharded.
+    """
+    if value.dtype not in FLOAT_DTYPES:
+        allowed, got = ", ".join(map(dtype_name, FLOAT_DTYPES)), dtype_name(value.dtype)
+        raise TypeError(f"{argument} must have one of the dtypes {allowed}; got {got}")
+    if first is None:
+        return
+    element, other = first
+    like = ARGUMENTS[ELEMENTS.index(element)]
+    if value.device != other.device:
+        raise ValueError(f"{argument} must be on {other.device} like {like}, got {value.device}")
+    cast_value, cast_other = to_autocast_dtype(value, other)
+    if cast_value.dtype != cast_other.dtype:
+        wanted, got = dtype_name(other.dtype), dtype_name(value.dtype)
+        raise TypeError(f"{argument} must have dtype {wanted} like {like} where there is no autocast, got {got}")
 
 
 def _used(sides: Sequence[ElementNames]) -> list[ElementNames]:

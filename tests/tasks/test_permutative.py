@@ -185,7 +185,7 @@ def test_state_dict_is_stable() -> None:
     state = PermutativeInfoNCE(D, learn_scale=True).state_dict()
     fusion = {"weight1": [6, 2 * D, D], "bias1": [6, 1, D], "weight2": [6, D, D], "bias2": [6, 1, D]}
     expected = {f"{role}_fusion.{name}": shape for role in ("context", "target") for name, shape in fusion.items()}
-    expected |= {"score.weight": [42, D, D], "score.log_scale": []}
+    expected |= {"score.weight": [42, D, D], "score.log_scale": [1]}
     assert {name: list(value.shape) for name, value in state.items()} == expected
 
 
@@ -244,14 +244,19 @@ def test_wrong_elements_are_named(elements: list[Tensor]) -> None:
         loss_fn(elements[0], elements[1][:, 1:], *elements[2:])
     with pytest.raises(ValueError, match=r"v_past must have shape \[N > 0, 8\], got \[\]"):
         loss_fn(torch.tensor(1.0), *elements[1:])
-    with pytest.raises(TypeError, match=r"v_future must have dtype float32 like the module .*got bfloat16"):
+    with pytest.raises(TypeError, match=r"v_future must have dtype float32 like v_past .*got bfloat16"):
         loss_fn(elements[0], elements[1].bfloat16(), *elements[2:])
-    with pytest.raises(TypeError, match=r"v_past must have dtype float32 like the module .*got int64"):
+    with pytest.raises(TypeError, match=r"v_past must have one of the dtypes float32, .*got int64"):
         loss_fn(elements[0].long(), *elements[1:])
     with pytest.raises(TypeError, match=r"v_past must be a dense torch.Tensor, got layout torch.sparse_coo"):
         loss_fn(elements[0].to_sparse(), *elements[1:])
-    with pytest.raises(ValueError, match="a_past must be on cpu like the module, got meta"):
+    with pytest.raises(ValueError, match="a_past must be on cpu like v_past, got meta"):
         loss_fn(*elements[:2], elements[2].to("meta"), elements[3])
+    with pytest.raises(ValueError, match="embeddings must be on cpu like the module, got meta"):
+        loss_fn(*[element.to("meta") for element in elements])
+    for subtasks, name in ((["Vp,Ap->Vf"], "the elements' embeddings"), (["Vp->Vf"], "contexts")):
+        with pytest.raises(TypeError, match=rf"{name} must have dtype float32 like the module .*got bfloat16"):
+            PermutativeInfoNCE(D, subtasks=subtasks)(*[element.bfloat16() for element in elements])
     with pytest.raises(ValueError, match=r"clip_ids must have shape \[6\], one id a row; got \[5\]"):
         loss_fn(*elements, torch.arange(N - 1))
 

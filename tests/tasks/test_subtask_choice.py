@@ -177,6 +177,17 @@ def test_swapped_negatives_are_past_and_future_the_wrong_way_round() -> None:
         PermutativeInfoNCE(8, swapped_negatives=1)
 
 
+@pytest.mark.parametrize("ids", [[-(2**63), 1, 2, 3], [-(2**63)] * 2 + [7, 7], [2**63 - 1, -1, 0, -(2**63)]])
+def test_swapped_negatives_take_any_clip_id(ids: list[int]) -> None:
+    """As a missing number reads as an integer: no id means "nobody"."""
+    torch.manual_seed(0)
+    elements = torch.randn(4, 4, 8).unbind()
+    loss_fn = PermutativeInfoNCE(8, swapped_negatives=True)
+    small = [sorted(set(ids)).index(value) for value in ids]
+    expected = loss_fn(*elements, torch.tensor(small))
+    torch.testing.assert_close(loss_fn(*elements, torch.tensor(ids)), expected, rtol=0, atol=0)
+
+
 def test_swapped_negatives_need_the_other_time_of_each_target() -> None:
     loss_fn = PermutativeInfoNCE(8, subtasks=["Vp->Af"], swapped_negatives=True)
     assert loss_fn.elements == ["Vp", "Af"]
