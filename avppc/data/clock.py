@@ -189,13 +189,19 @@ class AudioTimeline:
             self._append_strayed()
             self._append_frame(frame)
             return
+        if self._strayed and (off > 0) != (self._strayed[-1][1] > 0):
+            self._append_strayed()  # they come back to the run, and beyond
         self._strayed.append((frame, off))
         if abs(off) > _JUMP_SECONDS or len(self._strayed) == _SETTLING_FRAMES:
             self._settle()
 
     def finish(self) -> None:
         """Appends what is held back: strayed frames, and what is in the resampler."""
-        self._settle()
+        offs = [off for _, off in self._strayed]
+        if len(offs) > 1 and max(offs) - min(offs) <= _JITTER_SECONDS:
+            self._settle()
+        else:  # too few to tell: jitter
+            self._append_strayed()
         self._flush()
 
     def _settle(self) -> None:

@@ -47,13 +47,13 @@ def decode_clip_torchcodec(source: Source, start_frame: int, num_frames: int, cr
     Raises:
         ImportError: torchcodec cannot be loaded.
         DecodeError: as for decode_clip; also for crops that follow the mouth, and for files whose pictures torchcodec
-            counts otherwise (an edit list hides some, or they have no time stamps): PyAV does both.
+            cannot place (they have no time stamps, say): PyAV does both.
     """
     decoders = load_torchcodec()
     with damage_as_decode_error(source) as name:
         if crop.track is not None:
             raise DecodeError(name, "torchcodec does not follow mouths: decode it with PyAV")
-        parts = read_sound_and_frames(source, start_frame, num_frames)
+        parts = read_sound_and_frames(source, start_frame, num_frames, hidden=True)
         readable = io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)
         video = decoders.VideoDecoder(
             readable, stream_index=parts.stream, num_ffmpeg_threads=1, seek_mode="exact", dimension_order="NHWC"

@@ -48,9 +48,9 @@ class Crop:
     middle square; "auto": the window for 256 x 256 video (LRW's frame), the middle square for all other; "track": what
     the track says."""
     rows: tuple[int, int] = LRW_ROWS
-    """First row and the one after the last, pixels."""
+    """First row and the one after the last, in square pixels of the picture as it is shown."""
     columns: tuple[int, int] = LRW_COLUMNS
-    """First column and the one after the last, pixels."""
+    """First column and the one after the last, in square pixels of the picture as it is shown."""
     centre_fraction: float = 1.0
     """Side of the middle square as a part of the frame's shorter side, above 0 to 1."""
     size: int = CROP_SIZE

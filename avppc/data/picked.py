@@ -53,18 +53,21 @@ class SoundAndFrames:
     """What was converted or filled in, as "kind: details"."""
 
 
-def read_sound_and_frames(source: Source, start_frame: int, num_frames: int) -> SoundAndFrames:
+def read_sound_and_frames(source: Source, start_frame: int, num_frames: int, *, hidden: bool = False) -> SoundAndFrames:
     """Decodes the sound of a clip and picks its pictures by their time stamps, decoding no more than the first of them.
+
+    Args:
+        hidden: whether the decoder leaves out, as it should, pictures that an edit list hides.
 
     Raises:
         DecodeError: as decode_clip, as far as it can be known without decoding pictures; also for files whose pictures
-            decoders count differently: an edit list hides some, or they have no time stamps of their own.
+            the decoder counts differently: they are hidden by an edit list, or have no time stamps of their own.
     """
     with damage_as_decode_error(source) as name, open_video(source) as container:
         notes = check_container(source)
         video, audio = choose_streams(container)
         notes += stream_notes(container, video, audio)
-        stamps, sounds, geometry = _read_packets(container, video, audio, name)
+        stamps, sounds, geometry = _read_packets(container, video, audio, name, hidden)
         if not stamps or video.time_base is None:
             raise ValueError("the video stream has no pictures")
         origin = stamps[0] * Fraction(video.time_base)
@@ -97,14 +100,14 @@ def read_sound_and_frames(source: Source, start_frame: int, num_frames: int) -> 
 
 
 def _read_packets(
-    container: InputContainer, video: VideoStream, audio: AudioStream, name: str
+    container: InputContainer, video: VideoStream, audio: AudioStream, name: str, hidden: bool
 ) -> tuple[list[int], list[Packet[Any]], Geometry]:
     """Time stamps of all pictures in the order in which they are shown, the packets of the sound, and how the first
     picture is to be shown."""
     stamps: list[int] = []
     sounds: list[Packet[Any]] = []
     geometry: Geometry | None = None
-    clock, decoder = PacketClock(), PictureDecoder(video)
+    clock, decoder = PacketClock(), PictureDecoder(container, video)
     for packet in container.demux(video, audio):
         if packet.stream is audio:
             sounds.append(packet)
@@ -114,6 +117,8 @@ def _read_packets(
                 geometry = geometry_of(picture, video.sample_aspect_ratio)
         stamp = clock.stamp(packet)
         if not packet.size:
+            continue
+        if packet.is_discard and hidden:
             continue
         if packet.is_discard:
             raise DecodeError(name, f"{HIDDEN_FRAMES}: an edit list leaves some out, decode it with PyAV")

@@ -2,7 +2,8 @@
 
 Some containers (AVI, Matroska's "VFW" tracks, H.264 in ASF) have no time stamps of presentation. What FFmpeg could make
 up for them is wrong by a frame or more, so it is asked not to (see open_options): pictures then take the packets' times
-in order, the first picture shown the first packet's time.
+in order, the first picture shown the first packet's time. In ASF, whose times of decoding are on one clock with the
+sound, a picture takes the time of the packet that brings it out of the decoder.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class PacketClock:
 class PictureDecoder:
     """Decodes packet by packet; `pts` of each picture is set, in ticks of the stream's time base."""
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._stream = stream
+        self._decoding_clock = container.format.name == "asf"
         self._clock = PacketClock()
         self._times: deque[int] = deque()  # of packets whose pictures have not come yet
         self._next: int | None = None  # when the last picture ends
@@ -59,7 +61,9 @@ class PictureDecoder:
             self._times.append(stamp)
         frames = [frame for frame in decode_packet(packet) if isinstance(frame, av.VideoFrame)]
         for frame in frames:
-            if self._clock.in_order:
+            if self._clock.in_order and self._decoding_clock:
+                frame.pts = self._next if frame.dts is None else frame.dts
+            elif self._clock.in_order:
                 frame.pts = self._times.popleft() if self._times else None
             elif frame.pts is None:
                 frame.pts = self._next
@@ -74,7 +78,7 @@ class PictureDecoder:
 
 def decode_pictures(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     """All pictures of a stream, with their time stamps."""
-    decoder = PictureDecoder(stream)
+    decoder = PictureDecoder(container, stream)
     for packet in container.demux(stream):
         yield from decoder.decode(packet)
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
@@ -96,7 +97,8 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         if video.codec_context.field_order > _PROGRESSIVE:
             facts.notes.append(INTERLACED)
         times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
-        clock, first = PacketClock(), _FirstPicture(video)
+        unstamped = 0  # pictures
+        clock, first = PacketClock(), _FirstPicture(container, video)
         most = max(_size(source), _FEW_PACKETS)
         for number, packet in enumerate(container.demux(video, audio)):
             if number > most:
@@ -104,7 +106,10 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
             if packet.stream is video:
                 first.look_for(packet)
             stamp = clock.stamp(packet) if packet.stream is video else packet.pts
-            if stamp is None or packet.time_base is None or not packet.size:
+            if packet.time_base is None or not packet.size:
+                continue
+            if stamp is None:
+                unstamped += packet.stream is video
                 continue
             if packet.is_discard:  # before the start of an edit list
                 if packet.stream is video:
@@ -117,7 +122,7 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
             times[packet.stream].append(span)
         facts.notes += first.notes
         held = video.time_base is not None and shows_again(container, video.time_base)
-        _read_times(facts, sorted(times[video]), sorted(times[audio]), held)
+        _read_times(facts, _filled(sorted(times[video]), unstamped), sorted(times[audio]), held)
     _judge(facts, num_frames)
     return facts
 
@@ -129,10 +134,10 @@ def _size(source: Source) -> int:
 class _FirstPicture:
     """Decodes a stream as far as its first picture: only that tells how all are to be shown."""
 
-    def __init__(self, video: VideoStream) -> None:
+    def __init__(self, container: InputContainer, video: VideoStream) -> None:
         self.notes: list[str] = []
         self._video = video
-        self._decoder: PictureDecoder | None = PictureDecoder(video)
+        self._decoder: PictureDecoder | None = PictureDecoder(container, video)
 
     def look_for(self, packet: Packet[Any]) -> None:
         """Takes the next packet of the stream."""
@@ -146,6 +151,21 @@ class _FirstPicture:
         if frames:
             self.notes = geometry_of(frames[0], self._video.sample_aspect_ratio).notes
             self._decoder = None
+
+
+def _filled(
+    spans: list[tuple[Fraction, Fraction]],  # time stamp and duration of each picture, seconds, in order
+    unstamped: int,
+) -> list[tuple[Fraction, Fraction]]:
+    """The same with pictures that have no time stamp: as many as fit where there is a gap, the others at the end."""
+    filled: list[tuple[Fraction, Fraction]] = []
+    for place, (stamp, duration) in enumerate(spans):
+        filled.append((stamp, duration))
+        following = spans[place + 1][0] if place + 1 < len(spans) else None
+        while unstamped and duration and (following is None or filled[-1][0] + duration * Fraction(3, 2) < following):
+            filled.append((filled[-1][0] + duration, duration))
+            unstamped -= 1
+    return filled
 
 
 def _read_times(

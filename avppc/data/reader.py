@@ -64,7 +64,7 @@ class StreamReader:
     ) -> None:
         self._container = container
         self._video, self._audio = choose_streams(container)
-        self._pictures = PictureDecoder(self._video)
+        self._pictures = PictureDecoder(container, self._video)
         self._luma = LumaReader(crop, self._video.sample_aspect_ratio)
         self._grid: FrameGrid | None = None
         self._sound: AudioTimeline | None = None

@@ -20,7 +20,7 @@ from avppc.data.geometry import geometry_of
 from avppc.data.pictures import decode_pictures
 from avppc.data.reader import choose_streams
 
-TRACKER_VERSION = 1  # grows when the same video would be cropped otherwise than before
+TRACKER_VERSION = 2  # grows when the same video would be cropped otherwise than before
 MAX_GAP_SECONDS = 0.5  # without a face that are bridged
 _EDGE_SECONDS = 0.2  # before the first and after the last face that are filled in
 _MIN_RUN_SECONDS = 0.3  # a face seen for less is a mistake

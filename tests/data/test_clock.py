@@ -157,6 +157,18 @@ class TestAudioTimeline:
         assert np.array_equal(found[place : place + 5000], np.arange(2500, 7500))
         assert [start for start, end in missing if end < 9600] == ([1600] if offset > 0 else [])
 
+    def test_wild_jitter_around_the_run_is_closed_up(self):
+        """Stamps of 40 packets that are up to 10 ms off, to both sides: the sound goes on without a gap."""
+        timeline = AudioTimeline(Fraction(0))
+        wave = np.arange(1, 12_801, dtype=np.int16)
+        for number, start in enumerate(range(0, 12_800, 320)):
+            off = 0 if number == 0 else (-160, 96, 64, -64, 120)[number % 5]
+            timeline.push(sound(wave[start : start + 320], start + off))
+        timeline.finish()
+        found, missing = timeline.take(0, 12_800)
+        assert np.array_equal(found, wave)
+        assert missing == []
+
     def test_lost_packets_add_up_to_nothing(self):
         """Of every 20 packets of 20 ms one is lost: all others stay at their times."""
         timeline = AudioTimeline(Fraction(0))

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from make_videos import click_seconds, flash_frame, lose_packet, set_matrix, write_video
+from make_videos import click_seconds, copy_cut, flash_frame, lose_packet, set_matrix, write_video
 
 import avppc.data
 from avppc.data import codec
@@ -68,6 +68,15 @@ class TestAgainstPyAV:
         ours, theirs = decode_clip(path), decode_clip(path, backend="torchcodec")
         assert np.abs(ours.video.numpy().astype(int) - theirs.video.numpy()).mean() < 1
         assert theirs.notes == ours.notes
+
+    @pytest.mark.parametrize("start", [1.0, 1.32])
+    def test_hidden_frames_stay_hidden(self, tmp_path, start):
+        source = write_video(tmp_path / "long.mp4", frames=100, flashes=(2.0,), options={"g": "25", "bf": "2"})
+        cut = copy_cut(source, tmp_path / "cut.mp4", start)
+        ours, theirs = decode_clip(cut), decode_clip(cut, backend="torchcodec")
+        assert np.abs(ours.video.numpy().astype(int) - theirs.video.numpy()).mean() < 1
+        assert flash_frame(theirs.video.numpy()) == flash_frame(ours.video.numpy())
+        assert np.array_equal(theirs.audio.numpy(), ours.audio.numpy())
 
     def test_sound_after_a_gap_stays_where_it_is(self, tmp_path):
         whole = write_video(tmp_path / "whole.mp4", audio_codec="libopus", rate=48_000, **TOGETHER)

@@ -79,6 +79,28 @@ class TestAvi:
         assert np.array_equal(read_sound_and_frames(path, 0, 29).audio, clip.audio.numpy())
 
 
+class TestOtherContainers:
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("b-frames.asf", {"audio_codec": "wmav2", "rate": 44_100, "bit_rate": 64_000, "options": {"bf": "2"}}),
+            ("b-frames.mpg", {"audio_codec": "mp2", "options": {"bf": "2"}}),
+            ("mpeg2.mpg", {"video_codec": "mpeg2video", "audio_codec": "mp2", "options": {"b": "4M", "bf": "2"}}),
+        ],
+    )
+    def test_pictures_with_few_time_stamps(self, tmp_path, name, options):
+        """All of the first have none of presentation; the others' have some."""
+        path = write_video(tmp_path / name, frames=50, pattern=numbered, clicks=(1.0,), size=(64, 64), **options)
+        clip = next(decode_clips(path, num_frames=45))
+        shown = (clip.video.double().mean((1, 2)) - 20) / 4
+        assert np.abs(shown.numpy() - np.arange(45)).max() < 0.5
+        assert click_seconds(clip.audio.numpy()) == pytest.approx(1.0, abs=0.002)
+        facts = probe(path)
+        assert (facts.frames, facts.problems) == (50, [])
+        assert facts.fps == pytest.approx(25)
+        assert not any(note.startswith("uneven frames") for note in facts.notes)
+
+
 @dataclass
 class FakePacket:
     """What a decoder takes; `shows` are the pictures it then gives."""
@@ -100,8 +122,9 @@ def picture(pts: int | None = None, duration: int = 0) -> av.VideoFrame:
 
 
 def stamps_of(packets: Sequence[FakePacket], depth: int) -> list[int | None]:
+    container: Any = SimpleNamespace(format=SimpleNamespace(name="avi"))
     stream: Any = SimpleNamespace(codec_context=SimpleNamespace(reorder_depth=depth))
-    decoder = PictureDecoder(stream)
+    decoder = PictureDecoder(container, stream)
     return [frame.pts for packet in packets for frame in decoder.decode(packet)]  # type: ignore[arg-type]  # a stand-in
 
 
