@@ -69,7 +69,8 @@ Values transformed(const Values& values) {  // for tables: short, not fast
   Values result(points);
   for (size_t k = 0; k < points; ++k) {
     for (size_t i = 0; i < radix; ++i) {
-      result[k] += parts[i][k % (points / radix)] * std::polar(1.0, -2.0 * PI * double(i * k % points) / double(points));
+      const double turns = double(i * k % points) / double(points);
+      result[k] += parts[i][k % (points / radix)] * std::polar(1.0, -2.0 * PI * turns);
     }
   }
   return result;

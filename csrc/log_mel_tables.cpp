@@ -181,9 +181,9 @@ double LogMelConfig::silence() const {
 std::vector<double> make_window(const LogMelConfig& config) {
   if (config.window == Window::given) return config.window_values;
   const int points = config.window_samples;
-  const bool half_sample = config.window == Window::hann_half_sample;
-  const bool periodic =
-      half_sample || config.window == Window::hann || config.window == Window::hamming || config.window == Window::blackman;
+  const auto is = [&](Window window) { return config.window == window; };
+  const bool half_sample = is(Window::hann_half_sample);
+  const bool periodic = half_sample || is(Window::hann) || is(Window::hamming) || is(Window::blackman);
   std::vector<double> window(points);
   for (int n = 0; n < points; ++n) {
     const double angle = 2.0 * PI * (half_sample ? n + 0.5 : double(n)) / double(periodic ? points : points - 1);
