@@ -162,7 +162,14 @@ def open_media(path: str | os.PathLike[str], formats: str) -> InputContainer:
     with open(path, "rb") as file:  # the system's own word on permissions; FFmpeg's may also be about what is in it
         check_claims(file)
     # An absolute path is never taken for a protocol such as "concat:".
-    return av.open(str(Path(path).absolute()), "r", options=open_options(formats), metadata_errors="replace")
+    return _open(str(Path(path).absolute()), formats)
+
+
+def _open(file: str | io.BytesIO, formats: str) -> InputContainer:
+    try:
+        return av.open(file, "r", options=open_options(formats), metadata_errors="replace")
+    except av.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+        raise ValueError(f"damaged, or of none of the known formats ({formats})") from error
 
 
 def open_video(source: Source) -> InputContainer:
@@ -171,7 +178,7 @@ def open_video(source: Source) -> InputContainer:
         if not source:
             raise ValueError("the file is empty")
         check_claims(io.BytesIO(source))
-        return av.open(io.BytesIO(source), "r", options=open_options(_FORMATS), metadata_errors="replace")
+        return _open(io.BytesIO(source), _FORMATS)
     status = os.stat(source)
     if not stat.S_ISREG(status.st_mode):  # a pipe would block
         raise ValueError("not a regular file")

@@ -19,13 +19,11 @@ from avppc.data.clock import MAX_DISTANCE_SECONDS, converted_rate
 from avppc.data.decode import Source, check_container, damage_as_decode_error, open_video
 from avppc.data.geometry import geometry_of
 from avppc.data.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, shows_again
-from avppc.data.reader import INTERLACED, choose_streams, stream_notes
-from avppc.data.sound_file import sound_notes
+from avppc.data.reader import choose_streams, stream_notes
 
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
 _JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds
 _MAX_START_DIFFERENCE_SECONDS = 0.1
-_PROGRESSIVE = 1  # FFmpeg's number; 0 where the file does not tell, larger ones for interlaced fields
 _FEW_PACKETS = 100_000  # so many, some 400 bytes each, are read of any file
 _TOO_SHORT = "too short"
 _HOLE_SECONDS = 2 * MAX_DISTANCE_SECONDS  # an instant between two frames further apart may have no picture near
@@ -88,14 +86,11 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         for stream in container.streams:
             facts.streams[stream.type] = facts.streams.get(stream.type, 0) + 1
         video, audio = choose_streams(container)
-        facts.notes += sound_notes(video, audio)
         facts.width, facts.height = video.codec_context.width, video.codec_context.height
         facts.video_codec, facts.pixel_format = video.codec_context.name, video.codec_context.pix_fmt or ""
         facts.audio_codec, facts.channels = audio.codec_context.name, audio.codec_context.channels
         facts.sample_rate_hz = audio.codec_context.sample_rate or 0
         facts.notes += stream_notes(container, video, audio)
-        if video.codec_context.field_order > _PROGRESSIVE:
-            facts.notes.append(INTERLACED)
         times: dict[Stream, list[tuple[Fraction, Fraction]]] = {video: [], audio: []}
         unstamped = 0  # pictures
         clock, first = PacketClock(), _FirstPicture(container, video)

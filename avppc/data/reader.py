@@ -25,6 +25,7 @@ from avppc.data.sound_file import sound_notes
 MAX_HOURS = 24
 LONGER = "longer than the clip"  # begins the note on a video of which only the first frames are used
 INTERLACED = "interlaced: every other line of a picture is of another moment, lines are kept as they are"
+_PROGRESSIVE = 1  # FFmpeg's number; 0 where the file does not tell, larger ones for interlaced fields
 _MAX_PENDING_FRAMES = 400 * VIDEO_FPS  # how far the streams of a file may run apart
 _MAX_IDLE_PACKETS = 20_000  # packets in a row without a frame
 _MAX_WAITING_AUDIO = 4_000  # packets before the first picture
@@ -74,11 +75,7 @@ class StreamReader:
         self._video_done = False
         self._audio_done = False
         self._idle_packets = 0
-        self._notes = [
-            *notes,
-            *stream_notes(container, self._video, self._audio),
-            *sound_notes(self._video, self._audio),
-        ]
+        self._notes = [*notes, *stream_notes(container, self._video, self._audio)]
         if seek:
             self._seek(first_frame)
         self._packets = container.demux(self._video, self._audio)
@@ -282,7 +279,7 @@ def choose_audio(container: InputContainer) -> AudioStream | None:
 
 
 def stream_notes(container: InputContainer, video: VideoStream, audio: AudioStream) -> list[str]:
-    """Notes where there were several streams to choose from."""
+    """Notes where there were several streams to choose from, the sound is another file's, the video is interlaced."""
     disposition = av.stream.Disposition
     videos = [stream.index for stream in container.streams.video if not stream.disposition & disposition.attached_pic]
     sounds = [stream.index for stream in container.streams.audio]
@@ -291,7 +288,8 @@ def stream_notes(container: InputContainer, video: VideoStream, audio: AudioStre
         if len(indices) > 1:
             default = ", the file's default," if stream.disposition & disposition.default else ""
             notes.append(f"{kind}: number {indices.index(stream.index) + 1} of {len(indices)}{default} is used")
-    return notes
+    interlaced = [INTERLACED] if video.codec_context.field_order > _PROGRESSIVE else []
+    return [*notes, *sound_notes(video, audio), *interlaced]
 
 
 def _seconds(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction | None:

@@ -16,6 +16,7 @@ from avppc.clip import CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.dali import dali_problem
 from avppc.data.decode import DecodeError, decode_clip, decode_clips
 from avppc.data.packed import PackedDataset
+from avppc.data.picked import read_sound_and_frames
 from avppc.data.probe import probe
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
@@ -113,6 +114,12 @@ def test_dali_leaves_such_videos_to_pyav(tmp_path, monkeypatch):
     facts = probe(write_pair(tmp_path))
     assert facts.streams == {"video": 1, "audio": 1}
     assert dali_problem(facts, torch.device("cpu")) == "its sound lies in a file of its own"
+
+
+def test_it_is_found_where_another_decoder_takes_the_pictures(tmp_path):
+    parts = read_sound_and_frames(write_pair(tmp_path), 0, 29)
+    assert click_seconds(parts.audio) == pytest.approx(0.6, abs=0.003)
+    assert parts.notes == (f"{NOTE}a.wav, both begin together",)
 
 
 class TestCommands:

@@ -11,10 +11,11 @@ import torch
 from make_videos import click_seconds, write_video
 from ogg_pages import add_empty_packets
 
-from avppc.data.decode import decode_clip
+from avppc.data.decode import DecodeError, decode_clip
 from avppc.data.picked import read_sound_and_frames
 from avppc.data.probe import probe
 from avppc.data.reader import INTERLACED
+from avppc.data.sound import read_sound
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 
@@ -80,3 +81,14 @@ def test_interlaced_video_is_noted(tmp_path, name, options, notes):
     video = write_video(tmp_path / name, size=(96, 128), **options)
     assert [note for note in decode_clip(video).notes if note.startswith("interlaced")] == notes
     assert [note for note in probe(video).notes if note.startswith("interlaced")] == notes
+    if name == "a.mp4":  # other decoders cannot count the pictures of an MPEG program stream
+        assert [note for note in read_sound_and_frames(video, 0, 29).notes if note.startswith("interlaced")] == notes
+
+
+def test_a_format_that_is_not_known_is_not_called_damage_alone(tmp_path):
+    other = write_video(tmp_path / "a.nut", size=(48, 64), video_codec="mpeg4", audio_codec="mp2", options={})
+    for source in (other, other.read_bytes()):
+        with pytest.raises(DecodeError, match=r"damaged, or of none of the known formats \(mov,mp4,"):
+            decode_clip(source)
+    with pytest.raises(DecodeError, match=r"damaged, or of none of the known formats \(wav,"):
+        read_sound(other)
