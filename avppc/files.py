@@ -105,7 +105,8 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
         path = folder / relative
         if not real_path(path.parent).is_relative_to(inside) or (path.is_dir() and not path.is_symlink()):
             continue
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # what was its folder is a file now: it is gone
+            path.unlink(missing_ok=True)
         parents |= set(relative.parents[:-1])
     for parent in sorted(parents, key=lambda path: len(path.parts), reverse=True):
         with contextlib.suppress(OSError):  # not empty
@@ -118,10 +119,11 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     Args:
         name: of the file or directory that it was to become; None: any.
     """
+    wanted = None if name is None else _short(name)
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = _TEMPORARY.fullmatch(entry.name)
-            if found is None or name not in (None, found["name"]) or not _has_ended(entry.name, found):
+            if found is None or wanted not in (None, found["name"]) or not _has_ended(entry.name, found):
                 continue
             _remove_temporary(Path(entry.path))
 
@@ -234,9 +236,15 @@ def _refuse_existing(path: Path) -> None:
 
 def temporary_name(path: Path) -> Path:
     """A hidden name beside `path` that no other process takes, and that tells which process took it."""
-    name = f".{path.name}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{_short(path.name)}.{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
     _in_use.add(name)
     return path.with_name(name)
+
+
+def _short(name: str) -> str:
+    """The name, or what stands for one that is too long to be made longer: systems allow 255 bytes."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= 200 else hashlib.sha256(encoded).hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -36,6 +36,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert [file.name for file in path.parent.iterdir()] == ["value.json"]
 
 
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250 + ".html")
+    for content in (b"first", b"second"):
+        write_atomically(path, content)
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_directory_is_no_place_for_a_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*'"):
         check_writable(tmp_path)
@@ -118,7 +126,7 @@ class TestOnlyOursIsRemoved:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text("x")
         (tmp_path / "set" / "link").symlink_to(tmp_path / "outside")
-        remove_files(tmp_path / "set", ["a/1", "a/2", "a/3", "b/1", "b", "link/1"])
+        remove_files(tmp_path / "set", ["a/1", "a/2", "a/3", "b/1", "b", "link/1", "b/theirs/1"])
         left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
         assert left == ["outside", "outside/1", "set", "set/b", "set/b/theirs", "set/link"]
 

@@ -83,7 +83,8 @@ class IndexConfig(_SharedWork):
     the one that ends last writes the manifest. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
     environment has them, else everything."""
     timeout_seconds: float = 120.0
-    """A video that twice cannot be read within this time is listed as a problem."""
+    """A video that twice cannot be read within this time is listed as a problem, and read again by the next command. It
+    is the reader's own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -139,7 +140,8 @@ class PrepareConfig(_SharedWork):
     """Where to copy the finished set, if anywhere: an address that fsspec knows, such as s3://BUCKET/SET.
     Training takes the address for its --data."""
     timeout_seconds: float = 120.0
-    """A video that twice gives no clip for so long is refused."""
+    """A video that twice gives no clip for so long is refused, and tried again by the next command. It is the decoder's
+    own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
     overwrite: bool = False
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 

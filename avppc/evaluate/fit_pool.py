@@ -5,6 +5,7 @@ The classifiers are small: two processes with a core each train nearly twice as 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import tempfile
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +17,7 @@ import torch
 from avppc.config.evaluate import EvaluateConfig, RowName
 from avppc.evaluate.fits import TRAINED_ROWS, Bench, Fit, FitResult
 from avppc.evaluate.sources import FeatureSource
+from avppc.files import temporary_place
 from avppc.train.hardware import keep_memory
 from avppc.worker import follow_parent
 
@@ -28,7 +30,10 @@ class FitPool:
         config = bench.config
         self.workers = config.worker_processes if bench.device.type == "cpu" else 1
         threads = config.threads or torch.get_num_threads()
-        self._folder = tempfile.TemporaryDirectory(prefix="avppc-features-")
+        self._held = contextlib.ExitStack()
+        # Gigabytes, perhaps: of an evaluation that was killed, the next one removes them.
+        self._folder = self._held.enter_context(temporary_place(Path(tempfile.gettempdir()) / "avppc-features"))
+        self._folder.mkdir(mode=0o700)
         self._files: dict[RowName, Path | None] = dict.fromkeys(TRAINED_ROWS)
         self._last: tuple[RowName, FeatureSource | None] | None = None
         self._executor: ProcessPoolExecutor | None = None
@@ -53,7 +58,7 @@ class FitPool:
         if row not in self._files:
             self._files[row] = None
             if (features := self.bench.features(row)) is not None:
-                path = Path(self._folder.name) / f"{row}.safetensors"
+                path = self._folder / f"{row}.safetensors"
                 features.save(path)
                 self._files[row] = path
         return self._files[row]
@@ -76,7 +81,7 @@ class FitPool:
                 for process in list(self._executor._processes.values()):
                     process.kill()
             self._executor.shutdown(cancel_futures=True)
-        self._folder.cleanup()
+        self._held.close()
 
 
 # What a process keeps between fits.

@@ -111,14 +111,19 @@ class TestIndex:
     def test_crash_and_hang_are_listed(self, folder, monkeypatch):
         import troubled_worker
 
-        monkeypatch.setattr(index, "ProbeJob", troubled_worker.TroubledProbe)
         (folder / "c-crash.mp4").write_bytes(b"x")
         (folder / "d-hang.mp4").write_bytes(b"x")
-        index.run(IndexConfig(folder, workers=1, timeout_seconds=1.0))
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "ProbeJob", troubled_worker.TroubledProbe)
+            index.run(IndexConfig(folder, workers=1, timeout_seconds=1.0))
         found = entries(folder / "manifest.jsonl")
         assert found["c-crash.mp4"]["problems"] == ["it crashes the decoder (signal 11, SIGSEGV)"]
         assert found["d-hang.mp4"]["problems"] == ["the decoder gives nothing for 1 s"]
         assert found["a.mp4"]["problems"] == []
+        index.run(IndexConfig(folder, workers=1))  # what may be no fault of the video is tried again
+        found = entries(folder / "manifest.jsonl")
+        assert found["c-crash.mp4"]["problems"] == ["it crashes the decoder (signal 11, SIGSEGV)"]
+        assert found["d-hang.mp4"]["problems"][0].startswith("damaged or not a video")
 
     def test_manifest_leads_prepare(self, folder, tmp_path):
         """index -> (edited by hand) -> prepare --paths."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -52,6 +54,30 @@ def test_addresses(given, url):
 
 
 class TestReading:
+    def test_processes_of_a_machine_copy_each_shard_once(self, tmp_path, monkeypatch):
+        """Threads stand for them: a lock is the open file's, not the process's."""
+        upload_packed(write_packed(tmp_path / "packed"), URL)
+        copied = []
+
+        def copy(files, root, url, folder, record):
+            if not (folder / record.file).exists():
+                copied.append(record.file)
+                time.sleep(0.05)
+            fetch_shard(files, root, url, folder, record)
+
+        fetch_shard = remote._fetch_shard
+        monkeypatch.setattr(remote, "_fetch_shard", copy)
+        with ThreadPoolExecutor(3) as pool:
+            folders = list(pool.map(lambda _: fetch_packed(URL), range(3)))
+        assert len(set(folders)) == 1
+        assert sorted(copied) == sorted(path.name for path in (tmp_path / "packed" / "shards").iterdir())
+
+    def test_without_a_home_the_variable_is_named(self, monkeypatch):
+        monkeypatch.delenv("AVPPC_CACHE")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        with pytest.raises(ValueError, match="set AVPPC_CACHE"):
+            cache_folder(URL)
+
     def test_a_set_elsewhere_is_the_same_set(self, tmp_path):
         upload_packed(write_packed(tmp_path / "packed"), URL)
         with PackedDataset(URL) as dataset:
