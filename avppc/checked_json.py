@@ -17,8 +17,13 @@ _KIND = "sha256:"
 
 def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON object atomically, with the checksum of the rest as its last member."""
+    write_json(path, with_checksum(content))
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum of its members as one more."""
     read_back = parse_json(json.dumps(content, allow_nan=False))  # where keys are texts and tuples are lists
-    write_json(path, {**read_back, CHECKSUM: _checksum(read_back)})
+    return {**read_back, CHECKSUM: _checksum(read_back)}
 
 
 def read_checked_json(path: Path) -> Any:

@@ -15,6 +15,7 @@ import pytest
 from avppc.cli import COMMANDS, main
 from avppc.interrupts import Stopped, end_at_once, sigterm_interrupts
 from avppc.said import lenient_stderr
+from avppc.worker import ctrl_c_waits
 
 
 @pytest.mark.parametrize(("number", "code", "how"), [(15, 143, "ended by SIGTERM"), (2, 130, "interrupted")])
@@ -105,6 +106,25 @@ def test_a_wait_in_a_library_is_ended() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stderr.read() == b"\navppc: ended by SIGTERM while it waited\n"
     assert process.returncode == 143
+
+
+def test_processes_that_are_started_never_see_ctrl_c() -> None:
+    """Nor while they import; here it waits until they are started."""
+    program = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    seen, steps = [], []
+
+    def start() -> None:
+        with ctrl_c_waits():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("started")
+            seen.append(subprocess.check_output([sys.executable, "-c", program], text=True))
+        steps.append("gone on")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert steps == ["started"]
+    assert seen == ["True\n"]
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
 
 
 class TestStandardError:

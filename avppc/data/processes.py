@@ -23,7 +23,7 @@ import torch
 
 from avppc.data.limits import is_held_up, limit_memory, limit_seconds
 from avppc.data.manifest import Video
-from avppc.worker import follow_parent
+from avppc.worker import ctrl_c_waits, follow_parent
 
 TIMED_OUT = "the decoder gives nothing for"
 KILLED = "it crashes the decoder (signal 9"  # by somebody, or for lack of memory
@@ -156,7 +156,8 @@ class _Worker:
         self._process: BaseProcess = context.Process(
             target=_work, args=(theirs, self._job, self._timeout_seconds), daemon=True
         )
-        self._process.start()
+        with ctrl_c_waits():
+            self._process.start()
         theirs.close()
 
     def begin(self, unit: Unit, refused: dict[str, str]) -> None:

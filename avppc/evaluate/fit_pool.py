@@ -19,7 +19,7 @@ from avppc.evaluate.fits import TRAINED_ROWS, Bench, Fit, FitResult
 from avppc.evaluate.sources import FeatureSource
 from avppc.files import temporary_place
 from avppc.train.hardware import keep_memory
-from avppc.worker import follow_parent
+from avppc.worker import ctrl_c_waits, follow_parent
 
 
 class FitPool:
@@ -48,7 +48,9 @@ class FitPool:
     def submit(self, fit: Fit) -> Future[FitResult]:
         """Starts a fit; if there is only one process, runs it here and now."""
         if self._executor is not None:
-            return self._executor.submit(_run_fit, fit, self._file_of(fit.row))
+            file = self._file_of(fit.row)
+            with ctrl_c_waits():  # it may start a process
+                return self._executor.submit(_run_fit, fit, file)
         future: Future[FitResult] = Future()
         future.set_result(self.bench.run(fit, self._features_of(fit.row)))
         return future

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -10,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avppc.checked_json import is_version
+from avppc.checked_json import is_version, parse_checked_json, with_checksum
 from avppc.config.checks import check_path
 from avppc.config.model import EncoderConfig
 from avppc.config.plain import config_from_dict, config_to_dict
-from avppc.files import parse_json, write_atomically
+from avppc.files import write_atomically
 from avppc.models.video import VideoEncoder
 
 FORMAT, VERSION = "avppc-encoder", 1
@@ -25,10 +26,10 @@ def save_encoder(encoder: VideoEncoder, path: Path) -> None:
     """Writes the encoder's weights and configuration, atomically."""
     from safetensors.torch import save
 
-    # One entry: the order of several would differ from one saving to the next.
-    header = {"format": FORMAT, "version": VERSION, "config": config_to_dict(encoder.config)}
-    metadata = {"avppc": json.dumps(header)}
     tensors = {name: value.detach().contiguous().cpu() for name, value in encoder.state_dict().items()}
+    header = {"format": FORMAT, "version": VERSION, "config": config_to_dict(encoder.config)}
+    # One entry: the order of several would differ from one saving to the next.
+    metadata = {"avppc": json.dumps(with_checksum({**header, "weights_sha256": _weights_sha256(tensors)}))}
     write_atomically(path, save(tensors, metadata))
 
 
@@ -70,16 +71,27 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
     try:
-        values = parse_json(metadata.get("avppc", "null"))
+        values = parse_checked_json(metadata.get("avppc", "null").encode())
     except ValueError as error:
-        raise ValueError(f"{file}: its header is not JSON: {error}") from error
+        raise ValueError(f"{file}: its header{error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT or not is_version(values.get("version"), VERSION):
         raise ValueError(f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata}")
     config = config_from_dict(EncoderConfig, values.get("config"), str(file))
     _check_weights(file, config, weights)
+    # Files of earlier versions hold none.
+    if "weights_sha256" in values and values["weights_sha256"] != _weights_sha256(weights):
+        raise ValueError(f"{file} is damaged: the checksum of its weights is not the one in its header")
     encoder = VideoEncoder(config)
     encoder.load_state_dict(weights)
     return encoder.eval()
+
+
+def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {list(weights[name].shape)}\n".encode())
+        digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_weights(file: Path, config: EncoderConfig, weights: Mapping[str, Tensor]) -> None:

@@ -22,6 +22,7 @@ from avppc.config.synth import SynthConfig
 from avppc.files import check_vacant, parse_json, read_json, remove_files, sole_use, write_atomically, write_json
 from avppc.progress import clip_progress
 from avppc.synth.words import WORDS
+from avppc.worker import ctrl_c_waits
 
 if TYPE_CHECKING:
     from avppc.synth.clip import Job
@@ -211,7 +212,8 @@ def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
     pending: set[Future[Record]] = set()
     try:
         for job in jobs:
-            pending.add(pool.submit(make_and_write, job))
+            with ctrl_c_waits():  # it may start a process
+                pending.add(pool.submit(make_and_write, job))
             if len(pending) >= _JOBS_IN_FLIGHT * workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)

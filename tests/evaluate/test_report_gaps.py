@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hand_edited import change_json
 from report_runs import Page, write_run
 
 from avppc.cli import main
@@ -38,6 +40,21 @@ def test_run_that_logged_nothing(tmp_path: Path) -> None:
     assert "No sub-tasks are logged" in page.text
     assert "there is no environment.json" in page.text
     assert not any(tag == "svg" for tag, _ in page.elements)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": {"negatives": "same-clip"}}, {"accumulate": 2, "scale": {"cached_negatives": True}}],
+    ids=["same-clip", "cached"],
+)
+def test_every_sentence_names_the_same_candidates(changes: dict[str, object], tmp_path: Path) -> None:
+    """Of batches of 16 clips."""
+    write_run(tmp_path / "run", tmp_path / "nowhere")
+    change_json(tmp_path / "run" / "config.json", **changes)
+    text = Page(render(ReportConfig(tmp_path / "run"))).text
+    assert re.findall(r"among N = (\d+)", text) == ["32"] * 3
+    assert re.findall(r"guessing: ([\d.]+)", text) == ["3.1"] * 2
+    assert "log N = 3.47 nats" in text
 
 
 def test_log_of_a_task_without_subtasks(tmp_path: Path) -> None:

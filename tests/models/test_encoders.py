@@ -177,6 +177,30 @@ def test_encoder_file_keeps_every_bit(tmp_path) -> None:
     assert torch.equal(loaded(video), encoder(video))
 
 
+def test_no_flipped_bit_of_an_encoder_file_is_taken(tmp_path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(VideoEncoder(EncoderConfig(features=8)), path)
+    whole = path.read_bytes()
+    # In the settings of its header, in its last weight, and in weights between.
+    for place in (whole.index(b"crop_pixels") + 15, len(whole) - 1, len(whole) // 2, len(whole) // 3):
+        content = bytearray(whole)
+        content[place] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"encoder\.safetensors"):
+            load_encoder(path)
+    path.write_bytes(whole)
+    load_encoder(path)
+
+
+def test_a_version_of_true_is_none(tmp_path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    save_encoder(VideoEncoder(), path)
+    header = json.dumps({"format": "avppc-encoder", "version": True, "config": {}})
+    save_file(load_file(path), path, {"avppc": header})
+    with pytest.raises(ValueError, match="is not an avppc encoder of version 1"):
+        load_encoder(path)
+
+
 def encoder_metadata(config: dict[str, object]) -> dict[str, str]:
     return {"avppc": json.dumps({"format": "avppc-encoder", "version": 1, "config": config})}
 
