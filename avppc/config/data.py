@@ -123,9 +123,9 @@ class PrepareConfig(_SharedWork):
     window for 256 x 256 video (LRW's), the middle square for all other; "box": each video's own box, from the manifest;
     "mesh" and "cascade": the mouth, found and followed by mediapipe's face mesh or OpenCV's cascade (extras)."""
     crop_rows: tuple[int, int] = LRW_ROWS
-    """First row of the window and the one after its last, pixels."""
+    """First row of the window and the one after its last, pixels of the picture as it is shown."""
     crop_columns: tuple[int, int] = LRW_COLUMNS
-    """First column of the window and the one after its last, pixels."""
+    """First column of the window and the one after its last, pixels of the picture as it is shown."""
     centre_fraction: float = 1.0
     """Side of the middle square as a share of the frame's shorter side."""
     clips_per_shard: int = 512

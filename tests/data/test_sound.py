@@ -107,3 +107,21 @@ def test_ogg_with_packets_without_content(tmp_path):
     assert add_empty_packets(path, header_pages=2) > 0
     assert np.array_equal(read_sound(path)[: len(whole)], whole)
     assert click_seconds(whole) == pytest.approx(3.0, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.wma", "wmav2"), ("a.wav", "adpcm_ima_wav"), ("b.wav", "adpcm_ms")], ids=lambda value: value
+)
+def test_a_last_frame_without_a_time_stamp_follows_the_others(tmp_path, name, codec):
+    rate = 44_100
+    with av.open(str(tmp_path / name), "w") as output:
+        stream = output.add_stream(codec, rate=rate, layout="mono")
+        if codec == "wmav2":
+            stream.bit_rate = 64_000
+        sound = av.AudioFrame.from_ndarray(beep_with_clicks(rate, rate, (0.9,))[None], format="s16", layout="mono")
+        sound.sample_rate, sound.time_base, sound.pts = rate, Fraction(1, rate), 0
+        output.mux([*stream.encode(sound), *stream.encode(None)])
+    samples = read_sound(tmp_path / name)
+    assert len(samples) / 16_000 == pytest.approx(1.0, abs=2048 / rate)
+    delay = 2048 / rate if codec == "wmav2" else 0  # its first block only prepares the second one
+    assert click_seconds(samples) == pytest.approx(0.9 - delay, abs=0.003)
