@@ -6,8 +6,8 @@ What the folders mean is in avppc/data/layout.py; the label of a clip is its wor
 
 "speaker" (or "face") is a number or a name, "box" the left, top, right and bottom of the mouth in pixels of the picture
 as it is shown; `avppc index` adds what it finds in the files: "usable", false where they give no clip, "sha256", their
-checksum, and "sound_sha256", that of the sound file beside a video that has no sound itself. Instead of all below ROOT, a
-list may name the videos: another manifest, or a text file of one path below ROOT a line.
+checksum, and "sound_sha256", that of the sound file beside a video that has no sound itself. Instead of all below ROOT,
+a list may name the videos: another manifest, or a text file of one path below ROOT a line.
 
 Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in a manifest or a list.
 """
