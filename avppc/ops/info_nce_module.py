@@ -127,7 +127,8 @@ class BilinearInfoNCE(nn.Module):
         gather: "none": negatives of this process alone. With torch.distributed, "all": the targets of all processes,
             copied to each; "ring": the same loss and gradients with the targets passed round, which takes the memory of
             one process and more arithmetic. Each process returns the mean over its own rows, so that the gradients that
-            DistributedDataParallel averages are those of one process with the whole batch.
+            DistributedDataParallel averages are those of one process with the whole batch; this module must be inside
+            what it wraps. All processes must call it alike, after `eval()`, too.
         **options: the other fields of InfoNCEOptions: scale, normalize, task_weights, symmetric, reduction, backend,
             return_stats.
 

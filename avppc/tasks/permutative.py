@@ -210,10 +210,10 @@ class PermutativeInfoNCE(nn.Module):
             return_stats: overrides the option of the same name.
         """
         given = (v_past, v_future, a_past, a_future)
-        others = has_others(self.score.options.gather)
-        with refusal_told(self.score.weight.device) if others else contextlib.nullcontext():
+        first = next((value for value in given if isinstance(value, Tensor)), None)
+        device = self.score.weight.device if first is None else first.device
+        with refusal_told(device) if has_others(self.score.options.gather) else contextlib.nullcontext():
             if clip_ids is not None:
-                first = next((value for value in given if isinstance(value, Tensor)), None)
                 clip_ids = clip_ids if first is None else check_ids("clip_ids", clip_ids, first.unsqueeze(0))
             contexts, targets = self._sides(given, self.swapped_negatives)
         target_ids = clip_ids
