@@ -275,7 +275,7 @@ class TestRefusals:
             (lambda path: write_video(path, skipped=range(12, 17)).read_bytes(), "frames missing: 1 of 29"),
             (lambda path: write_video(path, audio_seconds=0.3).read_bytes(), "sound missing: only .* of 1160 ms"),
             (lambda path: write_video(path, audio_start=0.9).read_bytes(), "sound missing: only .* of 1160 ms"),
-            (lambda path: b"ffconcat version 1.0\nfile '/etc/passwd'\n", "damaged or not a video"),
+            (lambda path: b"ffconcat version 1.0\nfile '/etc/passwd'\n", "of none of the known formats"),
             (lambda path: b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "damaged or not a video"),
         ],
         ids=[
