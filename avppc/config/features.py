@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 
 from avppc.config.checks import check_bool, check_choice, check_integer, check_number
@@ -279,7 +279,8 @@ def _window_values(window: Any, window_samples: int) -> tuple[float, ...]:
         TypeError, ValueError: window is not window_samples numbers in one dimension.
     """
     names = f"one of {', '.join(map(repr, WINDOWS))} or window_samples numbers"
-    is_array = isinstance(window, (torch.Tensor, np.ndarray))
+    numpy = sys.modules.get("numpy")  # not imported here: an array of it can only come from who has imported it
+    is_array = isinstance(window, torch.Tensor) or (numpy is not None and isinstance(window, numpy.ndarray))
     if not is_array and not isinstance(window, (list, tuple)):
         raise TypeError(f"window must be {names}, got {type(window).__name__}")
     if is_array and (window.ndim != 1 or (isinstance(window, torch.Tensor) and window.is_meta)):
