@@ -49,7 +49,8 @@ class Checkpoint:
         try:
             model.load_state_dict(self.tensors("model"))
         except RuntimeError as error:
-            raise ValueError(f"{self.directory} is not a checkpoint of these settings: {error}") from error
+            why = " ".join(str(error).split())  # torch's own text has a line for each weight
+            raise ValueError(f"{self.directory} is not a checkpoint of these settings: {why}") from error
 
 
 class NoWholeCheckpoint(ValueError):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hand_edited import change_json, read_plain
-from tiny_runs import make_clip, tiny_config, write_tiny_set
+from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.config import EvaluateConfig, ProbeConfig, ReportConfig
 from avppc.data.packed import split_sha256
@@ -40,9 +40,7 @@ def own_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which another set has the same name."""
     folder = tmp_path_factory.mktemp("other")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tiny_runs.make_clip", lambda word, number: make_clip(word, number + 50_000))
-        write_tiny_set(folder / "packed")
+    write_tiny_set(folder / "packed", seed=1)
     return folder
 
 
