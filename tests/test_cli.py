@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,11 @@ def test_a_broken_pipe_that_is_not_standard_output_is_told(
     monkeypatch.setattr("avppc.doctor.run", run)
     assert main(["doctor"]) == 2
     assert "avppc: [Errno 32] Broken pipe" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="this system has no such signal")
+def test_a_fault_of_memory_says_where_the_process_was() -> None:
+    code = "import os, signal; from avppc import cli; cli._tell_of_crashes(); os.kill(os.getpid(), signal.SIGBUS)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGBUS
+    assert "Bus error" in ended.stderr
