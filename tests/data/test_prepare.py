@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import troubled_worker
 from make_videos import click_seconds, flash_frame, write_lrw_tree, write_video
 
 import avppc.data
@@ -24,7 +23,6 @@ from avppc.data import prepare
 from avppc.data.decode import decode_clip
 from avppc.data.packed import PackedDataset
 from avppc.data.prepare_worker import clip_id
-from avppc.files import temporary_name
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 TOGETHER = {"flashes": (0.6,), "clicks": (0.6,)}
@@ -297,53 +295,6 @@ class TestShares:
     def test_bad_shares(self, tmp_path, shard):
         with pytest.raises(ValueError, match='shard must be "i/n" with i from 0 to n - 1'):
             PrepareConfig(tmp_path, tmp_path, shard=shard)
-
-
-def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypatch):
-    data, out = tmp_path / "data", tmp_path / "out"
-    data.mkdir()
-    for name in ("a", "b-crash", "c-stop", "d-hang", "e-once", "f-spin", "g-big", "h"):
-        write_video(data / f"{name}.mp4", **SMALL)
-    config = PrepareConfig(data, out, workers=1, timeout_seconds=1.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "DecodeJob", troubled_worker.TroubledJob)
-        assert prepare.run(config) == 3
-    found = refusals(out)
-    if not Path("/proc/self/status").exists():
-        found["g-big.mp4"] = "no memory for it: a file may take 4 GiB"  # the system sets no such limit
-    assert found == {
-        "b-crash.mp4": "it crashes the decoder (signal 11, SIGSEGV)",
-        "d-hang.mp4": "the decoder gives nothing for 1 s",
-        "f-spin.mp4": "the decoder gives nothing for 1 s",
-        "g-big.mp4": "no memory for it: a file may take 4 GiB",
-    }
-    with PackedDataset(out) as dataset:
-        assert dataset.sources == ("a.mp4", "c-stop.mp4", "e-once.mp4", "h.mp4")
-    assert prepare.run(config) == 0  # with a decoder that is quick: what may be no fault of the video is tried again
-    assert len(PackedDataset(out)) == 8
-
-
-def test_what_another_process_is_writing_is_left_to_it(tmp_path):
-    """Two runs into one folder make the same shards twice; neither takes away what the other has half written."""
-    write_lrw_tree(tmp_path / "data", ["ABOUT"], {"train": 1}, **SMALL)
-    config = PrepareConfig(tmp_path / "data", tmp_path / "out", workers=1)
-    shards = tmp_path / "out" / "shards"
-    assert prepare.run(config) == 0
-    alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    half = temporary_name(shards / "train-00000-00.safetensors").name
-    here, elsewhere = half.split(".")[-1].split("-")[0], "0" * 8
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    names = [
-        half.replace(f"{here}-{os.getpid()}", f"{machine}-{process}")
-        for machine, process in ((here, alive.pid), (here, ended.pid), (elsewhere, ended.pid))
-    ]
-    for name in (*names, ".notes.txt"):
-        (shards / name).write_bytes(b"half")
-    assert prepare.run(config) == 0
-    alive.communicate(b"\n")
-    assert [(shards / name).exists() for name in (*names, ".notes.txt")] == [True, False, True, True]
-    assert len(PackedDataset(config.out)) == 1
 
 
 def test_long_videos_are_cut_with_a_stride(tmp_path):

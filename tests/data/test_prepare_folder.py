@@ -1,24 +1,33 @@
-"""What `avppc prepare` may touch: its own output, by its own record, and nothing else."""
+"""What `avppc prepare` may touch: its own output, by its own record, and nothing else; what its processes leave."""
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from make_videos import write_video
+import troubled_worker
+from make_videos import write_lrw_tree, write_video
 
 from avppc.cli import main
 from avppc.config.data import PrepareConfig
 from avppc.data import prepare
 from avppc.data.packed import PackedDataset
+from avppc.files import temporary_name
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def refusals(out: Path) -> dict[str, str]:
+    lines = (out / "refused.jsonl").read_text().splitlines()
+    return {entry["path"]: entry["reason"] for entry in map(json.loads, lines)}
 
 
 def make_videos(folder: Path, *names: str) -> Path:
@@ -90,3 +99,50 @@ def test_a_set_is_not_sent_over_another_index(tmp_path):
     with pytest.raises(ValueError, match=r"site/index\.json is no index of a packed data set"):
         prepare.run(PrepareConfig(data, out, workers=1, upload=f"file://{site}"))
     assert contents(site) == {"index.json": b'{"pages": 3}'}
+
+
+def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypatch):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for name in ("a", "b-crash", "c-stop", "d-hang", "e-once", "f-spin", "g-big", "h"):
+        write_video(data / f"{name}.mp4", **SMALL)
+    config = PrepareConfig(data, out, workers=1, timeout_seconds=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "DecodeJob", troubled_worker.TroubledJob)
+        assert prepare.run(config) == 3
+    found = refusals(out)
+    if not Path("/proc/self/status").exists():
+        found["g-big.mp4"] = "no memory for it: a file may take 4 GiB"  # the system sets no such limit
+    assert found == {
+        "b-crash.mp4": "it crashes the decoder (signal 11, SIGSEGV)",
+        "d-hang.mp4": "the decoder gives nothing for 1 s",
+        "f-spin.mp4": "the decoder gives nothing for 1 s",
+        "g-big.mp4": "no memory for it: a file may take 4 GiB",
+    }
+    with PackedDataset(out) as dataset:
+        assert dataset.sources == ("a.mp4", "c-stop.mp4", "e-once.mp4", "h.mp4")
+    assert prepare.run(config) == 0  # with a decoder that is quick: what may be no fault of the video is tried again
+    assert len(PackedDataset(out)) == 8
+
+
+def test_what_another_process_is_writing_is_left_to_it(tmp_path):
+    """Two runs into one folder make the same shards twice; neither takes away what the other has half written."""
+    write_lrw_tree(tmp_path / "data", ["ABOUT"], {"train": 1}, **SMALL)
+    config = PrepareConfig(tmp_path / "data", tmp_path / "out", workers=1)
+    shards = tmp_path / "out" / "shards"
+    assert prepare.run(config) == 0
+    alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    half = temporary_name(shards / "train-00000-00.safetensors").name
+    here, elsewhere = half.split(".")[-1].split("-")[0], "0" * 8
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [
+        half.replace(f"{here}-{os.getpid()}", f"{machine}-{process}")
+        for machine, process in ((here, alive.pid), (here, ended.pid), (elsewhere, ended.pid))
+    ]
+    for name in (*names, ".notes.txt"):
+        (shards / name).write_bytes(b"half")
+    assert prepare.run(config) == 0
+    alive.communicate(b"\n")
+    assert [(shards / name).exists() for name in (*names, ".notes.txt")] == [True, False, True, True]
+    assert len(PackedDataset(config.out)) == 1
