@@ -1,0 +1,75 @@
+"""What a command has left in a folder, times and the like left out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TIMES = {"seconds", "clips_per_second", "data_wait"}
+_SYNTHETIC = {"path", "word", "split", "speaker", "face", "voice", "seed"}
+"""What is the same of a synthetic clip however often it is made: espeak-ng says nothing twice alike."""
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """What is at each path below a folder: None for a directory, else what its content says."""
+    found: dict[str, Any] = {}
+    synthetic = {path.parent for path in folder.rglob("synth.json")}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.parent.name == "tensorboard":  # a run that was resumed has more event files
+            found[str(path.parent.relative_to(folder) / "events")] = path.name.startswith("events.out.tfevents")
+        elif path.is_dir():
+            found[name] = None
+        else:
+            found[name] = _content(path, any(root in path.parents for root in synthetic))
+    return found
+
+
+def _content(path: Path, synthetic: bool) -> Any:
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return _without(json.loads(content), _TIMES)
+    if path.suffix == ".jsonl":
+        lines = [_without(json.loads(line), _TIMES) for line in content.splitlines()]
+        return [{key: line[key] for key in line.keys() & _SYNTHETIC} for line in lines] if synthetic else lines
+    if synthetic:
+        return bool(content)
+    if path.suffix == ".npz":  # holds the time of day
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays.files}
+    if path.suffix in (".html", ".md", ".csv"):
+        return content.decode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(entry, names) for key, entry in value.items() if key not in names}
+    return [_without(entry, names) for entry in value] if isinstance(value, list) else value
+
+
+def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """In what a folder differs, a line each."""
+    lines = [f"{name} is left" for name in sorted(found.keys() - expected.keys())]
+    lines += [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name] != found[name]:
+            lines.append(f"{name} differs{_first_difference(expected[name], found[name])}")
+    return lines
+
+
+def _first_difference(expected: Any, found: Any) -> str:
+    if isinstance(expected, bool | str | None) and isinstance(found, bool | str | None):
+        if not (isinstance(expected, str) and isinstance(found, str) and re.search(r"\s", expected)):
+            return ""
+        expected, found = expected.splitlines(), found.splitlines()
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        pairs = [(one, two) for one, two in zip(expected, found, strict=True) if one != two]
+        return f": {str(pairs[0][0])[:150]} was {str(pairs[0][1])[:150]}" if pairs else ""
+    return f": {str(expected)[:150]} was {str(found)[:150]}"

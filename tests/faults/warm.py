@@ -1,0 +1,108 @@
+"""A process that has imported everything, and runs each command of avppc in a fork of itself.
+
+Reads one JSON object a line, {"arguments": [...], "output": path, "stderr": path}, and answers each with the exit code
+of the command, negative for a signal, once all its processes are gone; null if they had to be ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+
+_SECONDS = 120.0
+_PR_SET_CHILD_SUBREAPER = 36
+_MODULES = ("cv2", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure")
+_MODULES += ("pyarrow.compute", "pyarrow.parquet", "onnx", "onnxscript", "torch.export", "torch.onnx")
+_MODULES += ("networkx", "numpy.fft", "torch._dynamo", "torch.utils.tensorboard", "typeguard")
+_MODULES += ("avppc.synth.worker", "avppc.synth.contact_sheet", "avppc.data.prepare_worker")
+
+
+def main() -> None:
+    """Serves commands until standard input ends."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import PIL.Image
+        import torch
+
+        torch.set_num_threads(1)  # threads do not survive a fork
+        from avppc import cli
+
+        for command in cli.COMMANDS.values():
+            importlib.import_module(command.module)
+        for name in _MODULES:
+            importlib.import_module(name)
+        PIL.Image.preinit()
+    # Workers are forks, too: a fresh process would import torch once more.
+    context = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
+    # Workers that outlive the command become children of this process.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    gc.freeze()
+    print("ready", flush=True)
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            _become(order)
+            _run(cli.main, order["arguments"])
+        print(json.dumps(_wait(child)), flush=True)
+
+
+def _become(order: dict[str, object]) -> None:
+    os.setsid()
+    for descriptor, path in ((0, os.devnull), (1, order["output"]), (2, order["stderr"])):
+        file = os.open(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(file, descriptor)
+        os.close(file)
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Ends this process as the interpreter does, without taking apart all that was imported: that takes a second."""
+    code = 1
+    try:
+        code = command(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads
+    atexit._run_exitfuncs()
+    gc.collect()  # what is still open says now that it cannot be closed
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _wait(child: int) -> int | None:
+    """The child's exit code, once it and all that it has started are gone."""
+    deadline, code, late = time.monotonic() + _SECONDS, None, False
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None if late else code
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            if time.monotonic() > deadline:
+                late = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child, signal.SIGKILL)
+            time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    main()
