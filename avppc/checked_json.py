@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avppc.files import parse_json, write_json
+from avppc.files import parse_json, read_bytes, write_json
 
 CHECKSUM = "checksum"
 """The member that holds the checksum; nothing else in such a file may have its name."""
@@ -34,7 +34,7 @@ def read_checked_json(path: Path) -> Any:
         OSError: it cannot be read.
     """
     try:
-        return parse_checked_json(path.read_bytes())
+        return parse_checked_json(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path}{error}") from error
 

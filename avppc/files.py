@@ -26,7 +26,6 @@ from typing import Any
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}", re.DOTALL)
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # of a write that names no file
 _in_use: set[str] = set()
 """Temporary names of this process, to tell them from those of a process that ended and had the same number."""
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # not on Windows
@@ -144,11 +143,12 @@ def _has_ended(name: str, found: re.Match[str]) -> bool:
 
 
 def _remove_temporary(path: Path) -> None:
-    """Removes a file or folder at a temporary name."""
+    """Removes it where the system lets it; the next process that writes the same file tries again."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -183,7 +183,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_place(path) as temporary:
         yield temporary
-        _sync(temporary)
+        sync_file(temporary)
         os.replace(temporary, path)
     sync_directory(path.parent)
 
@@ -201,7 +201,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir():
-            _sync(file)
+            sync_file(file)
         _refuse_existing(path)  # a rename would replace an empty directory
         os.rename(temporary, path)
     sync_directory(path.parent)
@@ -216,14 +216,8 @@ def temporary_place(path: Path) -> Iterator[Path]:
     remove_leftovers(path.parent, path.name)
     temporary = temporary_name(path)
     try:
-        yield temporary
-    except OSError as error:
-        if error.filename is None and error.errno in _DISK_ERRORS:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(temporary):
-            named = path / Path(error.filename).relative_to(temporary)
-            raise OSError(error.errno, error.strerror, str(named)) from error
-        raise
+        with name_in_errors(path, temporary):
+            yield temporary
     finally:
         _remove_temporary(temporary)
         _in_use.discard(temporary.name)
@@ -260,7 +254,7 @@ def json_bytes(value: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """The JSON value in a file; ValueError that names the file where it is not JSON."""
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(read_bytes(path))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
@@ -283,13 +277,15 @@ def real_path(path: Path) -> Path:
 
 def sync_directory(directory: Path) -> None:
     """Makes renames in a directory last through a power cut, where the system can."""
-    _sync(directory)
+    sync_file(directory)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Makes what is written in a file last through a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with name_in_errors(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -297,7 +293,35 @@ def _sync(path: Path) -> None:
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with name_in_errors(path), path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content; an OSError names the file."""
+    with name_in_errors(path):
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def name_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Gives a file's name to the system's errors that come without one, as those of reading and writing do.
+
+    Args:
+        temporary: what is at `path` in the end, under the name that it has meanwhile and that nobody knows: errors name
+            `path` instead.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        named = path if error.filename is None else None
+        if temporary is not None and isinstance(error.filename, str):
+            with contextlib.suppress(ValueError):  # something else
+                named = path / Path(error.filename).relative_to(temporary)
+        if named is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(named)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avppc.clip import SAMPLES_PER_FRAME
 from avppc.data.packed import PackedDataset
-from avppc.files import replace_file
+from avppc.files import write_atomically
 
 _GAP_PIXELS = 2
 _TITLE_PIXELS = 14
@@ -31,8 +32,9 @@ def write_contact_sheet(dataset: PackedDataset, path: Path, *, rows: int = 12, c
         strip = np.concatenate([_with_sound(video[n], float(loudness[n])) for n in frames], axis=1)
         strips += [_title(dataset.sources[int(row)], strip.shape[1]), strip]
     sheet = np.concatenate(strips, axis=0)
-    with replace_file(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG")
+    content = io.BytesIO()  # the library does not say why a file could not be written
+    Image.fromarray(sheet).save(content, format="PNG")
+    write_atomically(path, content.getvalue())
 
 
 def _title(text: str, width: int) -> NDArray[np.uint8]:

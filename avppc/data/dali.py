@@ -36,6 +36,7 @@ from avppc.data.reader import SEVERAL_VIDEOS
 from avppc.data.sampler import EpochSampler
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.videos import VideoClip, VideoDataset, as_batch
+from avppc.files import read_bytes
 
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU
 # Kinds of notes on what PyAV's way does to pictures and DALI's does not. DALI chooses the video stream itself.
@@ -136,7 +137,7 @@ class ClipSource:
         """File, sound, numbers of the frames, the crop's corner (row, column) and shape, number of the clip."""
         row = self.rows(sample.iteration)[sample.idx_in_batch]
         clip = self._clips[row]
-        content = clip.path.read_bytes()
+        content = read_bytes(clip.path)
         parts = read_sound_and_frames(content, clip.start_frame, self._num_frames)
         _check_shown_as_stored(clip.path, parts)
         rows, columns = self._crop.box(parts.height, parts.width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from avppc.config.features import LogMelConfig
 from avppc.data.decode import DecodeError
 from avppc.data.limits import limited_memory
 from avppc.data.sound import read_sound
-from avppc.files import replace_file
+from avppc.files import write_atomically
 from avppc.ops.log_mel import log_mel
 from avppc.ops.reference_log_mel import band_centers_hz
 from avppc.printing import Console
@@ -38,8 +39,9 @@ def run(config: FeaturesConfig) -> int:
         f"{features.min():.3f} to {features.max():.3f}, mean {features.mean():.3f}",
     )
     if config.out is not None:
-        with replace_file(config.out) as temporary, temporary.open("xb") as file:
-            np.save(file, features, allow_pickle=False)
+        content = io.BytesIO()  # numpy does not say why a file could not be written
+        np.save(content, features, allow_pickle=False)
+        write_atomically(config.out, content.getvalue())
         console.print(f"wrote {config.out}")
     if config.plot is not None:
         draw(config.plot, config.source.name, samples, features, settings, config.preset)
@@ -84,8 +86,9 @@ def draw(
         scaled = (config.output_scale, config.output_shift) != (1.0, 0.0)
         unit = "MFCC" if config.mfcc else _UNITS[config.log] + (", scaled" if scaled else "")
         figure.colorbar(shown, cax=scale, label=unit)
-        with replace_file(path) as temporary:
-            figure.savefig(temporary, dpi=160, format=path.suffix.removeprefix("."))
+        content = io.BytesIO()
+        figure.savefig(content, dpi=160, format=path.suffix.removeprefix("."))
+        write_atomically(path, content.getvalue())
 
 
 def _envelope(wave: NDArray[np.float64], columns: int = 2000) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

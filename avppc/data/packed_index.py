@@ -12,7 +12,7 @@ from typing import Any
 from avppc.checked_json import is_version, parse_checked_json, read_checked_json, write_checked_json
 from avppc.clip import SAMPLE_RATE_HZ, SPLITS, VIDEO_FPS
 from avppc.data.shard import ClipShape, ShardRecord
-from avppc.files import json_bytes
+from avppc.files import json_bytes, read_bytes
 
 FORMAT = "avppc-packed"
 VERSION = 1
@@ -76,7 +76,7 @@ class PackedIndex:
         """Reads and checks index.json; ValueError that names the file and what is wrong with it."""
         path = index_file(directory)
         try:
-            return cls.parse(path.read_bytes())
+            return cls.parse(read_bytes(path))
         except ValueError as error:
             raise ValueError(f"{path}{error}") from error
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.clip import SAMPLES_PER_FRAME
-from avppc.files import parse_json, replace_file
+from avppc.files import name_in_errors, parse_json, replace_file
 
 _PAGE_BYTES = mmap.PAGESIZE
 REMAKE_ADVICE = "`avppc prepare` with the same settings makes it anew"
@@ -147,7 +147,9 @@ class Shard:
         size = os.fstat(self._handle).st_size
         if size != record.bytes:
             raise ValueError(f"{path} has {size} bytes, the index says {record.bytes}: truncated or overwritten")
-        offsets = _check_header(path, os.read(self._handle, 8 + _HEADER_LIMIT_BYTES), size, shape, record.clips)
+        with name_in_errors(path):
+            start = os.read(self._handle, 8 + _HEADER_LIMIT_BYTES)
+        offsets = _check_header(path, start, size, shape, record.clips)
         self._map = mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ)
         self._arrays = {
             name: np.frombuffer(self._map, _DTYPES[dtype], int(np.prod(size)), offsets[name]).reshape(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from avppc.data.packed import PackedDataset
 from avppc.data.sync import SyncEstimate, estimate_offset
 from avppc.evaluate.model_sync import estimate_offset_by_model
 from avppc.evaluate.task_probe import load_task
-from avppc.files import replace_file, write_json
+from avppc.files import write_atomically, write_json
 from avppc.train.hardware import resolve_device
 
 _NAMES = {"envelope": "by loudness", "model": "by the run"}
@@ -94,5 +95,6 @@ def _plot(path: Path, estimates: Sequence[SyncEstimate]) -> None:
         lower.axvline(found.offset_frames, color="tab:grey", linestyle="--")
         lower.set_ylabel(_CURVES[found.method])
         lower.set_xlabel("sound later than picture by, frames of 40 ms")
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, format="png")
+    write_atomically(path, content.getvalue())

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avppc.clip import CLIP_FRAMES
@@ -17,6 +16,7 @@ from avppc.data.augment import augment_video, crop_video
 from avppc.data.packed import PackedDataset
 from avppc.evaluate.classifier import HELD_OUT_SPLITS, HeldOutSplit
 from avppc.models.video import VideoEncoder
+from avppc.tensor_files import map_tensors, write_tensors
 from avppc.train.hardware import autocast
 
 BATCH = 64
@@ -50,12 +50,12 @@ class FeatureSource:
 
     def save(self, path: Path) -> None:
         """Writes the features for another process."""
-        save_file({"train": self.train, **self._splits, "train_rows": self._train_rows}, path)
+        write_tensors(path, {"train": self.train, **self._splits, "train_rows": self._train_rows})
 
     @classmethod
     def load(cls, path: Path) -> FeatureSource:
         """What `save` wrote."""
-        return cls(**load_file(path))
+        return cls(**map_tensors(path))
 
     @property
     def features(self) -> int:

@@ -28,7 +28,7 @@ from avppc.export.graphs import (
     write_onnx,
     write_torch_export,
 )
-from avppc.files import new_directory, read_json, sha256_of, write_atomically, write_json
+from avppc.files import new_directory, read_bytes, read_json, sha256_of, write_atomically, write_json
 from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
 from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
 from avppc.printing import Console
@@ -91,7 +91,7 @@ def export(config: ExportConfig) -> list[ExportedFile]:
     record = read_record(config.run)
     encoder, encoder_sha256 = load_encoder(config.run), sha256_of(find_encoder(config.run))
     files = _finished_export(config, encoder_sha256)
-    if files and _card(record, encoder, encoder_sha256, files) == (config.out / CARD_FILE).read_bytes():
+    if files and _card(record, encoder, encoder_sha256, files) == read_bytes(config.out / CARD_FILE):
         return files
     files = []
     with new_directory(config.out) as directory:

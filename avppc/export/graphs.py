@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from avppc.config.plain import config_to_dict
+from avppc.files import read_bytes, write_atomically
 from avppc.models.video import VideoEncoder
 
 INPUT_NAME, OUTPUT_NAME = "video", "features"
@@ -52,8 +54,11 @@ def write_torch_export(encoder: VideoEncoder, path: Path) -> float:
     program = torch.export.export(encoder, (_example(encoder),), dynamic_shapes=_dynamic_shapes())
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
-    torch.export.save(program, path)
-    return largest_difference(encoder, torch.export.load(path).module(), path.name)
+    content = io.BytesIO()  # torch's own file ends the process where the disk is full
+    torch.export.save(program, content)
+    write_atomically(path, content.getvalue())
+    written = torch.export.load(io.BytesIO(read_bytes(path)))
+    return largest_difference(encoder, written.module(), path.name)
 
 
 def write_onnx(encoder: VideoEncoder, path: Path) -> float:
@@ -82,8 +87,8 @@ def write_onnx(encoder: VideoEncoder, path: Path) -> float:
     for node in program.model.graph:
         node.metadata_props.clear()  # paths of this machine
     program.model.metadata_props["avppc"] = json.dumps(config_to_dict(encoder.config))
-    program.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    write_atomically(path, program.model_proto.SerializeToString())
+    session = onnxruntime.InferenceSession(read_bytes(path), providers=["CPUExecutionProvider"])
 
     def run(video: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT_NAME], {INPUT_NAME: video.numpy()})[0])

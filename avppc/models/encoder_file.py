@@ -15,7 +15,7 @@ from avppc.checked_json import is_version, parse_checked_json, with_checksum
 from avppc.config.checks import check_path
 from avppc.config.model import EncoderConfig
 from avppc.config.plain import config_from_dict, config_to_dict
-from avppc.files import write_atomically
+from avppc.files import read_bytes, write_atomically
 from avppc.models.video import VideoEncoder
 
 FORMAT, VERSION = "avppc-encoder", 1
@@ -60,14 +60,14 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
         >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP
     """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     file = find_encoder(path)
+    content = read_bytes(file)  # not mapped: a disk that fails under a map ends the process
     try:
-        with safe_open(file, "pt") as header:
-            metadata = header.metadata() or {}
-        weights = load_file(file)
+        weights = load(content)
+        metadata = _metadata(content)
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
     try:
@@ -92,6 +92,12 @@ def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {weights[name].dtype} {list(weights[name].shape)}\n".encode())
         digest.update(weights[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What the header of a valid safetensors file says of it as a whole."""
+    header: dict[str, dict[str, str]] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__", {})
 
 
 def _check_weights(file: Path, config: EncoderConfig, weights: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,17 @@ from avppc.clip import UNLABELED_FOLDER
 from avppc.config.checks import check_path
 from avppc.config.plain import config_from_dict, config_to_dict
 from avppc.config.synth import SynthConfig
-from avppc.files import check_vacant, parse_json, read_json, remove_files, sole_use, write_atomically, write_json
+from avppc.files import (
+    check_vacant,
+    name_in_errors,
+    parse_json,
+    read_bytes,
+    read_json,
+    remove_files,
+    sole_use,
+    write_atomically,
+    write_json,
+)
 from avppc.progress import clip_progress
 from avppc.synth.words import WORDS
 from avppc.worker import ctrl_c_waits
@@ -167,7 +177,7 @@ def _finished(root: Path) -> dict[str, Record]:
 def read_records(path: Path) -> dict[str, Record]:
     """The records in a manifest or journal, by path; what is none, such as a killed run's last line, is left out."""
     records: dict[str, Record] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in read_bytes(path).splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             record = parse_json(line)
             if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("path", "sha256")):
@@ -180,15 +190,17 @@ def read_records(path: Path) -> dict[str, Record]:
 def _is_whole(video: Path, sha256: str) -> bool:
     if not all(video.with_suffix(suffix).is_file() for suffix in SUFFIXES):
         return False
-    return hashlib.sha256(video.read_bytes()).hexdigest() == sha256
+    return hashlib.sha256(read_bytes(video)).hexdigest() == sha256
 
 
 def _make_all(config: SynthConfig, jobs: list[Job], records: dict[str, Record], total: int) -> None:
     """Makes the clips in worker processes, adding each to records and to the journal as it is finished."""
     if not jobs:
         return
+    path = config.out / _JOURNAL
     with (
-        (config.out / _JOURNAL).open("a", encoding="utf-8", buffering=1) as journal,
+        name_in_errors(path),
+        path.open("a", encoding="utf-8", buffering=1) as journal,
         clip_progress() as progress,
     ):
         journal.write("\n")  # a line cut short by a kill stays alone

@@ -7,8 +7,7 @@ import json
 import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from rich.text import Text
 from torch import Tensor
 
-from avppc.files import parse_json, write_atomically
+from avppc.files import parse_json, read_bytes, write_atomically
 from avppc.printing import Console, TextColumn
+from avppc.train.events import EventLog
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,10 @@ class MetricsLog:
         self._events = EventLog(run / "tensorboard", first_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Writes a row; values that JSON lacks (NaN, infinities) become null."""
+        """Writes a row; values that JSON lacks (NaN, infinities) become null.
+
+        What a full disk has no room for is written later, if there is room again; the log says so.
+        """
         clean = {name: _finite_or_none(value) for name, value in row.items()}
         try:
             self._file.write(json.dumps(clean, allow_nan=False) + "\n")
@@ -78,52 +81,11 @@ class MetricsLog:
 
     def close(self) -> None:
         """Writes what is still held back, and closes the files."""
-        with contextlib.suppress(OSError):  # logged by `write`
-            self._file.close()
-        self._events.close()
-
-
-class EventLog:
-    """The figures as TensorBoard events. Once they cannot be written, the log says so, and there are no more."""
-
-    def __init__(self, directory: Path, first_step: int) -> None:
-        """Events of steps after first_step are hidden: they will be written again."""
-        self._directory, self._first_step = directory, first_step
-        self._writer: Any = None
-        self._fails = False
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Writes the numbers of a row; the first row makes the file."""
-        with self._guarded():
-            if self._fails:
-                return
-            if self._writer is None:
-                self._writer = self._make_writer()
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(name, value, row["step"])
-
-    def close(self) -> None:
-        """Writes what is still held back."""
-        with self._guarded():
-            if self._writer is not None:
-                self._writer.close()
-
-    def _make_writer(self) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorBoard's own imports warn of their dependencies
-            from torch.utils.tensorboard import SummaryWriter
-        # TensorBoard drops what it has of this step, too.
-        return SummaryWriter(str(self._directory), purge_step=self._first_step + 1)
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
         try:
-            yield
-        except Exception as error:  # whatever its writing thread met: nothing of it may end the training
-            if not self._fails:
-                logger.warning("no more TensorBoard events: %s cannot be written to (%s)", self._directory, error)
-            self._fails = True
+            self._file.close()
+        except OSError as error:
+            logger.warning("the last metrics could not be written to %s: %s", self.path, error)
+        self._events.close()
 
 
 class RunLog:
@@ -164,7 +126,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_bytes().splitlines():
+    for line in read_bytes(path).splitlines():
         with contextlib.suppress(ValueError):
             row = parse_json(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int) and 0 <= row["step"] < 1 << 53:

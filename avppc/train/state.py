@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from avppc.checked_json import is_version, read_checked_json, write_checked_json
-from avppc.files import remove_files, remove_leftovers, sha256_of, sync_directory, temporary_place
+from avppc.files import remove_files, remove_leftovers, sha256_of, sync_directory, sync_file, temporary_place
+from avppc.tensor_files import read_tensors, write_tensors
 
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"
@@ -38,11 +37,7 @@ class Checkpoint:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors saved under a name; ValueError if their file is damaged."""
-        path = self.directory / f"{name}.safetensors"
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        return read_tensors(self.directory / f"{name}.safetensors")
 
     def load_into(self, model: nn.Module) -> None:
         """Gives the model the weights saved as "model"; ValueError if they are those of another one."""
@@ -82,7 +77,8 @@ class CheckpointStore:
             temporary.mkdir()
             for name, values in tensors.items():
                 path = temporary / f"{name}.safetensors"
-                _write_tensors(path, {key: value.detach().contiguous().cpu() for key, value in values.items()})
+                write_tensors(path, {key: value.detach().contiguous().cpu() for key, value in values.items()})
+                sync_file(path)
                 checksums[path.name] = sha256_of(path)
             header = {"format": FORMAT, "version": VERSION, "step": step, "files": checksums}
             write_checked_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
@@ -231,12 +227,3 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
                 state[key] = torch.empty_like(parameter).copy_(value)
         if state:
             optimizer.state[parameter] = state
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # a full disk, say: to the caller it is the same, whoever notices it
-        raise OSError(f"{path}: {error}") from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -41,7 +41,7 @@ class Plan:
             self._memory = mmap.mmap(file.fileno(), _LAYOUT.size)
 
     def set(self, fault: Fault, at: int = 0, *, lasting: bool = False) -> None:
-        """From now on operation number `at`, of those that the fault can meet, goes wrong; with lasting all later ones."""
+        """From now on operation `at` of those that the fault can meet goes wrong, and with lasting all later ones."""
         self._memory[:] = _LAYOUT.pack(fault, at, lasting, 0, 0, 0, 0, 0, self._root, b"")
 
     def stop(self) -> None:

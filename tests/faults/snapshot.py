@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import re
+from collections.abc import Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,9 @@ def _content(path: Path, synthetic: bool) -> Any:
     if path.suffix == ".npz":  # holds the time of day
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: hashlib.sha256(arrays[name].tobytes()).hexdigest() for name in arrays.files}
-    if path.suffix in (".html", ".md", ".csv"):
+    if path.suffix == ".csv":
+        return [_without(row, _TIMES) for row in csv.DictReader(io.StringIO(content.decode()))]
+    if path.suffix in (".html", ".md"):
         return content.decode()
     return hashlib.sha256(content).hexdigest()
 
@@ -54,8 +59,13 @@ def _without(value: Any, names: set[str]) -> Any:
     return [_without(entry, names) for entry in value] if isinstance(value, list) else value
 
 
-def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """In what a folder differs, a line each."""
+def differences(expected: dict[str, Any], found: dict[str, Any], ignored: Collection[str] = ()) -> list[str]:
+    """In what a folder differs, a line each; files that match one of the patterns may differ or be missing."""
+
+    def kept(folder: dict[str, Any]) -> dict[str, Any]:
+        return {path: what for path, what in folder.items() if not any(fnmatch(path, pattern) for pattern in ignored)}
+
+    expected, found = kept(expected), kept(found)
     lines = [f"{name} is left" for name in sorted(found.keys() - expected.keys())]
     lines += [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     for name in sorted(expected.keys() & found.keys()):

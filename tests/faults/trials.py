@@ -117,7 +117,8 @@ class Trials:
             problems.append(f"the same command again: exit code {again}: {_end(text_again)}")
         problems += [f"the same command again prints {mark!r}" for mark in _TRACES if mark in text_again]
         if again in case.codes:
-            problems += differences(expected, snapshot(self.work))
+            lost = case.may_lose if fault is not Fault.KILL and code in case.codes else ()
+            problems += differences(expected, snapshot(self.work), lost)
         return [f"{where or 'nothing failed'}: {problem}" for problem in problems]
 
     def _manners(self, case: Case, fault: Fault, code: int | None, text: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from launch import pretrain_until
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_pretrain import start_run, wait_for_rows
 from tiny_runs import SHAPE, WORDS, make_clip, tiny_config
@@ -74,22 +74,23 @@ class TestFullDisk:
     def test_the_previous_checkpoint_stays_and_training_goes_on(
         self, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        saved, save = [], state.save_file
+        saved, save = [], state.write_tensors
 
-        def fill_up(content: dict[str, torch.Tensor], path: Path) -> None:
+        def fill_up(path: Path, content: dict[str, torch.Tensor]) -> None:
             saved.append(path.parent.name)
             if path.parent.name.startswith(".step_00000004."):
                 path.write_bytes(b"half a file")
-                raise SafetensorError("I/O error: No space left on device (os error 28)")
-            save(content, path)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            save(path, content)
             if path.parent.name.startswith(".step_00000006."):
                 kept = sorted(folder.name for folder in path.parent.parent.iterdir())
                 assert [name[:14] for name in kept] == [".step_00000006", "step_00000002"]
 
-        monkeypatch.setattr(state, "save_file", fill_up)
+        monkeypatch.setattr(state, "write_tensors", fill_up)
         pretrain(tiny_config(tiny_set, tmp_path / "run", steps=6))
         assert "checkpoint of step 4 could not be written" in caplog.text
-        assert "No space left on device (os error 28)); step_00000002 is kept" in caplog.text
+        file = tmp_path / "run" / "checkpoints" / "step_00000004" / "model.safetensors"
+        assert f"No space left on device: '{file}'); step_00000002 is kept" in caplog.text
         names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
         assert names == ["step_00000002", "step_00000006"]
 
