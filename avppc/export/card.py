@@ -78,11 +78,11 @@ def rows_of_encoder(rows: list[RowResult], encoder_sha256: str) -> list[RowResul
 
 def _describe_data(run: Path, data: Path) -> str:
     """Its name, and how much it is where it still lies there: a card travels, the folder's path does not."""
+    if remote_url(data):  # nothing is fetched for a card
+        return f"`{data.name}`"
     try:
-        if remote_url(data):  # nothing is fetched for a card
-            return f"`{data.name}`"
         index = PackedIndex.read(data_of(run, None))
-    except (ValueError, OSError):
+    except (ValueError, FileNotFoundError, PermissionError):  # not there, or not for everybody
         return f"`{data.name}`"
     clips = sum(shard.clips for shard in index.splits.get("train", ()))
     hours = clips * index.shape.frames / VIDEO_FPS / 3600

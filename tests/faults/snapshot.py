@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-_TIMES = {"seconds", "clips_per_second", "data_wait"}
+_TIMES = {"seconds", "clips_per_second", "data_wait", "checksum"}  # of a file with such a time
 _SYNTHETIC = {"path", "word", "split", "speaker", "face", "voice", "seed"}
 """What is the same of a synthetic clip however often it is made: espeak-ng says nothing twice alike."""
 
