@@ -6,7 +6,7 @@ DEMO := runs/demo
 DATA := data/demo
 WHEELS := build/wheels
 
-.PHONY: setup demo test sanitize fuzz lint bench gpu docs wheel clean
+.PHONY: setup demo test sanitize fuzz faults lint bench gpu docs wheel clean
 
 # The marker is newer than everything the environment and the compiled extension are made from.
 SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
@@ -54,6 +54,10 @@ sanitize: setup
 # Damaged and hostile files for every reader, ten minutes (tests/fuzz/run.py --help has more).
 fuzz: setup
 	$(BIN)/python tests/fuzz/run.py --seconds 600
+
+# A kill, a full disk and a broken disk at every operation on files of every command; hours (tests/faults/run.py --help).
+faults: setup
+	$(BIN)/python tests/faults/run.py
 
 lint: setup
 	$(BIN)/ruff check .

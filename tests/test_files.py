@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 from avppc.files import (
     check_apart,
     check_writable,
+    name_in_errors,
     new_directory,
     read_json,
     remove_files,
     sha256_of,
     sole_use,
+    sync_directory,
     write_atomically,
     write_json,
 )
@@ -167,3 +170,30 @@ with replace_file(folder / "page.html") as file, new_directory(folder / "export"
             with pytest.raises(ValueError, match="out must be a folder apart from data"):
                 check_apart(out, data)
         check_apart(tmp_path / "data-packed", data)
+
+
+def test_errors_name_the_file_that_the_user_knows(tmp_path: Path) -> None:
+    def fail(name: Path | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *([str(name)] if name else []))
+
+    path, hidden, other = tmp_path / "set", tmp_path / ".set.1", tmp_path / "other"
+    for name, expected in ((None, path), (hidden, path), (hidden / "a" / "b", path / "a" / "b"), (other, other)):
+        with pytest.raises(OSError, match="No space") as caught, name_in_errors(path, hidden):
+            fail(name)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(expected))
+    with pytest.raises(OSError, match=r"^of a library$"), name_in_errors(path):
+        raise OSError("of a library")
+
+
+def test_a_disk_that_fails_while_a_file_is_written_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path / 'file'}'"):
+        write_atomically(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}'"):
+        sync_directory(tmp_path)

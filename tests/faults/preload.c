@@ -54,6 +54,7 @@ __attribute__((constructor)) static void find_plan(void) {
 static int armed(void) { return plan != NULL && plan->kind != NONE; }
 
 static int is_below_root(const char *path) {
+  if (strstr(path, "/pymp-") != NULL) return 0; /* Python's own folder, which multiprocessing makes and removes */
   size_t length = strlen(plan->root);
   return strncmp(path, plan->root, length) == 0 && (path[length] == '/' || path[length] == '\0');
 }
