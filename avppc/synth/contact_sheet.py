@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from avppc.clip import CLIP_FRAMES, CROP_SIZE, LRW_COLUMNS, LRW_ROWS
 from avppc.config.checks import check_integer
-from avppc.files import write_atomically
+from avppc.files import read_bytes, write_atomically
 
 _HEADER_PIXELS = 14
 
@@ -62,5 +63,5 @@ def _row(video: Path, title: str, frames: int, faces: int) -> NDArray[np.uint8]:
 
 
 def _decode(video: Path) -> NDArray[np.uint8]:
-    with av.open(video) as container:
+    with av.open(io.BytesIO(read_bytes(video))) as container:  # the decoder does not say that a disk fails
         return np.stack([frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]).astype(np.uint8)

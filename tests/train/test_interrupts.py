@@ -15,7 +15,8 @@ from tiny_runs import tiny_config
 from avppc.cli import main
 from avppc.interrupts import Stopped
 from avppc.train import loop
-from avppc.train.log import EventLog, MetricsLog, read_metrics
+from avppc.train.events import EventLog
+from avppc.train.log import MetricsLog, read_metrics
 from avppc.train.loop import pretrain
 
 TESTS = Path(__file__).parent
@@ -142,26 +143,14 @@ class TestEvents:
         assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
         assert self.steps(tmp_path / "run" / "tensorboard") == [2, 4]
 
-    def test_events_that_cannot_be_written_end_nothing(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_events_that_cannot_be_written_end_nothing(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         log = MetricsLog(tmp_path, 0)
         (tmp_path / "tensorboard").write_text("no folder")
         for step in (1, 2):
             log.write({"step": step, "loss": 2.0})
-        log.close()
-        assert caplog.text.count("no more TensorBoard events: ") == 1
-        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
         (tmp_path / "tensorboard").unlink()
-        log = MetricsLog(tmp_path, 2)
         log.write({"step": 3, "loss": 2.0})
-
-        def fail(*args: object) -> None:
-            raise RuntimeError("the thread that writes has met EIO")
-
-        monkeypatch.setattr(log._events._writer, "add_scalar", fail)
-        monkeypatch.setattr(log._events._writer, "close", fail)
-        log.write({"step": 4, "loss": 2.0})
         log.close()
-        assert caplog.text.count("no more TensorBoard events: ") == 2
-        assert read_metrics(tmp_path)[-1]["step"] == 4
+        assert caplog.text.count("TensorBoard events could not be written") == 1
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+        assert self.steps(tmp_path / "tensorboard") == [3]
