@@ -116,9 +116,9 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
     task = _open_task(config, processes, held, dataset.shape.frames)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
+    step, skipped_before = processes.together(partial(_restore, config, store, task, optimizer, sampler))
     if main:
         store.clear_leftovers()
-    step, skipped_before = processes.together(partial(_restore, config, store, task, optimizer, sampler))
     _check_alike(task, step, processes)
 
     averager = GradientAverager(task.parameters(), processes)

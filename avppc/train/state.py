@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Checkpoint:
     """Steps done."""
     progress: dict[str, Any]
     """What else was saved as JSON."""
+    files: frozenset[str]
+    """Names of the files in the directory."""
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors saved under a name; ValueError if their file is damaged."""
@@ -60,11 +62,17 @@ class CheckpointStore:
         self.keep = keep
         self._damaged: set[str] = set()
         """Names of the checkpoints that were found damaged: they do not count as kept."""
+        self._restored: Checkpoint | None = None
         directory.mkdir(parents=True, exist_ok=True)
 
     def clear_leftovers(self) -> None:
-        """Removes what a run left that was killed while it saved; for the process that saves."""
+        """Removes what a run left that was killed while it saved, and old checkpoints that could not be removed then.
+
+        For the process that saves, after `latest`.
+        """
         remove_leftovers(self.directory)
+        if self._restored is not None:
+            self._remove_old(self._restored.files)
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> Path:
         """Saves under a temporary name, renames, and only then removes the oldest; OSError leaves the older ones.
@@ -101,7 +109,8 @@ class CheckpointStore:
         directories, problems = self._directories(), []
         for directory in directories:
             try:
-                return read_checkpoint(directory)
+                self._restored = read_checkpoint(directory)
+                return self._restored
             except ValueError as error:
                 logger.warning("passing over a damaged checkpoint: %s", error)
                 self._damaged.add(directory.name)
@@ -117,7 +126,7 @@ class CheckpointStore:
             )
         return None
 
-    def _remove_old(self, names: set[str]) -> None:
+    def _remove_old(self, names: Collection[str]) -> None:
         """Removes all that is older than the newest `keep` whole ones; `names`: of the files of a checkpoint."""
         directories = self._directories()
         whole = [directory for directory in directories if directory.name not in self._damaged]
@@ -125,7 +134,7 @@ class CheckpointStore:
             return
         for old in directories[directories.index(whole[self.keep - 1]) + 1 :]:
             try:
-                if foreign := sorted(set(os.listdir(old)) - names):
+                if foreign := sorted(set(os.listdir(old)) - set(names)):
                     logger.warning("the old checkpoint %s stays: it also holds %s", old, foreign[0])
                     continue
                 with temporary_place(old) as hidden:  # one of which only a part is removed is no checkpoint any more
@@ -186,7 +195,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
             raise ValueError(f"{path} names a file that is none: {name!r}")
         if sha256_of(directory / name) != checksum:
             raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {_PROGRESS}")
-    return Checkpoint(directory, step, progress)
+    return Checkpoint(directory, step, progress, frozenset({*files, _PROGRESS}))
 
 
 def _is_file(path: Path) -> bool:

@@ -189,3 +189,20 @@ def test_a_run_whose_settings_are_not_its_checkpoints_is_told_in_a_line(
         assert main([*command, "--device", "cpu"]) == 2
         error = " ".join(capsys.readouterr().err.split())
         assert "step_00000002 is not a checkpoint of these settings" in error
+
+
+def test_an_old_checkpoint_that_could_not_be_removed_is_removed_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, 1)
+    store.save(1, TENSORS, {"sampler": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, "_remove_old", lambda self, names: None)
+        store.save(2, TENSORS, {"sampler": 2})
+    assert names(tmp_path) == ["step_00000001", "step_00000002"]
+    again = CheckpointStore(tmp_path, 1)
+    again.clear_leftovers()
+    assert names(tmp_path) == ["step_00000001", "step_00000002"]  # which of them is whole is not known yet
+    assert again.latest() is not None
+    again.clear_leftovers()
+    assert names(tmp_path) == ["step_00000002"]
