@@ -63,5 +63,5 @@ def _row(video: Path, title: str, frames: int, faces: int) -> NDArray[np.uint8]:
 
 
 def _decode(video: Path) -> NDArray[np.uint8]:
-    with av.open(io.BytesIO(read_bytes(video))) as container:  # the decoder does not say that a disk fails
+    with av.open(io.BytesIO(read_bytes(video)), "r") as container:  # the decoder does not say that a disk fails
         return np.stack([frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]).astype(np.uint8)
