@@ -87,21 +87,24 @@ class FitPool:
 
 
 # What a process keeps between fits.
+_config: EvaluateConfig | None = None
 _bench: Bench | None = None
 _features: tuple[Path, FeatureSource] | None = None
 
 
 def _start_worker(config: EvaluateConfig, threads: int) -> None:
-    global _bench
+    global _config
     follow_parent()
     torch.set_num_threads(threads)
     keep_memory()
-    _bench = Bench(config, verify=False)  # as the parent has done
+    _config = config
 
 
 def _run_fit(fit: Fit, path: Path | None) -> FitResult:
-    global _features
-    assert _bench is not None, "_start_worker comes first"
+    global _bench, _features
+    assert _config is not None, "_start_worker comes first"
+    if _bench is None:  # made here: an error of a process's start would reach nobody
+        _bench = Bench(_config, verify=False)  # as the parent has done
     if path is None:
         return _bench.run(fit)
     if _features is None or _features[0] != path:

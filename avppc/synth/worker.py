@@ -26,21 +26,24 @@ class _Workshop:
     espeak: Espeak
 
 
+_config: SynthConfig | None = None
 _workshop: _Workshop | None = None
 
 
 def start_worker(config: SynthConfig) -> None:
     """Prepares this process; call once before make_and_write."""
-    global _workshop
+    global _config
     follow_parent()
     cv2.setNumThreads(1)
-    cast = Cast(config, DIFFICULTIES[config.difficulty].identity)
-    _workshop = _Workshop(config, cast, Espeak())
+    _config = config
 
 
 def make_and_write(job: Job) -> dict[str, Any]:
     """Makes a clip and its files; returns its line of the manifest."""
-    assert _workshop is not None, "start_worker comes first"
+    global _workshop
+    assert _config is not None, "start_worker comes first"
+    if _workshop is None:  # made here: an error of a process's start would reach nobody
+        _workshop = _Workshop(_config, Cast(_config, DIFFICULTIES[_config.difficulty].identity), Espeak())
     config, cast = _workshop.config, _workshop.cast
     speaker = cast.speaker(job.split, job.draw_speaker(config.seed, cast.sizes[job.split]))
     clip = make_clip(

@@ -68,6 +68,6 @@ def build(folder: Path) -> Path:
     """The library, compiled."""
     compiler = os.environ.get("CC") or shutil.which("cc") or "cc"
     library = folder / "faults.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-nonnull-compare"]
+    command = [compiler, "-shared", "-fPIC", "-O1"]
     subprocess.run([*command, "-o", str(library), str(_SOURCE), "-ldl"], check=True)
     return library

@@ -34,11 +34,12 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
 def test_fault(case: Case, fault: Fault, lasting: bool, trials: Trials) -> None:
     operations = trials.count(case, fault)
     assert operations > 0
-    problems = []
+    problems, failed = [], []
     for at in sample(operations, case.tried * EXAMPLES, f"{case.name} {fault.name}"):
         problems += [f"at operation {at} of {operations}, {text}" for text in trials.trial(case, fault, at, lasting)]
-        assert trials.plan.what, f"operation {at} of {operations} has not gone wrong"
+        failed += [trials.plan.what] if trials.plan.what else []  # processes side by side may do less another time
     assert problems == []
+    assert failed
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name.replace(" ", "-") for case in CASES])

@@ -139,7 +139,7 @@ class Trials:
                 yield f"does not say why: {_end(text)}"
             if str(self.work.parent) not in message:
                 yield f"names no file: {_end(text)}"
-            if _HIDDEN.search(message):
+            if _HIDDEN.search(message.replace(str(self._scratch / ".avppc-features"), "")):  # not the user's
                 yield f"names a hidden file: {_end(text)}"
 
 
