@@ -61,9 +61,7 @@ class Trials:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._warm.stdin is not None
-        self._warm.stdin.close()
-        self._warm.wait(60)
+        self._warm.communicate(timeout=60)
 
     def command(self, arguments: list[str], stderr: Path | None = None) -> tuple[int | None, str]:
         """Runs a command of avppc; exit code (None: its processes did not end) and what it printed."""
