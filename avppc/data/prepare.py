@@ -36,7 +36,7 @@ from avppc.data.processes import PASSING, Unit, run_units
 from avppc.data.remote import upload_packed
 from avppc.data.shard import ClipShape
 from avppc.data.track import TRACKER_VERSION
-from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, write_atomically
+from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_atomically
 from avppc.printing import Console
 
 LAYOUT_VERSION = 1
@@ -65,7 +65,11 @@ def run(config: PrepareConfig) -> int:
     units = plan(config, found.videos)
     if config.crop in TRACKED_CROPS:
         make_finder(config.crop)  # what is not installed is reported before anything is begun
-    _claim(config, units)
+    if not config.out.is_dir():
+        check_vacant(config.out, "one that avppc prepare began")
+        config.out.mkdir(parents=True, exist_ok=True)
+    with sole_use(config.out, wait=True):  # of two that begin at once, the second finds what the first one claims
+        _claim(config, units)
     for folder in (SHARD_FOLDER, UNIT_FOLDER):
         (config.out / folder).mkdir(parents=True, exist_ok=True)
         remove_leftovers(config.out / folder)

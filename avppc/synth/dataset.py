@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avppc.checked_json import read_checked_json, write_checked_json
 from avppc.clip import UNLABELED_FOLDER
 from avppc.config.checks import check_path
 from avppc.config.plain import config_from_dict, config_to_dict
@@ -24,11 +25,9 @@ from avppc.files import (
     name_in_errors,
     parse_json,
     read_bytes,
-    read_json,
     remove_files,
     sole_use,
     write_atomically,
-    write_json,
 )
 from avppc.progress import clip_progress
 from avppc.synth.words import WORDS
@@ -54,9 +53,12 @@ def run(config: SynthConfig) -> int:
         ValueError: config.out holds something else, or a data set of other settings.
     """
     _require_extras()
-    _claim_folder(config)
-    # espeak-ng says nothing twice alike: clips of another process would not be those of the manifest.
+    if config.out.exists() and not config.out.is_dir():
+        raise ValueError(f"out must be a folder, got the file {config.out}")
+    config.out.mkdir(parents=True, exist_ok=True)
+    # Another process may be making another set here, or the same one: and espeak-ng says nothing twice alike.
     with sole_use(config.out):
+        _claim_folder(config)
         return _make(config)
 
 
@@ -113,7 +115,7 @@ def _claim_folder(config: SynthConfig) -> None:
     root, wanted = config.out, _identity(config)
     path = root / _SETTINGS
     if path.exists():
-        found = read_json(path)
+        found = read_checked_json(path)
         if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise ValueError(f"out: {path} is not of this program; choose another folder")
         differences = _differences(found, wanted)
@@ -132,7 +134,7 @@ def _claim_folder(config: SynthConfig) -> None:
 
     words = list(WORDS[: config.words])
     folders = words + [UNLABELED_FOLDER] * bool(config.extra_clips)
-    write_json(path, wanted | {"words": words, "folders": folders, "mouth_columns": list(PARAMETERS)})
+    write_checked_json(path, wanted | {"words": words, "folders": folders, "mouth_columns": list(PARAMETERS)})
 
 
 def _differences(found: Record, wanted: Record) -> list[str]:

@@ -50,10 +50,25 @@ def test_a_finished_set_is_left_alone(copy: SynthConfig, capsys: pytest.CaptureF
     assert (copy.out / "manifest.jsonl").read_bytes() == manifest
 
 
-def test_a_set_that_another_process_makes_is_left_to_it(copy: SynthConfig) -> None:
-    with sole_use(copy.out), pytest.raises(ValueError, match="copy is in use: another process works there"):
-        run(copy)
+def test_a_set_that_another_process_makes_is_left_to_it(copy: SynthConfig, tmp_path: Path) -> None:
+    before = _checksums(copy.out)
+    for config in (copy, dataclasses.replace(copy, words=3, overwrite=True)):  # nothing of it is deleted, either
+        with sole_use(copy.out), pytest.raises(ValueError, match="copy is in use: another process works there"):
+            run(config)
+    assert _checksums(copy.out) == before
     assert run(copy) == 0
+    new = dataclasses.replace(copy, out=tmp_path / "new")
+    new.out.mkdir()
+    with sole_use(new.out), pytest.raises(ValueError, match="new is in use"):
+        run(new)
+    assert list(new.out.iterdir()) == []
+
+
+def test_damaged_settings_are_not_taken_for_others(copy: SynthConfig) -> None:
+    path = copy.out / "synth.json"
+    path.write_text(path.read_text().replace('"words": 10', '"words": 18'))
+    with pytest.raises(ValueError, match=r"synth\.json: its checksum is not that of its content"):
+        run(dataclasses.replace(copy, overwrite=True))
 
 
 def test_only_what_is_missing_or_damaged_is_made_again(copy: SynthConfig) -> None:
