@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from info_nce_cases import (
@@ -27,6 +28,7 @@ from info_nce_cases import (
 )
 from torch import Tensor
 from torch.library import opcheck
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from avppc import PermutativeInfoNCE
 from avppc.ops import info_nce_gather as gather
@@ -47,6 +49,21 @@ def _nan_filled_memory() -> Iterator[None]:
     assert torch.empty(64).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _dot_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tl.dot summed in float64 and rounded once.
+
+    The interpreter leaves it to numpy's BLAS, some of whose float32 kernels round the same row differently in blocks of
+    different shapes: then the backward's logits are not the forward's, as they are on a GPU.
+    """
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
+        product = np.matmul(a.data, b.data, dtype=np.float64).astype(d.data.dtype)
+        return TensorHandle(product + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 @pytest.fixture(params=["recompute", "waves"])
