@@ -186,14 +186,14 @@ class TestPrepare:
     def test_faces_are_followed(self, tmp_path, monkeypatch):
         data, out = tmp_path / "data", tmp_path / "out"
         (data / "HELLO" / "train").mkdir(parents=True)
-        write_face_video(data / "HELLO" / "train" / "1.mp4", [(60 + n / 2, 60) for n in range(60)])
+        write_face_video(data / "HELLO" / "train" / "HELLO_1.mp4", [(60 + n / 2, 60) for n in range(60)])
         write_face_video(data / "long.mp4", [(60 + n / 2, 60) for n in range(60)])
         write_face_video(data / "nobody.mp4", [None] * 40)
         monkeypatch.setattr(prepare, "DecodeJob", BlobJob)
         monkeypatch.setattr(prepare, "make_finder", lambda name: None)
         assert prepare.run(PrepareConfig(data, out, crop="mesh", workers=1)) == 3
         with PackedDataset(out) as dataset:
-            assert dataset.sources == ("HELLO/train/1.mp4", "long.mp4", "long.mp4#29")
+            assert dataset.sources == ("HELLO/train/HELLO_1.mp4", "long.mp4", "long.mp4#29")
             video = dataset.batch(torch.arange(3)).video.float()
         assert (video[0] - video[1]).abs().max() == 0
         assert (video[1, 3:] - video[2, 3:]).abs().mean() < 4  # the face stands still in the crop
@@ -228,10 +228,12 @@ class TestPrepare:
 
     @pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, 3, 4.5], [5, 0, 5, 9], [-1, 0, 5, 9], "left", [0, 0, True, 9]])
     def test_impossible_boxes(self, tmp_path, box):
-        (tmp_path / "manifest.jsonl").write_text(json.dumps({"path": "a.mp4", "box": box}))
-        (tmp_path / "a.mp4").write_bytes(b"x")
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "manifest.jsonl").write_text(json.dumps({"path": "a.mp4", "box": box}))
+        (data / "a.mp4").write_bytes(b"x")
         with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1: box must"):
-            prepare.run(PrepareConfig(tmp_path, tmp_path / "out", crop="box"))
+            prepare.run(PrepareConfig(data, tmp_path / "out", crop="box"))
 
 
 def missing(name: str) -> str | None:
@@ -249,9 +251,11 @@ class TestFinders:
         reason = missing(name)
         if reason is None:
             pytest.skip(f"what crop {name!r} needs is installed")
-        (tmp_path / "a.mp4").write_bytes(b"x")
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "a.mp4").write_bytes(b"x")
         with pytest.raises(ImportError, match=rf"crop '{name}' needs .*pip install 'avppc\[{name}\]'"):
-            prepare.run(PrepareConfig(tmp_path, tmp_path / "out", crop=name))
+            prepare.run(PrepareConfig(data, tmp_path / "out", crop=name))
         assert not (tmp_path / "out").exists()
 
     def test_nothing_is_found_in_noise(self, name):
