@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -123,13 +124,13 @@ def _write_parquet(path: Path, batches: Iterable[EmbeddedClips], about: str) -> 
 
     clips, writer = 0, None
     waiting: list[Any] = []  # tables of a batch each: a row group for each would be far too small
-    try:
+    with path.open("xb") as file, contextlib.ExitStack() as held:  # its errors are the system's, pyarrow's are not
         for batch in batches:
             waiting.append(_parquet_table(batch))
             clips += len(batch)
             if writer is None:
                 schema = waiting[0].schema.with_metadata({"avppc": about})
-                writer = pyarrow.parquet.ParquetWriter(path, schema)
+                writer = held.enter_context(pyarrow.parquet.ParquetWriter(file, schema))
             if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
                 writer.write_table(pyarrow.concat_tables(waiting).cast(writer.schema))
                 waiting.clear()
@@ -137,9 +138,6 @@ def _write_parquet(path: Path, batches: Iterable[EmbeddedClips], about: str) -> 
             raise _NoClipsError
         if waiting:
             writer.write_table(pyarrow.concat_tables(waiting).cast(writer.schema))
-    finally:
-        if writer is not None:
-            writer.close()
     return clips
 
 
