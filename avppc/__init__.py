@@ -6,14 +6,14 @@ dependencies.
 
 from avppc._version import __version__
 from avppc.clip import Clip, ClipBatch
-from avppc.config.features import LogMelConfig
-from avppc.config.model import EncoderConfig
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.losses.permutative_info_nce import SUBTASKS, PermutativeInfoNCE, SubTask
+from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import load_encoder
 from avppc.models.video import VideoEncoder
-from avppc.ops.info_nce import InfoNCEStats, bilinear_info_nce
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.ops.log_mel import LogMel, log_mel
-from avppc.tasks.permutative import SUBTASKS, PermutativeInfoNCE, SubTask
+from avppc.ops.info_nce.op import InfoNCEStats, bilinear_info_nce
+from avppc.ops.log_mel.config import LogMelConfig
+from avppc.ops.log_mel.op import LogMel, log_mel
 
 __all__ = [
     "SUBTASKS",

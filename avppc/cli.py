@@ -22,10 +22,10 @@ from rich.text import Text
 import avppc.config
 from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
-from avppc.interrupts import Stopped, Terminated, exit_code, sigterm_interrupts
 from avppc.ops._library import check_variables
 from avppc.printing import Console, colours_pass, escaped_output, visible
-from avppc.said import drop_held_back, lenient_stderr
+from avppc.printing_said import drop_held_back, lenient_stderr
+from avppc.processes_interrupts import Stopped, Terminated, exit_code, sigterm_interrupts
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
@@ -53,22 +53,34 @@ COMMANDS = {
         "Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset", goes_on=True
     ),
     "index": Command(
-        "Lists what a folder of videos holds and what is wrong.", "IndexConfig", "avppc.data.index", goes_on=True
+        "Lists what a folder of videos holds and what is wrong.",
+        "IndexConfig",
+        "avppc.data.prepare.index",
+        goes_on=True,
     ),
-    "prepare": Command("Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare", goes_on=True),
+    "prepare": Command(
+        "Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare.prepare", goes_on=True
+    ),
     "check-sync": Command(
-        "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.evaluate.check_sync"
+        "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.evaluate.diagnose.check_sync"
     ),
     "pretrain": Command(
         "Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop", goes_on=True
     ),
     "evaluate": Command(
-        "Measures lip reading, frozen and fine-tuned.", "EvaluateConfig", "avppc.evaluate.lipreading", goes_on=True
+        "Measures lip reading, frozen and fine-tuned.",
+        "EvaluateConfig",
+        "avppc.evaluate.lipreading.evaluate",
+        goes_on=True,
     ),
     "bench-train": Command("Times the training step on this machine.", "BenchTrainConfig", "avppc.train.bench"),
-    "table": Command("Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table", goes_on=True),
-    "probe": Command("Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.probe"),
-    "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report"),
+    "table": Command(
+        "Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table.table", goes_on=True
+    ),
+    "probe": Command(
+        "Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.diagnose.diagnose"
+    ),
+    "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report.report"),
     "export": Command(
         "Writes the encoder for other programs: safetensors, torch.export, ONNX.",
         "ExportConfig",

@@ -15,13 +15,13 @@ import torch
 from rich.text import Text
 
 from avppc._version import __version__
-from avppc.config.cores import count_cores
-from avppc.config.doctor import DoctorConfig
-from avppc.data import nvdec
-from avppc.errors import one_line
+from avppc.data.on_the_fly import nvdec
+from avppc.doctor_doctor import DoctorConfig
+from avppc.doctor_self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
 from avppc.ops import _library
 from avppc.printing import Console
-from avppc.self_test import SelfTest, info_nce_backend, log_mel_backend, self_tests
+from avppc.printing_errors import one_line
+from avppc.processes_cores import count_cores
 
 _PACKAGES = ("numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from avppc.config.cores import count_cores
 from avppc.ops import _library
+from avppc.processes_cores import count_cores
 
 
 def machine_facts() -> dict[str, Any]:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from avppc.clip import CLIP_SAMPLES, LRW_COLUMNS, LRW_ROWS
-from avppc.data.codec import load_torchcodec
-from avppc.data.crop import Crop
-from avppc.data.dali import DaliLoader, load_dali
-from avppc.data.decode import decode_clip
 from avppc.data.manifest import scan
-from avppc.data.sampler import EpochSampler
-from avppc.data.videos import first_clips
+from avppc.data.on_the_fly.dali import DaliLoader, load_dali
+from avppc.data.on_the_fly.videos import first_clips
+from avppc.data.packed.sampler import EpochSampler
+from avppc.data.video.crop import Crop
+from avppc.data.video.decode import decode_clip
+from avppc.data.video.torchcodec import load_torchcodec
 
 WINDOW = (slice(*LRW_ROWS), slice(*LRW_COLUMNS))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from avppc import LogMelConfig
-from avppc.ops.reference_log_mel import mel_filter_bank_reference
+from avppc.ops.log_mel.reference import mel_filter_bank_reference
 
 Features = Callable[[Tensor], Tensor]  # [N, S] -> [N, F, B]
 

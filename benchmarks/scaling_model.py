@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, CROP_SIZE, ClipBatch
 from avppc.config import PretrainConfig
-from avppc.data.draws import ClipGenerator
-from avppc.tasks.permutative_task import PermutativeTask
+from avppc.draws import ClipGenerator
+from avppc.tasks.permutative import PermutativeTask
 
 CLIP_BYTES = CLIP_FRAMES * CROP_SIZE**2 + 2 * CLIP_SAMPLES
 GPUS = (1, 8, 64, 512)

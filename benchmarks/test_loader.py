@@ -22,12 +22,12 @@ import pytest
 import torch
 
 from avppc.clip import CLIP_FRAMES, CROP_SIZE
-from avppc.data.crop import Crop
-from avppc.data.decode import decode_clip
-from avppc.data.loader import ClipLoader
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
-from avppc.data.sampler import EpochSampler
-from avppc.data.shard import ClipShape, ShardWriter
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.shard import ClipShape, ShardWriter
+from avppc.data.video.crop import Crop
+from avppc.data.video.decode import decode_clip
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))  # the tests' videos serve here too
 from loader_baselines import bare_decode, dali_loader, decoders

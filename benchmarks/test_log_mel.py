@@ -32,7 +32,7 @@ from log_mel_peers import PEERS
 from timing import take_turns
 
 from avppc import LogMelConfig, log_mel
-from avppc.ops.reference_log_mel import mel_filter_bank_reference
+from avppc.ops.log_mel.reference import mel_filter_bank_reference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ops"))  # the tests' sounds serve here too
 from make_audio import speech_like

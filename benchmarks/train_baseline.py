@@ -16,16 +16,16 @@ from torch.nn import functional
 
 from avppc.clip import CLIP_SAMPLES, CROP_SIZE, SAMPLES_PER_FRAME
 from avppc.config import PretrainConfig
-from avppc.data.draws import ClipGenerator
-from avppc.data.elements import cut_elements
-from avppc.data.loader import ClipLoader
-from avppc.data.packed import PackedDataset
-from avppc.data.sampler import EpochSampler
-from avppc.ops.reference_log_mel import log_mel_reference
-from avppc.tasks.permutative import SUBTASKS
-from avppc.tasks.permutative_task import PermutativeTask
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.sampler import EpochSampler
+from avppc.draws import ClipGenerator
+from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.ops.log_mel.reference import log_mel_reference
+from avppc.tasks.cuts import cut_elements
+from avppc.tasks.permutative import PermutativeTask
 from avppc.train.hardware import autocast, keep_memory, use_bf16
-from avppc.train.optimizer import make_optimizer
+from avppc.train.step_optimizer import make_optimizer
 
 
 @dataclass(frozen=True)

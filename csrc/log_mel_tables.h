@@ -1,5 +1,5 @@
 // What the CPU and the CUDA kernels of log_mel share: the configuration and its checks, and the tables, computed in
-// double. The meaning of every field is in avppc/config/features.py.
+// double. The meaning of every field is in avppc/ops/log_mel/config.py.
 #pragma once
 
 #include <cstdint>

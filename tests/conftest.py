@@ -11,6 +11,7 @@ import pytest
 # Helper modules of one part (such as train/tiny_runs.py) serve the tests of others.
 for folder in ("data", "evaluate", "tasks", "train"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 TESTED = os.environ.get("AVPPC_TESTED")
 """A folder: `make sanitize` tests the package in it, not that of the source tree."""

@@ -17,17 +17,17 @@ import torch
 
 from avppc import load_encoder
 from avppc.config import EncoderConfig, EvaluateConfig, ObjectiveConfig, PretrainConfig, ReportConfig
-from avppc.config.plain import config_to_dict
-from avppc.data.packed import PackedDataset
-from avppc.evaluate.lipreading import evaluate
-from avppc.evaluate.report import render
-from avppc.evaluate.results import read_rows
-from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.data.packed.dataset import PackedDataset
+from avppc.evaluate.lipreading.evaluate import evaluate
+from avppc.evaluate.lipreading.results import read_rows
+from avppc.evaluate.report.report import render
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.settings import config_to_dict
 from avppc.tasks.registry import TASKS, make_task
+from avppc.train.checkpoint import load_optimizer_tensors
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
-from avppc.train.run import read_run_config
-from avppc.train.state import load_optimizer_tensors
+from avppc.train.run_folder import read_run_config
 
 EARLIER = Path(__file__).parent / "earlier"
 ENCODER = EncoderConfig(width=4, features=8, crop_pixels=16, input_pixels=16)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from avppc.cli import main
 from avppc.printing import Console, as_line, escaped_output, visible
-from avppc.progress import clip_progress
+from avppc.printing_progress import clip_progress
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
 SHOWN = r"a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"

@@ -9,11 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avppc.checks import check_choice
+from avppc.checks_tensors import check_tensor
 from avppc.clip import LUMA_BLACK, LUMA_WHITE
-from avppc.config.augment import AugmentConfig
-from avppc.config.checks import check_choice
-from avppc.data.draws import integers, noise, uniform
-from avppc.data.variations import (
+from avppc.data.augment_variations import (
     can_fuse,
     check_flips,
     check_pictures,
@@ -23,8 +22,9 @@ from avppc.data.variations import (
     vary,
     vary_fused,
 )
+from avppc.data.config_augment import AugmentConfig
+from avppc.draws import integers, noise, uniform
 from avppc.ops.clips import crop_luma
-from avppc.tensors import check_tensor
 
 
 def grey_to_luma(grey: Tensor) -> Tensor:

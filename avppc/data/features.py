@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from avppc.clip import SAMPLE_RATE_HZ
-from avppc.config.feature_file import FeaturesConfig
-from avppc.config.features import LogMelConfig
-from avppc.data.decode import DecodeError
+from avppc.data.config_feature_file import FeaturesConfig
+from avppc.data.features_sound import read_sound
 from avppc.data.limits import limited_memory
-from avppc.data.sound import read_sound
+from avppc.data.video.decode import DecodeError
 from avppc.files import write_atomically
-from avppc.ops.log_mel import log_mel
-from avppc.ops.reference_log_mel import band_centers_hz
+from avppc.ops.log_mel.config import LogMelConfig
+from avppc.ops.log_mel.op import log_mel
+from avppc.ops.log_mel.reference import band_centers_hz
 from avppc.printing import Console
 
 _UNITS = {"none": "power", "ln": "ln power", "log10": "log10 power", "db": "dB"}

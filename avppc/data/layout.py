@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from avppc.clip import UNLABELED_FOLDER, SplitName
-from avppc.config.data import Layout
+from avppc.data.config import Layout
 
 SPLIT_NAMES: dict[str, SplitName] = {
     "train": "train",

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avppc.clip import NO_LABEL
-from avppc.config.data import Layout
+from avppc.data.config import Layout
 from avppc.data.layout import find_places
 from avppc.data.sound_file import sound_beside, sound_names
 from avppc.files import parse_json, real_path

@@ -1,4 +1,4 @@
-"""The templates of the HTML pages beside this file."""
+"""The templates of the HTML pages, in the folders beside this file."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avppc.checked_json import read_checked_json
-from avppc.config.pretrain import PretrainConfig
-from avppc.evaluate.results import RowResult, read_rows
-from avppc.tasks.permutative import SUBTASKS, SubTask
-from avppc.tasks.subtask_choice import modality_group
+from avppc.evaluate.lipreading.results import RowResult, read_rows
+from avppc.losses.permutative_info_nce import SUBTASKS, SubTask
+from avppc.losses.subtasks_subtask_choice import modality_group
+from avppc.settings_checked_json import read_checked_json
+from avppc.train.config import PretrainConfig
 from avppc.train.log import METRICS_FILE, read_metrics
-from avppc.train.run import ENVIRONMENT_FILE, TASK_FILE, read_run_config
+from avppc.train.run_folder import ENVIRONMENT_FILE, TASK_FILE, read_run_config
 
 FINAL_ROWS = 5
 """Rows of the log whose mean stands for the end of training."""

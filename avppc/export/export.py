@@ -15,10 +15,9 @@ from rich.table import Table
 
 from avppc._version import __version__
 from avppc.clip import CROP_SIZE, LUMA_BLACK, LUMA_WHITE, VIDEO_FPS
-from avppc.config.export import ExportConfig, FormatName
-from avppc.config.plain import config_to_dict
 from avppc.evaluate.record import RunRecord, read_record
-from avppc.export.card import CARD_FILE, format_size, render_card
+from avppc.export.config import ExportConfig, FormatName
+from avppc.export.export_card import CARD_FILE, format_size, render_card
 from avppc.export.graphs import (
     ALLOWED_DIFFERENCE,
     INPUT_NAME,
@@ -32,6 +31,7 @@ from avppc.files import new_directory, read_bytes, read_json, sha256_of, write_a
 from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
 from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
 from avppc.printing import Console
+from avppc.settings import config_to_dict
 
 DESCRIPTION_FILE = "encoder.json"
 FORMAT, VERSION = "avppc-export", 1

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avppc.config.plain import config_to_dict
 from avppc.files import read_bytes, write_atomically
 from avppc.models.video import VideoEncoder
+from avppc.settings import config_to_dict
 
 INPUT_NAME, OUTPUT_NAME = "video", "features"
 ALLOWED_DIFFERENCE = 1e-4

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avppc.config.checks import check_integer
-from avppc.config.model import EncoderConfig
-from avppc.models.conv4 import Conv4
-from avppc.models.layout import use_channels_last
-from avppc.models.resnet import RESNET_LAYERS, ResNet
+from avppc.checks import check_integer
+from avppc.checks_tensors import FLOAT_DTYPES, check_tensor, is_autocast_on
+from avppc.models.backbones import RESNET_LAYERS, ResNet
+from avppc.models.backbones_conv4 import Conv4
+from avppc.models.backbones_layout import use_channels_last
+from avppc.models.config import EncoderConfig
 from avppc.ops.clips import motion_frames
-from avppc.tensors import FLOAT_DTYPES, check_tensor, is_autocast_on
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # the field's figures for LRW's mouth crops, of grey pixels from 0 to 1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from avppc.ops import _library
-from avppc.ops.constants import is_plain
+from avppc.ops.constant_tensors import is_plain
 from avppc.ops.derivatives import is_differentiated
 
 

@@ -5,12 +5,8 @@ They are the fallback, and what the tests compare with.
 
 from __future__ import annotations
 
-from avppc.ops.reference_info_nce import (
-    info_nce_accuracy_reference,
-    info_nce_logits_reference,
-    info_nce_rows_reference,
-)
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 __all__ = [
     "info_nce_accuracy_reference",

@@ -15,11 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avppc.checked_json import read_checked_json, write_checked_json
+from avppc.checks import check_path
 from avppc.clip import UNLABELED_FOLDER
-from avppc.config.checks import check_path
-from avppc.config.plain import config_from_dict, config_to_dict
-from avppc.config.synth import SynthConfig
 from avppc.files import (
     check_vacant,
     name_in_errors,
@@ -29,9 +26,12 @@ from avppc.files import (
     sole_use,
     write_atomically,
 )
-from avppc.progress import clip_progress
-from avppc.synth.words import WORDS
-from avppc.worker import ctrl_c_waits
+from avppc.printing_progress import clip_progress
+from avppc.processes import ctrl_c_waits
+from avppc.settings import config_from_dict, config_to_dict
+from avppc.settings_checked_json import read_checked_json, write_checked_json
+from avppc.synth.config import SynthConfig
+from avppc.synth.config_words import WORDS
 
 if TYPE_CHECKING:
     from avppc.synth.clip import Job
@@ -243,7 +243,7 @@ def _write_manifest(root: Path, records: list[Record]) -> None:
 
 
 def _write_sheet(root: Path, names: list[str]) -> None:
-    from avppc.synth.contact_sheet import write_contact_sheet
+    from avppc.synth.worker_contact_sheet import write_contact_sheet
 
     if not (root / _SHEET).exists():
         write_contact_sheet(root, root / _SHEET, names)

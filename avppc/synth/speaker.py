@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.clip import SPLITS
-from avppc.config.synth import SynthConfig
+from avppc.synth.config import SynthConfig
 
 ACCENTS = ("en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us", "en-us-nyc")
 # espeak-ng's voice variants that sound like a person: no robots, whispers or croaks.

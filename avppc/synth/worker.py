@@ -7,14 +7,14 @@ from typing import Any
 
 import cv2
 
-from avppc.config.synth import SynthConfig
+from avppc.processes import follow_parent
 from avppc.synth.clip import Job, make_clip
-from avppc.synth.difficulty import DIFFICULTIES
-from avppc.synth.espeak import Espeak
-from avppc.synth.files import write_clip
+from avppc.synth.config import SynthConfig
+from avppc.synth.config_difficulty import DIFFICULTIES
+from avppc.synth.config_words import WORDS
 from avppc.synth.speaker import Cast
-from avppc.synth.words import WORDS
-from avppc.worker import follow_parent
+from avppc.synth.voice_espeak import Espeak
+from avppc.synth.worker_files import write_clip
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from avppc.config.checks import check_choice
-from avppc.config.pretrain import PretrainConfig
-from avppc.tasks.correspondence import CorrespondenceTask
-from avppc.tasks.permutative_task import make_av_permutative, make_visual_permutative
-from avppc.tasks.protocol import ProxyTask
+from avppc.checks import check_choice
+from avppc.tasks.base_protocol import ProxyTask
+from avppc.tasks.pairs_correspondence import CorrespondenceTask
+from avppc.tasks.pairs_time_arrow import TimeArrowTask
+from avppc.tasks.permutative import make_av_permutative, make_visual_permutative
 from avppc.tasks.synchronization import make_synchronization
-from avppc.tasks.time_arrow import TimeArrowTask
+from avppc.train.config import PretrainConfig
 
 
 class TaskEntry(NamedTuple):

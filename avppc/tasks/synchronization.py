@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avppc.clip import ClipBatch
-from avppc.config.pretrain import PretrainConfig
-from avppc.tasks.binary import PairTask, binary_figures
-from avppc.tasks.correspondence import draw_other_clips
-from avppc.tasks.element_task import ElementTask
-from avppc.tasks.protocol import ProxyTask, TaskOutput
-from avppc.tasks.spans import cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.base import ElementTask
+from avppc.tasks.base_protocol import ProxyTask, TaskOutput
+from avppc.tasks.cuts_spans import cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.pairs import PairTask, binary_figures
+from avppc.tasks.pairs_correspondence import draw_other_clips
+from avppc.train.config import PretrainConfig
 
 
 def make_synchronization(config: PretrainConfig) -> ProxyTask:

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from avppc.config.bench import BenchTrainConfig
-from avppc.config.pretrain import PretrainConfig
-from avppc.data.draws import ClipGenerator
-from avppc.data.loader import ClipLoader
-from avppc.data.packed import PackedDataset
-from avppc.data.sampler import EpochSampler
-from avppc.tasks.permutative_task import PermutativeTask
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.sampler import EpochSampler
+from avppc.draws import ClipGenerator
+from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
+from avppc.train.config import PretrainConfig
+from avppc.train.config_bench import BenchTrainConfig
+from avppc.train.distributed import Processes, join_processes
+from avppc.train.faults import SkippedSteps
 from avppc.train.hardware import autocast, keep_memory, use_bf16
-from avppc.train.model import prepare_model
-from avppc.train.optimizer import make_optimizer, step_unless
-from avppc.train.processes import Processes, join_processes
-from avppc.train.skipped import SkippedSteps
+from avppc.train.step_model import prepare_model
+from avppc.train.step_optimizer import make_optimizer, step_unless
 
 WARM_UP_STEPS = 3
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from avppc.files import parse_json, read_bytes, write_atomically
 from avppc.printing import Console, TextColumn
-from avppc.train.events import EventLog
+from avppc.train.log_events import EventLog
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avppc.config.pretrain import PretrainConfig
-from avppc.data.draws import ClipGenerator
-from avppc.data.loader import ClipLoader
-from avppc.data.packed import (
+from avppc.data.packed.dataset import (
     SHARD_FOLDER,
     PackedDataset,
     PackedIndex,
@@ -24,33 +21,36 @@ from avppc.data.packed import (
     split_sha256,
     verify_shards,
 )
-from avppc.data.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.sampler import EpochSampler
+from avppc.draws import ClipGenerator
 from avppc.files import sole_use
-from avppc.interrupts import Stopped
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
-from avppc.ops.info_nce_agreement import rows_known_even
+from avppc.ops.info_nce.agreement import rows_known_even
 from avppc.printing import Console
-from avppc.tasks.protocol import ProxyTask
+from avppc.processes_interrupts import Stopped
+from avppc.tasks.base_protocol import ProxyTask
 from avppc.tasks.registry import make_task
-from avppc.train.agreement import check_same_training
-from avppc.train.gradients import GradientAverager
-from avppc.train.hardware import autocast, keep_memory, use_bf16
-from avppc.train.log import Meter, RunLog, Stopwatch
-from avppc.train.model import prepare_model
-from avppc.train.optimizer import learning_rate_at, make_optimizer, set_learning_rate, step_unless
-from avppc.train.processes import Processes, join_processes
-from avppc.train.run import open_run
-from avppc.train.saver import CheckpointSaver
-from avppc.train.skipped import SKIPPED_FILE, SkippedReport, SkippedSteps
-from avppc.train.state import (
+from avppc.train.checkpoint import (
     CheckpointStore,
     NoWholeCheckpoint,
     load_optimizer_tensors,
     newest_checkpoint,
     optimizer_tensors,
 )
+from avppc.train.checkpoint_saver import CheckpointSaver
+from avppc.train.config import PretrainConfig
+from avppc.train.distributed import Processes, join_processes
+from avppc.train.distributed_gradients import GradientAverager
+from avppc.train.faults import SKIPPED_FILE, SkippedReport, SkippedSteps
+from avppc.train.faults_stop import StopRequest
+from avppc.train.hardware import autocast, keep_memory, use_bf16
+from avppc.train.log import Meter, RunLog, Stopwatch
+from avppc.train.run_folder import open_run
+from avppc.train.run_folder_agreement import check_same_training
 from avppc.train.step import GradientComputer
-from avppc.train.stop import StopRequest
+from avppc.train.step_model import prepare_model
+from avppc.train.step_optimizer import learning_rate_at, make_optimizer, set_learning_rate, step_unless
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
-from avppc.data.draws import ClipGenerator
+from avppc.draws import ClipGenerator
 from avppc.models.batch_norm import frozen_statistics
-from avppc.tasks.protocol import ProxyTask, Representations, TaskOutput
-from avppc.train.gradients import GradientAverager
+from avppc.tasks.base_protocol import ProxyTask, Representations, TaskOutput
+from avppc.train.distributed_gradients import GradientAverager
 
 Draws = Callable[[int], ClipGenerator]
 """The draws for part `number` of a step; the same number gives the same draws again."""

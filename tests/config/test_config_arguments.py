@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import avppc.config
-from avppc.config.plain import config_from_dict, config_to_dict
+from avppc.settings import config_from_dict, config_to_dict
 
 CONFIGS = [getattr(avppc.config, name) for name in avppc.config.__all__]
 PATHS = ("data", "encoder", "out", "run", "source")

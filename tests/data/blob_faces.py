@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from make_videos import write_video
 
-from avppc.data.prepare_worker import DecodeJob
-from avppc.data.track import Found
+from avppc.data.prepare.worker import DecodeJob
+from avppc.data.video.track import Found
 
 SIDE = 40.0  # of the square face, pixels at zoom 1
 REFERENCE = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])  # the crop is the face

@@ -7,7 +7,7 @@ import sys
 
 import av
 
-from avppc.data import mouth
+from avppc.data.video import faces as mouth
 
 
 def main(paths: list[str]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avppc.data.decode import DecodeError, decode_clip, decode_clips
-from avppc.data.reader import DecodedClip
+from avppc.data.video.decode import DecodeError, decode_clip, decode_clips
+from avppc.data.video.reader import DecodedClip
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avppc.data.packed import SHARD_FOLDER, PackedIndex
-from avppc.data.shard import ClipShape, ShardWriter
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.shard import ClipShape, ShardWriter
 
 SHAPE = ClipShape(frames=3, height=8, width=12)
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import avppc.data
-from avppc.config.synth import SynthConfig
-from avppc.data.packed import PackedDataset
+from avppc.data.packed.dataset import PackedDataset
+from avppc.synth.config import SynthConfig
 
 FOLDER = Path(os.environ.get("AVPPC_OPENCV4", Path(sys.prefix) / "opencv4"))
 MOUTH = (127, 163)  # column and row of the middle of LRW's window, where the talking heads have it

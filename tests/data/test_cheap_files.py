@@ -8,9 +8,9 @@ import cheap_files
 import pytest
 from make_videos import write_video
 
-from avppc.data import decode, probe
-from avppc.data.decode import DecodeError, decode_clip
-from avppc.data.sound import read_sound
+from avppc.data.features_sound import read_sound
+from avppc.data.video import decode, inspect
+from avppc.data.video.decode import DecodeError, decode_clip
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_claims_are_refused_before_room_is_made_for_them(content, message, tmp_p
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     monkeypatch.setattr(decode.av, "open", lambda *_, **__: pytest.fail("the decoder has opened it"))
-    for read in (probe.probe, decode_clip, read_sound):
+    for read in (inspect.probe, decode_clip, read_sound):
         with pytest.raises(DecodeError, match=message):
             read(path)
     with pytest.raises(DecodeError, match=message):
@@ -65,8 +65,8 @@ def test_streams_of_other_containers_are_counted_too(tmp_path):
 
 
 def test_more_packets_than_bytes_are_not_listed(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "_FEW_PACKETS", 10)
-    monkeypatch.setattr(probe, "_size", lambda source: 20)
+    monkeypatch.setattr(inspect, "_FEW_PACKETS", 10)
+    monkeypatch.setattr(inspect, "_size", lambda source: 20)
     path = write_video(tmp_path / "a.mp4", size=(48, 64))
     with pytest.raises(DecodeError, match="damaged: it has more packets than bytes, 20"):
-        probe.probe(path)
+        inspect.probe(path)

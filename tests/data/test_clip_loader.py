@@ -7,9 +7,9 @@ import pytest
 import torch
 from packed_sets import clip_video, write_packed
 
-from avppc.data.loader import ClipLoader, iterate_once
-from avppc.data.packed import PackedDataset
-from avppc.data.sampler import EpochSampler
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.loader import ClipLoader, iterate_once
+from avppc.data.packed.sampler import EpochSampler
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avppc.data.clock import AudioTimeline, FrameGrid
+from avppc.data.video.clock import AudioTimeline, FrameGrid
 
 RATE = 16_000
 

@@ -16,13 +16,13 @@ import pytest
 from make_videos import click_seconds, copy_cut, flash_frame, lose_packet, set_matrix, write_video
 
 import avppc.data
-from avppc.data import codec
-from avppc.data.decode import DecodeError, decode_clip
+from avppc.data.video import torchcodec
+from avppc.data.video.decode import DecodeError, decode_clip
 
 
 def _missing() -> str | None:
     try:
-        codec.load_torchcodec()
+        torchcodec.load_torchcodec()
     except ImportError as error:
         return str(error)
     return None

@@ -13,15 +13,15 @@ import pytest
 import torch
 from make_videos import click_seconds, copy_cut, flash_frame, join_tracks, set_matrix, write_video
 
-from avppc.data import dali
-from avppc.data.crop import Crop
-from avppc.data.decode import DecodeError, decode_clip
-from avppc.data.loader import ClipLoader
 from avppc.data.manifest import scan
-from avppc.data.picked import read_sound_and_frames
-from avppc.data.probe import VideoFacts, probe
-from avppc.data.sampler import EpochSampler
-from avppc.data.videos import VideoClip, VideoDataset, first_clips
+from avppc.data.on_the_fly import dali
+from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, first_clips
+from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.sampler import EpochSampler
+from avppc.data.video.crop import Crop
+from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.inspect import VideoFacts, probe
+from avppc.data.video.picked import read_sound_and_frames
 
 VP9 = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {"crf": "10", "b": "2M"}}
 EVENT = 0.6

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from packed_sets import write_packed
 
 from avppc.clip import Clip, ClipBatch
-from avppc.config.augment import AugmentConfig
-from avppc.config.model import CutConfig
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
-from avppc.data.elements import cut_elements
-from avppc.data.loader import ClipLoader, iterate_once
-from avppc.data.packed import PackedDataset
-from avppc.data.sampler import EpochSampler
+from avppc.data.config_augment import AugmentConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.loader import ClipLoader, iterate_once
+from avppc.data.packed.sampler import EpochSampler
 from avppc.files import write_atomically
+from avppc.models.config import CutConfig
+from avppc.tasks.cuts import cut_elements
 
 VIDEO = torch.randint(0, 256, (2, 5, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 AUDIO = torch.zeros(2, 5 * 640, dtype=torch.int16)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from avppc.config import AugmentConfig
 from avppc.data.augment import augment_log_mel, augment_video
-from avppc.data.draws import ClipGenerator, integers, noise, uniform
+from avppc.draws import ClipGenerator, integers, noise, uniform
 
 CPU = torch.device("cpu")
 CLIPS, ELEMENTS = 12, 2

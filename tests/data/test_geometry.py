@@ -10,11 +10,11 @@ import pytest
 from blob_faces import BlobFinder, paint_face, write_face_video
 from make_videos import moving_pattern, set_matrix, write_video
 
-from avppc.data.crop import Crop
-from avppc.data.decode import DecodeError, decode_clip
-from avppc.data.geometry import Geometry
-from avppc.data.probe import probe
-from avppc.data.track import track_mouth
+from avppc.data.video.crop import Crop
+from avppc.data.video.crop_geometry import Geometry
+from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.inspect import probe
+from avppc.data.video.track import track_mouth
 
 EXACT = {"qp": "0", "preset": "ultrafast"}
 # By the matrix's a, b, c, d: what becomes of a picture [H, W], and the kind of the note.

@@ -10,12 +10,12 @@ import torch
 from make_videos import copy_cut, write_video
 
 from avppc.cli import main
-from avppc.config.data import IndexConfig, PrepareConfig
-from avppc.data import index, prepare, prepare_worker
-from avppc.data.decode import decode_clip, decode_clips
-from avppc.data.packed import PackedDataset
-from avppc.data.probe import probe
-from avppc.data.processes import Progress
+from avppc.data.config import IndexConfig, PrepareConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.prepare import index, prepare, worker
+from avppc.data.prepare.pool import Progress
+from avppc.data.video.decode import decode_clip, decode_clips
+from avppc.data.video.inspect import probe
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 
@@ -232,9 +232,9 @@ class TestPrepareBelievesTheManifest:
         write_video(folder / "hole.mp4", frames=70, skipped=range(5, 10), **SMALL)
         index.run(IndexConfig(folder, workers=1))
         opened = []
-        decode = prepare_worker.decode_clips
+        decode = worker.decode_clips
         monkeypatch.setattr(
-            prepare_worker, "decode_clips", lambda path, **options: opened.append(path.name) or decode(path, **options)
+            worker, "decode_clips", lambda path, **options: opened.append(path.name) or decode(path, **options)
         )
         monkeypatch.setattr(prepare, "run_units", in_this_process)
         out = tmp_path / "out"

@@ -5,9 +5,9 @@ import io
 import pytest
 from make_videos import copy_cut, write_video
 
-from avppc.data.decode import DecodeError, decode_clip
-from avppc.data.mp4_boxes import check_mp4
-from avppc.data.probe import probe
+from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.inspect import probe
+from avppc.data.video.mp4_boxes import check_mp4
 
 SMALL = {"size": (64, 64), "options": {"preset": "ultrafast"}}
 

@@ -11,9 +11,9 @@ import numpy as np
 from make_videos import write_video
 
 import avppc.data
-from avppc.config.data import IndexConfig, PrepareConfig
-from avppc.data import index, prepare
-from avppc.data.packed import PackedDataset
+from avppc.data.config import IndexConfig, PrepareConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.prepare import index, prepare
 
 COUNT = int(os.environ.get("AVPPC_MUTATIONS", "300"))
 

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 import torch
 
-from avppc.data import nvdec
+from avppc.data.on_the_fly import nvdec
 
 # A decoder of H.264 (48 to 4096 pixels a side, 65536 macroblocks) and VP9 (128 x 144 to 8192 x 8000); HEVC is there but
 # not supported; AV1 gives an error. The structure is written down as in cuviddec.h.

@@ -13,10 +13,10 @@ from hand_edited import read_plain
 from packed_sets import SHAPE, clip_audio, clip_video, write_packed
 from safetensors import safe_open
 
-from avppc.data.loader import ClipLoader
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
-from avppc.data.sampler import EpochSampler
-from avppc.data.shard import ShardWriter
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.shard import ShardWriter
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 from blob_faces import BlobFinder, write_face_video
 from make_videos import click_seconds, flash_frame, write_video
 
-from avppc.data.crop import Crop
-from avppc.data.decode import decode_clip, decode_clips
-from avppc.data.picked import read_sound_and_frames
-from avppc.data.pictures import PictureDecoder
-from avppc.data.probe import probe
-from avppc.data.track import track_mouth
+from avppc.data.video.crop import Crop
+from avppc.data.video.decode import decode_clip, decode_clips
+from avppc.data.video.inspect import probe
+from avppc.data.video.picked import read_sound_and_frames
+from avppc.data.video.pictures import PictureDecoder
+from avppc.data.video.track import track_mouth
 
 TOGETHER = {"flashes": (0.6,), "clicks": (0.6,)}
 PCM = {"audio_codec": "pcm_s16le", "size": (64, 64)}

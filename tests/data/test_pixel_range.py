@@ -9,7 +9,7 @@ import torch
 from make_videos import write_video
 
 from avppc.data.augment import grey_to_luma
-from avppc.data.decode import decode_clip
+from avppc.data.video.decode import decode_clip
 
 GREY = torch.arange(256, dtype=torch.uint8)
 

@@ -18,11 +18,11 @@ from make_videos import click_seconds, flash_frame, write_lrw_tree, write_video
 
 import avppc.data
 from avppc.clip import SPLITS
-from avppc.config.data import PrepareConfig
-from avppc.data import prepare
-from avppc.data.decode import decode_clip
-from avppc.data.packed import PackedDataset
-from avppc.data.prepare_worker import clip_id
+from avppc.data.config import PrepareConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.prepare import prepare
+from avppc.data.prepare.worker import clip_id
+from avppc.data.video.decode import decode_clip
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 TOGETHER = {"flashes": (0.6,), "clicks": (0.6,)}
@@ -162,8 +162,8 @@ class TestMessyFolder:
 COMMAND = """
 import sys
 from pathlib import Path
-from avppc.config.data import PrepareConfig
-from avppc.data import prepare
+from avppc.data.config import PrepareConfig
+from avppc.data.prepare import prepare
 sys.exit(prepare.run(PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=2, workers=2)))
 """
 

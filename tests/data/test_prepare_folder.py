@@ -13,9 +13,9 @@ import troubled_worker
 from make_videos import write_lrw_tree, write_video
 
 from avppc.cli import main
-from avppc.config.data import PrepareConfig
-from avppc.data import prepare
-from avppc.data.packed import PackedDataset
+from avppc.data.config import PrepareConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.prepare import prepare
 from avppc.files import temporary_name
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}

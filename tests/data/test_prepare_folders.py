@@ -11,7 +11,7 @@ from make_videos import write_video
 from PIL import Image
 
 from avppc.cli import main
-from avppc.data.packed import PackedDataset
+from avppc.data.packed.dataset import PackedDataset
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from packed_sets import write_packed
 
-from avppc.data import packed as packed_module
-from avppc.data import read_ahead
-from avppc.data.buffers import BufferPool
-from avppc.data.packed import PackedDataset
-from avppc.data.read_ahead import ReadAhead, blocks_read
-from avppc.data.shard import Shard
+from avppc.data.packed import dataset as packed_module
+from avppc.data.packed import dataset_read_ahead
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset_buffers import BufferPool
+from avppc.data.packed.dataset_read_ahead import ReadAhead, blocks_read
+from avppc.data.packed.shard import Shard
 
 
 class TestReadAhead:
@@ -34,7 +34,7 @@ class TestReadAhead:
         assert not ahead.wanted
 
     def test_always_where_the_system_does_not_tell(self, monkeypatch):
-        monkeypatch.setattr(read_ahead, "_resource", None)
+        monkeypatch.setattr(dataset_read_ahead, "_resource", None)
         assert blocks_read() is None
         ahead = ReadAhead()
         for _ in range(100):

@@ -14,11 +14,12 @@ from make_videos import write_video
 from packed_sets import clip_video, write_packed
 from tiny_runs import tiny_config, write_tiny_set
 
-from avppc.config.data import PrepareConfig
-from avppc.data import prepare, remote
-from avppc.data.packed import PackedDataset, data_sha256
-from avppc.data.remote import cache_folder, fetch_packed, remote_url, upload_packed
-from avppc.evaluate.clip_strips import make_clip_sheet
+from avppc.data.config import PrepareConfig
+from avppc.data.packed import remote
+from avppc.data.packed.dataset import PackedDataset, data_sha256
+from avppc.data.packed.remote import cache_folder, fetch_packed, remote_url, upload_packed
+from avppc.data.prepare import prepare
+from avppc.evaluate.report.clip_strips import make_clip_sheet
 from avppc.train.loop import pretrain
 
 URL = "memory://bucket/set"

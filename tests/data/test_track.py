@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_videos import moving_pattern, write_video
 
-from avppc.config.data import PrepareConfig
-from avppc.data import mouth, prepare
-from avppc.data.crop import Crop
-from avppc.data.decode import DecodeError, decode_clips
-from avppc.data.packed import PackedDataset
-from avppc.data.track import FaceSearch, Found, MouthTrack, similarity, smooth_track, track_mouth
+from avppc.data.config import PrepareConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.prepare import prepare
+from avppc.data.video import faces as mouth
+from avppc.data.video.crop import Crop
+from avppc.data.video.decode import DecodeError, decode_clips
+from avppc.data.video.track import FaceSearch, Found, MouthTrack, similarity, smooth_track, track_mouth
 
 TIMES = np.arange(100) / 25
 

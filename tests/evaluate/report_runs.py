@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from avppc.config import CutConfig, EvaluateConfig, OptimizerConfig, PretrainConfig
-from avppc.config.plain import config_to_dict
-from avppc.data.packed import SHARD_FOLDER, PackedIndex
-from avppc.data.shard import ClipShape, ShardWriter
-from avppc.evaluate.results import RowResult, write_row
-from avppc.evaluate.statistics import mean_and_interval
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.shard import ClipShape, ShardWriter
+from avppc.evaluate.lipreading.results import RowResult, write_row
+from avppc.evaluate.lipreading.results_statistics import mean_and_interval
 from avppc.files import sha256_of, write_json
-from avppc.tasks.permutative import SUBTASKS
+from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.settings import config_to_dict
 
 WORDS = ("ABOUT", "<B>", "C&语", "$x$ -->", "BILLION")
 SHAPE = ClipShape(29, 12, 12)

@@ -10,15 +10,15 @@ import pytest
 import torch
 from tiny_runs import tiny_config
 
-from avppc.checked_json import write_checked_json
 from avppc.cli import main
-from avppc.config.plain import config_to_dict
-from avppc.data.packed import SHARD_FOLDER, PackedIndex
-from avppc.data.shard import ClipShape, ShardWriter
-from avppc.evaluate.labels import check_words, draw_labelled_clips
-from avppc.evaluate.statistics import limited, mean_and_interval
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.shard import ClipShape, ShardWriter
+from avppc.evaluate.lipreading.fits_labels import check_words, draw_labelled_clips
+from avppc.evaluate.lipreading.results_statistics import limited, mean_and_interval
 from avppc.models.encoder_file import save_encoder
 from avppc.models.video import VideoEncoder
+from avppc.settings import config_to_dict
+from avppc.settings_checked_json import write_checked_json
 
 SHAPE = ClipShape(29, 96, 96)
 

@@ -17,20 +17,20 @@ import torch
 from tiny_runs import SPLITS, WORDS, make_clip, tiny_config, write_tiny_set
 from torch import nn
 
-import avppc.evaluate.classifier as classifier
-import avppc.evaluate.fits as fits
-import avppc.evaluate.lipreading as lipreading
+import avppc.evaluate.lipreading.classifier as classifier
+import avppc.evaluate.lipreading.evaluate as lipreading
+import avppc.evaluate.lipreading.fits as fits
 from avppc import load_encoder
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
-from avppc.config.evaluate import RowName
-from avppc.data.packed import PackedIndex
-from avppc.evaluate.classifier import FitConfig, fit_classifier, predict
-from avppc.evaluate.fit_pool import FitPool
-from avppc.evaluate.labels import draw_labelled_clips
-from avppc.evaluate.results import RowResult, print_table, read_rows, write_row
-from avppc.evaluate.sources import EncoderWithHead, FeatureSource
-from avppc.evaluate.statistics import mean_and_interval
+from avppc.data.packed.dataset import PackedIndex
+from avppc.evaluate.config import RowName
+from avppc.evaluate.lipreading.classifier import FitConfig, fit_classifier, predict
+from avppc.evaluate.lipreading.evaluate_fit_pool import FitPool
+from avppc.evaluate.lipreading.fits_labels import draw_labelled_clips
+from avppc.evaluate.lipreading.inputs import EncoderWithHead, FeatureSource
+from avppc.evaluate.lipreading.results import RowResult, print_table, read_rows, write_row
+from avppc.evaluate.lipreading.results_statistics import mean_and_interval
 from avppc.train.loop import pretrain
 
 

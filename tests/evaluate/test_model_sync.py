@@ -12,9 +12,9 @@ from test_sync import write_talking
 from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.cli import main
-from avppc.data.packed import PackedDataset
-from avppc.evaluate.model_sync import estimate_offset_by_model
-from avppc.tasks.element_task import ElementTask
+from avppc.data.packed.dataset import PackedDataset
+from avppc.evaluate.diagnose.check_sync_model_sync import estimate_offset_by_model
+from avppc.tasks.base import ElementTask
 from avppc.train.loop import pretrain
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from report_runs import make_row, write_run
 
-from avppc.evaluate import plots
 from avppc.evaluate.record import read_record
-from avppc.tasks.permutative import SUBTASKS
+from avppc.evaluate.report import plots
+from avppc.losses.permutative_info_nce import SUBTASKS
 
 
 def test_intervals_end_at_all_and_nothing(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from tiny_runs import WORDS, tiny_config, write_tiny_set
 
 from avppc.cli import main
 from avppc.config import ProbeConfig
-from avppc.config.pretrain import TASK_NAMES
-from avppc.evaluate.probe import probe
-from avppc.evaluate.ranking import accuracy_among, ranks_of_positives, recall_at, vote_of_neighbours
-from avppc.evaluate.results import RowResult, write_row
-from avppc.evaluate.task_probe import load_task
-from avppc.evaluate.viseme_confusion import confusions_by_visemes, edit_distance, viseme_strings
+from avppc.evaluate.diagnose.diagnose import probe
+from avppc.evaluate.diagnose.diagnose_viseme_confusion import confusions_by_visemes, edit_distance, viseme_strings
+from avppc.evaluate.diagnose.task import load_task
+from avppc.evaluate.diagnose.task_ranking import accuracy_among, ranks_of_positives, recall_at, vote_of_neighbours
+from avppc.evaluate.lipreading.results import RowResult, write_row
+from avppc.train.config import TASK_NAMES
 from avppc.train.loop import pretrain
 
 pytest.importorskip("espeakng_loader", reason="visemes need the extra synth")
@@ -98,8 +98,8 @@ def test_shortcut_report_sees_who_speaks(runs: dict[str, Path], monkeypatch) -> 
     """Embeddings that tell the speaker and nothing else: sure among strangers, at a loss among the same speaker."""
     trained = load_task(runs["av-permutative"], torch.device("cpu"), bf16=False)
     data = trained.config.data
-    from avppc.data.packed import PackedDataset
-    from avppc.evaluate.task_probe import shortcut_report
+    from avppc.data.packed.dataset import PackedDataset
+    from avppc.evaluate.diagnose.task import shortcut_report
 
     dataset = PackedDataset(data, "test")
     dataset.speakers = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
@@ -123,8 +123,8 @@ def test_probing_leaves_the_run_as_it_was(runs: dict[str, Path]) -> None:
     files = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     trained = load_task(run, torch.device("cpu"), bf16=False)
     before = {name: value.clone() for name, value in trained.task.state_dict().items()}
-    from avppc.data.packed import PackedDataset
-    from avppc.evaluate.task_probe import gradient_conflict
+    from avppc.data.packed.dataset import PackedDataset
+    from avppc.evaluate.diagnose.task import gradient_conflict
 
     first, again = (gradient_conflict(trained, PackedDataset(trained.config.data, "train"), 2, 0) for _ in range(2))
     assert first == again

@@ -21,15 +21,15 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, ReportConfig
-from avppc.config.pretrain import ObjectiveConfig
-from avppc.config.scale import ScaleConfig
-from avppc.data.packed import PackedDataset
-from avppc.evaluate.clip_strips import make_clip_sheet
+from avppc.data.packed.dataset import PackedDataset
+from avppc.evaluate.lipreading.results import RowResult, write_row
 from avppc.evaluate.record import Metrics, RunRecord, read_record
-from avppc.evaluate.report import duration, percent, render, run
-from avppc.evaluate.results import RowResult, write_row
+from avppc.evaluate.report.clip_strips import make_clip_sheet
+from avppc.evaluate.report.report import duration, percent, render, run
 from avppc.files import sha256_of
-from avppc.tasks.permutative import SUBTASKS
+from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.train.config import ObjectiveConfig
+from avppc.train.config_scale import ScaleConfig
 from avppc.train.loop import pretrain
 
 SECTIONS = ("lipreading", "confusions", "training", "subtasks", "clips", "settings", "commands")

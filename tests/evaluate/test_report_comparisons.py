@@ -9,9 +9,9 @@ import pytest
 from report_runs import Page, make_row, write_run
 
 from avppc.config import ReportConfig
+from avppc.evaluate.lipreading.results import write_row
 from avppc.evaluate.record import read_record
-from avppc.evaluate.report import compare, render, summarize
-from avppc.evaluate.results import write_row
+from avppc.evaluate.report.report import compare, render, summarize
 
 
 @pytest.mark.parametrize(

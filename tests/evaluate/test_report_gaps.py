@@ -13,7 +13,7 @@ from report_runs import Page, write_run
 from avppc.cli import main
 from avppc.config import ReportConfig
 from avppc.evaluate.record import read_record
-from avppc.evaluate.report import render, run
+from avppc.evaluate.report.report import render, run
 from avppc.files import write_json
 
 

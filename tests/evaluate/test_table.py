@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 from tiny_runs import write_tiny_set
 
-import avppc.evaluate.lipreading as lipreading
+import avppc.evaluate.lipreading.evaluate as lipreading
 from avppc.cli import main
 from avppc.config import EvaluateConfig, TableConfig
-from avppc.config.evaluate import HeadName
-from avppc.config.pretrain import TASK_NAMES
-from avppc.data import packed
-from avppc.evaluate import table as table_module
-from avppc.evaluate.published import PUBLISHED
-from avppc.evaluate.results import RowResult
-from avppc.evaluate.table import make_table
-from avppc.evaluate.table_pages import NOTHING, seeds_text, to_markdown
-from avppc.evaluate.table_plan import Cell, Entry, cells_of, entries_of
-from avppc.evaluate.table_results import CellResult, combine
+from avppc.data.packed import dataset
+from avppc.evaluate.config import HeadName
+from avppc.evaluate.lipreading.results import RowResult
+from avppc.evaluate.table import table as table_module
+from avppc.evaluate.table.pages import NOTHING, seeds_text, to_markdown
+from avppc.evaluate.table.plan import Cell, Entry, cells_of, entries_of
+from avppc.evaluate.table.results import CellResult, combine
+from avppc.evaluate.table.results_published import PUBLISHED
+from avppc.evaluate.table.table import make_table
+from avppc.train.config import TASK_NAMES
 
 TINY = "batch_size=8;encoder.width=4;encoder.features=16;audio_width=4;objective.dim=16;checkpoint_every=1"
 OURS, RIVAL = f"av-permutative:{TINY}", f"time-arrow:{TINY}"
@@ -195,7 +195,7 @@ def test_pages_of_what_is_finished_need_no_checksums(
     def refuse(folder: Path, records: object) -> None:
         pytest.fail(f"checksums of {folder}")
 
-    monkeypatch.setattr(packed, "verify_shards", refuse)
+    monkeypatch.setattr(dataset, "verify_shards", refuse)
     assert make_table(tiny_table(data, tmp_path / "table", only_finished=True)).results == []
 
 

@@ -16,14 +16,14 @@ from report_runs import make_row, write_run
 from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.cli import main
 from avppc.config import ExportConfig
-from avppc.config.plain import config_from_dict
 from avppc.data.augment import crop_video, grey_to_luma
-from avppc.evaluate.results import write_row
+from avppc.evaluate.lipreading.results import write_row
 from avppc.export import export as export_module
 from avppc.export import graphs
 from avppc.export.export import export
 from avppc.files import read_json, sha256_of
 from avppc.models.encoder_file import save_encoder
+from avppc.settings import config_from_dict
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11, of its own files
 

@@ -14,20 +14,20 @@ from hand_edited import change_json
 from packed_sets import write_packed
 
 from avppc.config import EncoderConfig, PretrainConfig
-from avppc.config.plain import config_to_dict
-from avppc.data.index import read_known
 from avppc.data.manifest import read_list, scan
-from avppc.data.packed import PackedDataset
-from avppc.data.packed_index import INDEX_NAME, SHARD_FOLDER, PackedIndex
-from avppc.evaluate.results import RowResult, read_rows, write_row
-from avppc.evaluate.sources import read_trajectory
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
+from avppc.data.prepare.index import read_known
+from avppc.evaluate.lipreading.inputs import read_trajectory
+from avppc.evaluate.lipreading.results import RowResult, read_rows, write_row
 from avppc.files import sha256_of, write_json
 from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.video import VideoEncoder
+from avppc.settings import config_to_dict
 from avppc.synth.dataset import read_records
+from avppc.train.checkpoint import CheckpointStore, read_checkpoint
 from avppc.train.log import read_metrics
-from avppc.train.run import read_run_config
-from avppc.train.state import CheckpointStore, read_checkpoint
+from avppc.train.run_folder import read_run_config
 
 MOST_MIB = 512
 """What reading one small file may take."""

@@ -17,18 +17,18 @@ from safetensors.torch import save
 
 from avppc import EncoderConfig, VideoEncoder
 from avppc.config import EvaluateConfig, PretrainConfig, SynthConfig
-from avppc.config.plain import config_from_dict, config_to_dict
-from avppc.data.index import read_known
 from avppc.data.manifest import read_list, read_manifest
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.prepare.index import read_known
+from avppc.evaluate.lipreading.inputs import read_trajectory
+from avppc.evaluate.lipreading.results import RowResult, read_row, read_rows, write_row
 from avppc.evaluate.record import Metrics, read_record
-from avppc.evaluate.results import RowResult, read_row, read_rows, write_row
-from avppc.evaluate.sources import read_trajectory
 from avppc.files import read_json, sha256_of, write_json
 from avppc.models.encoder_file import load_encoder
+from avppc.settings import config_from_dict, config_to_dict
 from avppc.synth.dataset import run
+from avppc.train.checkpoint import CheckpointStore, read_checkpoint
 from avppc.train.log import read_metrics
-from avppc.train.state import CheckpointStore, read_checkpoint
 
 DEEP = b"[" * 50_000
 LONG = b"9" * 5_000

@@ -30,7 +30,12 @@ from avppc.data.augment import crop_video
 from avppc.models.encoder_file import save_encoder
 
 PLACE = Path(avppc.__file__).parent
-DATA_FILES = ("py.typed", "evaluate/report.html.jinja", "evaluate/table.html.jinja", "export/card.md.jinja")
+DATA_FILES = (
+    "py.typed",
+    "evaluate/report/report.html.jinja",
+    "evaluate/table/table.html.jinja",
+    "export/card.md.jinja",
+)
 
 
 def run(*command: str | Path) -> str:

@@ -77,7 +77,7 @@ def test_the_sdist_holds_what_is_tracked(distribution: Distribution) -> None:
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(distribution: Distribution) -> None:
     package = {name for name in distribution.tracked if name.startswith("avppc/")}
-    assert {"avppc/export/card.md.jinja", "avppc/evaluate/report.html.jinja", "avppc/py.typed"} <= package
+    assert {"avppc/export/card.md.jinja", "avppc/evaluate/report/report.html.jinja", "avppc/py.typed"} <= package
     assert distribution.wheel - {"avppc/lib/libavppc_cpu.so"} == package
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.config import PretrainConfig
+from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.losses.subtasks_subtask_choice import choose_subtasks
 from avppc.models.encoder_file import save_encoder
-from avppc.tasks.permutative import SUBTASKS
 from avppc.tasks.registry import TASKS, make_task
-from avppc.tasks.subtask_choice import choose_subtasks
 
 CONFIG = EncoderConfig(width=4, crop_pixels=16, input_pixels=16, features=8)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from avppc import EncoderConfig, VideoEncoder
-from avppc.models.resnet import ResNet, load_torchvision_weights
+from avppc.models.backbones import ResNet, load_torchvision_weights
 
 FC = ("fc.weight", "fc.bias")
 

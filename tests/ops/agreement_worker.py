@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before there is a group, as avppc/train/processes.py has it
+import torch.distributed.nn.functional  # before there is a group, as avppc/train/distributed.py has it
 from gloo_threads import check_gloo_has_ended
 from torch import Tensor
 
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.losses.permutative_info_nce import PermutativeInfoNCE
 from avppc.models.batch_norm import SynchronisedBatchNorm
-from avppc.ops.info_nce_agreement import rows_known_even
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.tasks.permutative import PermutativeInfoNCE
+from avppc.ops.info_nce.agreement import rows_known_even
 
 N, D = 5, 4
 DISAGREEMENTS = {

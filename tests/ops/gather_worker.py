@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before there is a group, as avppc/train/processes.py has it
+import torch.distributed.nn.functional  # before there is a group, as avppc/train/distributed.py has it
 from gloo_threads import check_gloo_has_ended
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 
 ROWS = 7  # of each process
 PAIRS = ((0, 0), (1, 1), (1, 2), (0, 1))

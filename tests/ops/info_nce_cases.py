@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from avppc.ops import _library
-from avppc.ops.info_nce import bilinear_info_nce
+from avppc.ops.info_nce.op import bilinear_info_nce
 
 CPP_MISSING = _library.missing_reason("cpp")
 needs_cpp = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")

@@ -31,13 +31,13 @@ from torch.library import opcheck
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from avppc import PermutativeInfoNCE
-from avppc.ops import info_nce_gather as gather
-from avppc.ops import info_nce_triton_backward as backward_launch
-from avppc.ops import info_nce_triton_launch as launch
-from avppc.ops import info_nce_triton_tiles as tiles
-from avppc.ops.info_nce import bilinear_info_nce
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.ops.info_nce_problem import NO_POSITIVE, Problem, make_problem
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.ops.info_nce import distributed as gather
+from avppc.ops.info_nce.op import bilinear_info_nce
+from avppc.ops.info_nce.problem import NO_POSITIVE, Problem, make_problem
+from avppc.ops.info_nce.triton import backward as backward_launch
+from avppc.ops.info_nce.triton import forward as launch
+from avppc.ops.info_nce.triton import tiles
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # numpy's, of logarithms of 0 and of NaN

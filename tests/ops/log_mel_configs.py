@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from avppc import LogMelConfig
-from avppc.config.features import FRAMINGS, LOGS, MEL_NORMS, MEL_SCALES, PADDINGS, PREEMPHASIS_SCOPES, WINDOWS
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.log_mel.config import FRAMINGS, LOGS, MEL_NORMS, MEL_SCALES, PADDINGS, PREEMPHASIS_SCOPES, WINDOWS
+from avppc.ops.log_mel.reference import log_mel_reference
 
 PRESETS = ("torchaudio", "librosa", "whisper", "kaldi")
 

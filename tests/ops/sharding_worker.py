@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before there is a group, as avppc/train/processes.py has it
+import torch.distributed.nn.functional  # before there is a group, as avppc/train/distributed.py has it
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.tasks.permutative import PermutativeInfoNCE
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.losses.permutative_info_nce import PermutativeInfoNCE
 
 N, D = 5, 4
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import avppc
-from avppc.config.features import LogMelConfig
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.ops.clips import cut_spans, cut_spans_reference, motion_frames, motion_frames_reference
-from avppc.ops.info_nce import bilinear_info_nce
-from avppc.ops.info_nce_gather import _GatherRows, _SumRows
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.ops.log_mel import log_mel
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.info_nce.distributed import _GatherRows, _SumRows
+from avppc.ops.info_nce.op import bilinear_info_nce
+from avppc.ops.log_mel.config import LogMelConfig
+from avppc.ops.log_mel.op import log_mel
+from avppc.ops.log_mel.reference import log_mel_reference
 
 pytestmark = [
     pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}"),

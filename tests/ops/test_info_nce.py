@@ -20,7 +20,7 @@ from info_nce_cases import (
 )
 
 from avppc.ops import _library
-from avppc.ops.info_nce import REDUCTIONS, bilinear_info_nce
+from avppc.ops.info_nce.op import REDUCTIONS, bilinear_info_nce
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 

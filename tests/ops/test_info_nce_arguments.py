@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from avppc import SUBTASKS, BilinearInfoNCE, InfoNCEStats, PermutativeInfoNCE, bilinear_info_nce
-from avppc.ops.info_nce_module import InfoNCEOptions
+from avppc.losses.bilinear_info_nce import InfoNCEOptions
 
 OPTION_NAMES = tuple(InfoNCEOptions.__dataclass_fields__)
 ELEMENT_NAMES = ("v_past", "v_future", "a_past", "a_future")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from avppc.ops.info_nce import bilinear_info_nce
-from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.ops.info_nce.op import bilinear_info_nce
 
 C, U, N, M, DC, DZ, K = 2, 3, 4, 6, 5, 7, 3
 

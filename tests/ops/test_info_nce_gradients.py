@@ -20,8 +20,8 @@ from info_nce_cases import (
 )
 from torch import Tensor
 
-from avppc.ops.info_nce import REDUCTIONS, bilinear_info_nce
-from avppc.ops.info_nce_module import BilinearInfoNCE
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.ops.info_nce.op import REDUCTIONS, bilinear_info_nce
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

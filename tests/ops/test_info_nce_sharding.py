@@ -9,8 +9,8 @@ import torch
 import torch.multiprocessing
 from sharding_worker import D, embeddings, work
 
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.tasks.permutative import PermutativeInfoNCE
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.losses.permutative_info_nce import PermutativeInfoNCE
 
 
 @pytest.fixture(scope="module")

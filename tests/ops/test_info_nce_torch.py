@@ -13,10 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
+from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.ops import _library
-from avppc.ops.info_nce import bilinear_info_nce
-from avppc.ops.info_nce_module import BilinearInfoNCE
-from avppc.ops.info_nce_problem import Problem, make_problem
+from avppc.ops.info_nce.op import bilinear_info_nce
+from avppc.ops.info_nce.problem import Problem, make_problem
 
 pytestmark = pytest.mark.skipif(CPP_MISSING is not None, reason=f"no C++ kernels: {CPP_MISSING}")
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from avppc.ops import _library
-from avppc.ops import info_nce as op
-from avppc.ops.info_nce import bilinear_info_nce
+from avppc.ops.info_nce import op
+from avppc.ops.info_nce.op import bilinear_info_nce
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from info_nce_cases import Case
+from triton_report import Compiled, Variant, compile_kernel, sass, table_variants, variant
 
-from avppc.ops import info_nce_triton_tiles as tiles
-from avppc.ops.info_nce_problem import make_problem
-from avppc.ops.info_nce_triton_report import Compiled, Variant, compile_kernel, sass, table_variants, variant
-from avppc.ops.info_nce_triton_tiles import (
+from avppc.ops.info_nce.problem import make_problem
+from avppc.ops.info_nce.triton import tiles
+from avppc.ops.info_nce.triton.tiles import (
     KERNELS,
     SHARED_MEMORY_BYTES,
     SMALL,
@@ -38,7 +38,7 @@ def distinct(variants: list[Variant]) -> list[Variant]:
 
 
 # Whatever the table holds is compiled for sm_80, sm_90 and sm_100 in bfloat16; of what else there is, a part, for the
-# time it takes (info_nce_triton_report compiles it all).
+# time it takes (tools/triton_report.py compiles it all).
 TABLE = distinct([one for one in table_variants(("bf16",)) if one.architecture != SMALL])
 TABLE += [variant(kernel, architecture, "fp32", 512) for kernel in KERNELS for architecture in (90,)]
 LSE_FLAGS: list[tuple[str, ...]] = [(), ("symmetric",), ("no_positive",), ("ones",)]
@@ -152,8 +152,8 @@ def test_launches_bind_and_compile(
     case: Case, recompute: bool, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the interpreter does not see: constants, sizes of 1, alignment. Values are whatever the memory held."""
-    from avppc.ops.info_nce_triton_backward import info_nce_triton_backward
-    from avppc.ops.info_nce_triton_launch import info_nce_triton
+    from avppc.ops.info_nce.triton.backward import info_nce_triton_backward
+    from avppc.ops.info_nce.triton.forward import info_nce_triton
 
     monkeypatch.setattr(tiles, "recompute_in_backward", lambda *_: recompute)
     with torch.no_grad():

@@ -17,9 +17,9 @@ from torch.library import opcheck
 
 from avppc import SUBTASKS, PermutativeInfoNCE
 from avppc.ops import _library
-from avppc.ops import info_nce_triton_tiles as tiles
-from avppc.ops.info_nce import bilinear_info_nce
-from avppc.ops.info_nce_problem import Problem, make_problem
+from avppc.ops.info_nce.op import bilinear_info_nce
+from avppc.ops.info_nce.problem import Problem, make_problem
+from avppc.ops.info_nce.triton import tiles
 
 MISSING = None if torch.cuda.is_available() else "no CUDA device is available to torch"
 if MISSING is None:

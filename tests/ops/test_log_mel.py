@@ -13,7 +13,7 @@ from make_audio import hard_cases, real_speech, speech_like
 from torch import Tensor
 
 from avppc import _C, LogMelConfig, log_mel
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 LEVELS = ("baseline", "avx2", "avx512")
 

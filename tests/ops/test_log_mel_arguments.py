@@ -14,7 +14,7 @@ from log_mel_configs import configurations, tolerance_of
 from torch import Tensor
 
 from avppc import LogMel, LogMelConfig, log_mel
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*mel bands")
 

@@ -21,7 +21,7 @@ from make_audio import hard_cases, speech_like
 from torch import Tensor
 
 from avppc import LogMelConfig
-from avppc.ops.reference_log_mel import log_mel_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 A100_SHARED_BYTES = 163 * 1024  # the least of the architectures that are built for

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from avppc import _C, log_mel
-from avppc.config.features import LogMelConfig
-from avppc.ops.reference_log_mel import dct_reference, mel_filter_bank_reference, window_reference
+from avppc.ops.log_mel.config import LogMelConfig
+from avppc.ops.log_mel.reference import dct_reference, mel_filter_bank_reference, window_reference
 
 CONFIGS = {
     **{name: LogMelConfig.preset(name) for name in ("torchaudio", "librosa", "whisper", "kaldi")},

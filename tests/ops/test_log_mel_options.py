@@ -17,8 +17,8 @@ from make_audio import real_speech, speech_like
 from torch import Tensor
 
 from avppc import LogMelConfig, log_mel
-from avppc.config.plain import config_from_dict, config_to_dict
-from avppc.ops.reference_log_mel import log_mel_reference, mel_filter_bank_reference, window_reference
+from avppc.ops.log_mel.reference import log_mel_reference, mel_filter_bank_reference, window_reference
+from avppc.settings import config_from_dict, config_to_dict
 
 KALDI = LogMelConfig.preset("kaldi")
 TORCH_WINDOWS = {

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from avppc import LogMel, LogMelConfig, log_mel
 from avppc.ops import _library
-from avppc.ops.log_mel import _pick_backend
+from avppc.ops.log_mel.op import _pick_backend
 from avppc.ops.reference import log_mel_reference
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from avppc.config.synth import SynthConfig
+from avppc.synth.config import SynthConfig
 from avppc.synth.dataset import run
 
 

@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from avppc.config.synth import SynthConfig
-from avppc.synth import sound, visemes
+from avppc.synth import visemes, voice
 from avppc.synth.clip import Job, MadeClip, make_clip
-from avppc.synth.difficulty import DIFFICULTIES
-from avppc.synth.espeak import Espeak, Speech
-from avppc.synth.files import encode_mp4
+from avppc.synth.config import SynthConfig
+from avppc.synth.config_difficulty import DIFFICULTIES
+from avppc.synth.config_words import WORDS
 from avppc.synth.render import render
 from avppc.synth.speaker import Cast, make_face
-from avppc.synth.words import WORDS
+from avppc.synth.voice_espeak import Espeak, Speech
+from avppc.synth.worker_files import encode_mp4
 
 _EASY = DIFFICULTIES["easy"]
 
@@ -130,7 +130,7 @@ def test_cast_is_split_as_asked(kinds: str) -> None:
 def test_cut_speech_keeps_pitch_and_place() -> None:
     rate, frequency = 22_050, 1000.0
     tone = np.round(20_000 * np.sin(2 * np.pi * frequency * np.arange(rate) / rate)).astype(np.int16)
-    cut = sound.cut_speech(Speech(tone, rate, (), (), 1.0), -0.2)
+    cut = voice.cut_speech(Speech(tone, rate, (), (), 1.0), -0.2)
     times = np.arange(len(cut)) / 16_000 - 0.2
     expected = np.where((times >= 0) & (times < 1), 20_000 / 32_768 * np.sin(2 * np.pi * frequency * times), 0)
     away_from_edges = (np.abs(times) > 0.01) & (np.abs(times - 1) > 0.01)
@@ -143,7 +143,7 @@ def test_noise_has_the_ratio_it_says(name: str) -> None:
     dry = dataclasses.replace(DIFFICULTIES[name], reverb=0.0)
     speech = np.sin(np.arange(18_560) * 0.3) * np.hanning(18_560)
     for seed in range(5):
-        mixed, snr_db = sound.mix(speech, np.random.default_rng(seed), dry)
+        mixed, snr_db = voice.mix(speech, np.random.default_rng(seed), dry)
         assert dry.snr_db[0] <= snr_db <= dry.snr_db[1]
         gain = np.dot(mixed, speech) / np.dot(speech, speech)
         noise = mixed - gain * speech

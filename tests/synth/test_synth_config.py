@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from avppc.config import synth
-from avppc.config.synth import SynthConfig
+from avppc.synth import config as synth
 from avppc.synth import dataset
-from avppc.synth.words import WORDS
+from avppc.synth.config import SynthConfig
+from avppc.synth.config_words import WORDS
 
 
 def test_word_list() -> None:

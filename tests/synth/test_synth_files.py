@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from avppc.clip import SPLITS
-from avppc.config.synth import SynthConfig
-from avppc.synth.contact_sheet import write_contact_sheet
+from avppc.synth.config import SynthConfig
+from avppc.synth.config_words import WORDS
 from avppc.synth.dataset import read_records
-from avppc.synth.espeak import voice_variants
-from avppc.synth.words import WORDS
+from avppc.synth.voice_espeak import voice_variants
+from avppc.synth.worker_contact_sheet import write_contact_sheet
 
 
 def test_files_lie_as_in_lrw(small_set: Path) -> None:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from avppc.config.synth import SynthConfig
 from avppc.files import sole_use, temporary_name
+from avppc.synth.config import SynthConfig
 from avppc.synth.dataset import _claim_folder, read_records, run
 
 _PROGRAM = """
 import sys
 from pathlib import Path
-from avppc.config.synth import SynthConfig
+from avppc.synth.config import SynthConfig
 from avppc.synth.dataset import run
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avppc.tasks.permutative import ELEMENTS, FUSIONS, SUBTASKS, PairFusion, PermutativeInfoNCE, SubTask
+from avppc.losses.permutative_info_nce import ELEMENTS, FUSIONS, SUBTASKS, PairFusion, PermutativeInfoNCE, SubTask
 
 N, D = 6, 8
 

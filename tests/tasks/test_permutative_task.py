@@ -11,8 +11,8 @@ from task_cases import CONFIG, make_batch
 from avppc import LogMelConfig
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
 from avppc.config import AugmentConfig, CutConfig, ObjectiveConfig
-from avppc.data.elements import cut_elements
-from avppc.tasks.permutative_task import PermutativeTask
+from avppc.tasks.cuts import cut_elements
+from avppc.tasks.permutative import PermutativeTask
 
 CUT = CONFIG.cut
 FUTURE = slice(CUT.future_start, CUT.future_start + CUT.future_frames)

@@ -11,14 +11,14 @@ from task_cases import PLAIN, make_batch, make_config, make_numbered_batch, make
 from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
 from avppc.config import RivalConfig
-from avppc.config.pretrain import TASK_NAMES
-from avppc.tasks.correspondence import CorrespondenceTask, draw_other_clips
-from avppc.tasks.element_task import ElementTask
-from avppc.tasks.permutative_task import ChunkTask
+from avppc.tasks.base import ElementTask
+from avppc.tasks.cuts_spans import cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.pairs_correspondence import CorrespondenceTask, draw_other_clips
+from avppc.tasks.pairs_time_arrow import TimeArrowTask
+from avppc.tasks.permutative import ChunkTask
 from avppc.tasks.registry import TASKS, make_task
-from avppc.tasks.spans import cut_audio, cut_video, draw_shifted, draw_starts
 from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
-from avppc.tasks.time_arrow import TimeArrowTask
+from avppc.train.config import TASK_NAMES
 
 CASES = [
     *((name, {}) for name in TASK_NAMES),

@@ -11,10 +11,10 @@ from task_cases import make_batch, make_config, make_numbered_batch
 
 from avppc import SUBTASKS, PermutativeInfoNCE
 from avppc.config import ObjectiveConfig
-from avppc.tasks.permutative_task import ChunkTask, PermutativeTask
+from avppc.losses.subtasks import GradientNormWeighting, UncertaintyWeighting, fixed_weights, task_gradients
+from avppc.losses.subtasks_subtask_choice import choose_subtasks, modality_group
+from avppc.tasks.permutative import ChunkTask, PermutativeTask
 from avppc.tasks.registry import make_task
-from avppc.tasks.subtask_choice import choose_subtasks, modality_group
-from avppc.tasks.weighting import GradientNormWeighting, UncertaintyWeighting, fixed_weights, task_gradients
 
 
 def generator(seed: int = 0) -> torch.Generator:

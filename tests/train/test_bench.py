@@ -10,7 +10,7 @@ import torch
 
 from avppc.cli import main
 from avppc.config import ObjectiveConfig, PretrainConfig
-from avppc.tasks.permutative_task import PermutativeTask
+from avppc.tasks.permutative import PermutativeTask
 from avppc.train.bench import step_flop
 
 

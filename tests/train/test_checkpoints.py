@@ -12,9 +12,9 @@ from tiny_runs import tiny_config
 
 from avppc.cli import main
 from avppc.files import sha256_of
-from avppc.train import state
+from avppc.train import checkpoint as state
+from avppc.train.checkpoint import CheckpointStore, NoWholeCheckpoint
 from avppc.train.loop import pretrain
-from avppc.train.state import CheckpointStore, NoWholeCheckpoint
 
 TENSORS = {"model": {"weight": torch.ones(3)}}
 

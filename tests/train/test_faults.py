@@ -19,18 +19,18 @@ from test_pretrain import start_run, wait_for_rows
 from tiny_runs import SHAPE, WORDS, make_clip, tiny_config
 
 from avppc.config import ScaleConfig
-from avppc.config.pretrain import TASK_NAMES
-from avppc.data.packed import SHARD_FOLDER, PackedDataset, PackedIndex
-from avppc.data.shard import ShardWriter
+from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.shard import ShardWriter
 from avppc.files import sole_use
-from avppc.ops.log_mel import log_mel
-from avppc.tasks import element_task
+from avppc.ops.log_mel.op import log_mel
+from avppc.tasks import base
 from avppc.tasks.registry import make_task
-from avppc.train import state
+from avppc.train import checkpoint
+from avppc.train.config import TASK_NAMES
+from avppc.train.distributed import Processes
+from avppc.train.faults import SkippedReport, SkippedSteps
 from avppc.train.log import MetricsLog, read_metrics
 from avppc.train.loop import pretrain
-from avppc.train.processes import Processes
-from avppc.train.skipped import SkippedReport, SkippedSteps
 
 TESTS = Path(__file__).parent
 BAD_CLIP, CLIPS, BATCH = 5, 24, 4
@@ -74,7 +74,7 @@ class TestFullDisk:
     def test_the_previous_checkpoint_stays_and_training_goes_on(
         self, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        saved, save = [], state.write_tensors
+        saved, save = [], checkpoint.write_tensors
 
         def fill_up(path: Path, content: dict[str, torch.Tensor]) -> None:
             saved.append(path.parent.name)
@@ -86,7 +86,7 @@ class TestFullDisk:
                 kept = sorted(folder.name for folder in path.parent.parent.iterdir())
                 assert [name[:14] for name in kept] == [".step_00000006", "step_00000002"]
 
-        monkeypatch.setattr(state, "write_tensors", fill_up)
+        monkeypatch.setattr(checkpoint, "write_tensors", fill_up)
         pretrain(tiny_config(tiny_set, tmp_path / "run", steps=6))
         assert "checkpoint of step 4 could not be written" in caplog.text
         file = tmp_path / "run" / "checkpoints" / "step_00000004" / "model.safetensors"
@@ -134,7 +134,7 @@ def nan_features(monkeypatch: pytest.MonkeyPatch) -> None:
         features[(audio == -32768).all(1)] = torch.nan
         return features
 
-    monkeypatch.setattr(element_task, "log_mel", spoiled)
+    monkeypatch.setattr(base, "log_mel", spoiled)
 
 
 @pytest.mark.usefixtures("nan_features")

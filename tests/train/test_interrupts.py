@@ -13,10 +13,10 @@ import torch
 from tiny_runs import tiny_config
 
 from avppc.cli import main
-from avppc.interrupts import Stopped
+from avppc.processes_interrupts import Stopped
 from avppc.train import loop
-from avppc.train.events import EventLog
 from avppc.train.log import MetricsLog, read_metrics
+from avppc.train.log_events import EventLog
 from avppc.train.loop import pretrain
 
 TESTS = Path(__file__).parent
@@ -81,7 +81,7 @@ def test_a_table_that_pretrains_is_stopped_in_a_line(
     def stop(config: object) -> None:
         raise Stopped("stopped by SIGTERM after step 3", signal.SIGTERM)
 
-    monkeypatch.setattr("avppc.evaluate.table.pretrain", stop)
+    monkeypatch.setattr("avppc.evaluate.table.table.pretrain", stop)
     flags = ["--data", str(tiny_set), "--out", str(tmp_path / "table"), "--tasks", "time-arrow:batch_size=8"]
     assert main(["table", *flags, "--device", "cpu"]) == 143
     assert "stopped by SIGTERM after step 3; the same command goes on from there" in capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_the_end_of_one_process_is_told_by_the_other(moment: str, tiny_set: Path
     (tmp_path / "rank.py").write_text(
         "import os, signal, sys, time\n"
         "from avppc.cli import main\n"
-        "from avppc.train import loop, processes\n"
+        "from avppc.train import loop, distributed as processes\n"
         "begun, connect = os.path.abspath(__file__) + '.begun', processes._connect\n"
         "def begin(device):\n"
         "    open(begun, 'w').close()\n"

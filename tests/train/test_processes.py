@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tiny_runs import tiny_config
 
 from avppc.config import OptimizerConfig, PretrainConfig, ScaleConfig
+from avppc.train.distributed import Processes, join_processes
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
-from avppc.train.processes import Processes, join_processes
 
 STEPS, RATE = 6, 5e-4
 CASES = {

@@ -11,16 +11,15 @@ from hand_edited import change_json, read_plain
 from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.config import EvaluateConfig, ProbeConfig, ReportConfig
-from avppc.data.packed import split_sha256
-from avppc.evaluate.lipreading import evaluate
-from avppc.evaluate.probe import probe
-from avppc.evaluate.report import render
-from avppc.export.card import _describe_data
+from avppc.data.packed.dataset import split_sha256
+from avppc.evaluate.diagnose.diagnose import probe
+from avppc.evaluate.lipreading.evaluate import evaluate
+from avppc.evaluate.report.report import render
+from avppc.export.export_card import _describe_data
 from avppc.files import sole_use
-from avppc.train import loop
-from avppc.train import run as run_folder
+from avppc.train import loop, run_folder
 from avppc.train.loop import pretrain
-from avppc.train.run import data_of, read_run_config
+from avppc.train.run_folder import data_of, read_run_config
 
 IDENTITY = ("config.json", "data.json", "environment.json", "task.json")
 
@@ -91,7 +90,7 @@ class TestClips:
     def test_a_report_calls_nobody(self, own_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run = shutil.copytree(own_clips / "run", tmp_path / "run")
         change_json(run / "config.json", data="s3://bucket/set")
-        monkeypatch.setattr("avppc.data.packed.fetch_packed", lambda *args: pytest.fail("it was fetched"))
+        monkeypatch.setattr("avppc.data.packed.dataset.fetch_packed", lambda *args: pytest.fail("it was fetched"))
         assert "they lie at s3://bucket/set" in render(ReportConfig(run))
         assert _describe_data(run, read_run_config(run).data) == "`set`"
 

@@ -14,18 +14,18 @@ from torch import nn
 
 from avppc.clip import ClipBatch
 from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig, ScaleConfig
-from avppc.data.draws import ClipGenerator
+from avppc.draws import ClipGenerator
+from avppc.models.backbones_checkpointing import checkpoint_blocks
 from avppc.models.batch_norm import frozen_statistics
-from avppc.models.checkpointing import checkpoint_blocks
-from avppc.tasks.permutative_task import ChunkTask, PermutativeTask
-from avppc.tasks.protocol import ProxyTask
-from avppc.train.gradients import GradientAverager
+from avppc.tasks.base_protocol import ProxyTask
+from avppc.tasks.permutative import ChunkTask, PermutativeTask
+from avppc.train.distributed import Processes
+from avppc.train.distributed_gradients import GradientAverager
+from avppc.train.faults import SkippedSteps
 from avppc.train.log import Meter
-from avppc.train.model import prepare_model
-from avppc.train.optimizer import make_optimizer, step_unless
-from avppc.train.processes import Processes
-from avppc.train.skipped import SkippedSteps
 from avppc.train.step import GradientComputer
+from avppc.train.step_model import prepare_model
+from avppc.train.step_optimizer import make_optimizer, step_unless
 
 PARTS, CLIPS = 3, 4  # clips a part
 ALONE = Processes(0, 1, torch.device("cpu"))

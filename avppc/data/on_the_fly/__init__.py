@@ -1,0 +1,1 @@
+"""Batches decoded from videos when they are asked for, without packed shards."""

@@ -1,0 +1,1 @@
+"""Packed data sets: shards on disk, and batches out of them."""

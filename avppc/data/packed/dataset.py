@@ -1,0 +1,229 @@
+"""A packed data set: index.json and memory-mapped shards of decoded clips, gathered into batches at memory speed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from avppc.checks import check_bool, check_choice, check_path
+from avppc.checks_tensors import check_tensor
+from avppc.clip import NO_LABEL, SPLITS, ClipBatch
+from avppc.data.packed.dataset_buffers import BufferPool
+from avppc.data.packed.dataset_read_ahead import ReadAhead, blocks_read
+from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
+from avppc.data.packed.remote import fetch_packed, forget_copy, remote_url
+from avppc.data.packed.shard import REMAKE_ADVICE, Shard, ShardRecord, missing_shard
+from avppc.files import check_apart, real_path, sha256_of
+
+__all__ = [
+    "INDEX_NAME",
+    "SHARD_FOLDER",
+    "PackedDataset",
+    "PackedIndex",
+    "check_data_apart",
+    "data_sha256",
+    "local_folder",
+    "open_shard",
+    "split_sha256",
+    "verify_shards",
+]
+
+
+class PackedDataset:
+    """One split of a packed data set: a folder, or an address such as "s3://bucket/set", whose shards are copied here.
+
+    Raises:
+        ValueError: there is no such data set or split, or a shard is not what the index says. With verify=True the
+            checksum of each shard is computed first, and a single flipped byte is refused; the message names the shard.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], split: str = "train", verify: bool = True) -> None:
+        check_path("directory", directory)
+        check_choice("split", split, SPLITS)
+        check_bool("verify", verify)
+        path = local_folder(directory, [split])
+        self._open(path, split, PackedIndex.read(path), verify)
+
+    def _open(self, directory: Path, split: str, index: PackedIndex, verify: bool) -> None:
+        self.directory = directory
+        self.split = split
+        self._index = index
+        records = index.shards_of(split, directory)
+        self.shape = index.shape
+        self.words = index.words
+        self.sources = tuple(source for record in records for source in record.sources)
+        folder = self.directory / SHARD_FOLDER
+        _check_inside(self.directory, records)
+        if verify:
+            verify_shards(folder, records)
+        self._shards = [Shard(folder / record.file, index.shape, record) for record in records]
+        self._starts = np.cumsum([0] + [record.clips for record in records])
+        self.labels = self._numbers("labels")
+        """[n] int64 indices into `words`, -1 where not known."""
+        self.clip_ids = self._numbers("clip_ids")
+        """[n] int64; a video's clips keep their ids when others are added."""
+        self.speakers = self._numbers("speakers")
+        """[n] int64, -1 where not known."""
+        if not NO_LABEL <= int(self.labels.min()) <= int(self.labels.max()) < len(self.words):
+            raise ValueError(
+                f"{self.directory}: labels must be from -1 to {len(self.words) - 1}, the number of words - 1"
+            )
+        self._buffers = BufferPool()
+        self._read_ahead = ReadAhead()
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __repr__(self) -> str:
+        shape = self.shape
+        return (
+            f"PackedDataset({str(self.directory)!r}, {self.split!r}: {len(self)} clips of {shape.frames} frames, "
+            f"{shape.height} x {shape.width}, {len(self.words)} words, {len(self._shards)} shards)"
+        )
+
+    def batch(self, indices: Tensor, *, pin_memory: bool = False) -> ClipBatch:
+        """The clips of the given numbers, in that order, in CPU memory of the batch's own.
+
+        Args:
+            indices: [N] int64, each from 0 to len(self) - 1; may repeat.
+            pin_memory: page-locked memory, from which copies to a GPU are asynchronous.
+
+        Raises:
+            ValueError, TypeError: indices of another type or shape, or out of range.
+        """
+        rows = self._check_indices(indices)
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        within = (rows - self._starts[numbers]).tolist()
+        places = [(self._shards[n], row) for n, row in zip(numbers.tolist(), within, strict=True)]
+        read_before = blocks_read()
+        if self._read_ahead.wanted:
+            for shard, row in places:
+                shard.read_ahead(row)
+        shape, count = self.shape, len(rows)
+        video = self._buffers.empty((count, shape.frames, shape.height, shape.width), torch.uint8, pin_memory)
+        audio = self._buffers.empty((count, shape.samples), torch.int16, pin_memory)
+        video_rows, audio_rows = video.numpy(), audio.numpy()
+        for to_video, to_audio, (shard, row) in zip(video_rows, audio_rows, places, strict=True):
+            shard.copy_clip(row, to_video, to_audio)
+        self._read_ahead.batch_done(read_before, blocks_read())
+        chosen = torch.from_numpy(rows)
+        return ClipBatch(video, audio, self.labels[chosen], self.clip_ids[chosen], self.speakers[chosen])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs to open the same shards: no pixel travels."""
+        if not self._shards:
+            raise ValueError("the data set is closed")
+        return {"directory": self.directory, "split": self.split, "index": self._index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Opens the shards anew; their checksums were computed, if asked for, where the data set was first opened."""
+        self._open(state["directory"], state["split"], state["index"], verify=False)
+
+    def close(self) -> None:
+        """Lets go of the shards; batches already made stay valid."""
+        self._shards = []  # their maps go with them
+
+    def __enter__(self) -> PackedDataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _numbers(self, name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([shard.numbers(name) for shard in self._shards]))
+
+    def _check_indices(self, indices: Tensor) -> NDArray[np.int64]:
+        check_tensor("indices", indices)
+        if indices.dtype != torch.int64 or indices.ndim != 1 or len(indices) == 0 or indices.is_meta:
+            raise ValueError(f"indices must be int64 [N], N >= 1; got {indices.dtype} {list(indices.shape)}")
+        if not self._shards:
+            raise ValueError("the data set is closed")
+        rows: NDArray[np.int64] = indices.cpu().numpy()
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise ValueError(f"indices must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
+        return rows
+
+
+def open_shard(
+    directory: Path, index: PackedIndex, split: str, record: ShardRecord, verify: bool = True
+) -> PackedDataset:
+    """One shard as a data set of its own, for whoever goes on without a damaged one; ValueError where it is damaged."""
+    dataset = PackedDataset.__new__(PackedDataset)
+    dataset._open(directory, split, replace(index, splits={split: (record,)}), verify)
+    return dataset
+
+
+def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Path:
+    """The folder itself; of an address, the folder here to which its index and the shards of the splits are copied.
+
+    Raises:
+        ImportError, ValueError, OSError: as fetch_packed.
+    """
+    url = remote_url(directory)
+    return Path(directory) if url is None else fetch_packed(url, splits)
+
+
+def check_data_apart(out: Path, data: str | os.PathLike[str]) -> None:
+    """ValueError where an output folder lies in a packed set's folder, or around it."""
+    if remote_url(data) is None:
+        check_apart(out, Path(data))
+
+
+def data_sha256(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 of what a set's index says, which holds that of each shard: what the set is, wherever it lies.
+
+    Raises:
+        ImportError, ValueError, OSError: as local_folder; ValueError where there is no index.
+    """
+    return PackedIndex.read(local_folder(directory, ())).sha256()
+
+
+def split_sha256(directory: str | os.PathLike[str], split: str) -> str:
+    """SHA-256 of the checksums of a split's shards: which clips it has, in which order.
+
+    Raises:
+        ImportError, ValueError, OSError: as data_sha256; ValueError where the split has no clips.
+    """
+    records = PackedIndex.read(local_folder(directory, ())).shards_of(split, directory)
+    return hashlib.sha256("\n".join(record.sha256 for record in records).encode()).hexdigest()
+
+
+def _check_inside(directory: Path, records: Sequence[ShardRecord]) -> None:
+    inside = real_path(directory)
+    for record in records:
+        path = directory / SHARD_FOLDER / record.file
+        if not real_path(path).is_relative_to(inside):
+            raise ValueError(f"{path} is a link that leaves the data set's folder: it is not followed")
+
+
+def verify_shards(folder: Path, records: Sequence[ShardRecord]) -> None:
+    """ValueError that names the first shard that is missing or whose content is not what its record says.
+
+    A damaged copy of a remote set's shard is copied again when the set is next opened.
+    """
+    for record in records:
+        if not (folder / record.file).is_file():
+            raise missing_shard(folder / record.file)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(lambda record: sha256_of(folder / record.file), records))
+    damaged = [(record, digest) for record, digest in zip(records, digests, strict=True) if digest != record.sha256]
+    copies = [forget_copy(folder / record.file) for record, _ in damaged]  # of all, so that one more try heals all
+    if damaged:
+        record, digest = damaged[0]
+        remedy = "the same command copies it again" if copies[0] else REMAKE_ADVICE
+        raise ValueError(
+            f"{folder / record.file} is damaged: its SHA-256 is {digest}, the index says {record.sha256}; {remedy}"
+        )

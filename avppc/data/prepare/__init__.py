@@ -1,0 +1,1 @@
+"""The commands that list videos and pack them: `avppc index` and `avppc prepare`."""

@@ -1,0 +1,229 @@
+"""`avppc index`: a manifest of what a folder of videos holds, one JSON object a line.
+
+    {"path": "A/talk.mp4", "bytes": ..., "mtime_ns": ..., "duration_seconds": 8.3, "fps": 30.0, ..., "problems": [],
+     "sha256": ...}
+
+Nothing is decoded: headers and packets tell enough. What the manifest already says of speakers, boxes and so on stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+from avppc.data.config import IndexConfig
+from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
+from avppc.data.prepare.pool import PASSING, Report, Unit, run_units
+from avppc.data.prepare.summary_prepare_progress import PrepareProgress, print_kinds
+from avppc.data.sound_file import SOUND_FILE
+from avppc.data.video.decode import UNREADABLE, DecodeError, damage_as_decode_error
+from avppc.data.video.inspect import VideoFacts, probe
+from avppc.files import check_writable, remove_files, sha256_of, write_atomically
+from avppc.printing import Console, as_line
+
+_VIDEOS_PER_UNIT = 64
+_SAVE_SECONDS = 30.0
+_SOUND_KEYS = ("sound", "sound_bytes", "sound_mtime_ns")  # of a file beside the video
+_OWN_KEYS = {"path", "bytes", "mtime_ns", "clip_frames", "sha256", "usable", *_SOUND_KEYS, "sound_sha256"}
+_OWN_KEYS |= {*VideoFacts.__dataclass_fields__}
+
+Entries = dict[str, dict[str, Any]]
+
+
+def run(config: IndexConfig) -> int:
+    """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos, 4: a share is
+    done, which only the environment asked for, and others are missing.
+
+    Raises:
+        ValueError: the data folder is none, or the list or the manifest there is damaged.
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+    out = config.data / MANIFEST_NAME if config.out is None else config.out
+    found = scan(config.data, config.paths, layout="tree")  # whichever videos are words: the facts are the same
+    if not found.videos and not found.refused:
+        print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        return 1
+    number, shares = config.share()
+    mine = found.videos[number::shares]
+    target = out if shares == 1 else out.with_name(f"{_part_prefix(out)}{number}-of-{shares}")
+    check_writable(target)
+    entries = _known_entries(out, found, mine)
+    todo = [video for video in mine if not _is_current(entries[video.path], video, config.frames)]
+    _probe_all(config, todo, entries, target, console)
+    _write(target, entries)
+    if shares > 1:
+        entries = _known_entries(out, found, found.videos)
+    missing = sum(not _is_listed(entries[video.path], video, config.frames) for video in found.videos)
+    if missing == 0:
+        _write(out, entries)
+        remove_files(out.parent, [part.name for part in _parts(out)])
+    _print_summary(out, found, entries, len(todo), time.monotonic() - started)
+    if missing:
+        print(f"{missing:,} videos are for other shares (--shard); the one that ends last writes {out}")
+        if (reason := config.share_reason()) is not None:
+            print(reason)
+        if config.is_alone():
+            return 4
+    return 3 if any(entry.get("problems") for entry in entries.values()) else 0
+
+
+def _part_prefix(out: Path) -> str:
+    """The beginning of the names of the files in which shares keep what they have read, until all are done."""
+    return f".{out.name}."
+
+
+def _parts(out: Path) -> list[Path]:
+    """The files of the shares that have begun."""
+    name = re.compile(re.escape(_part_prefix(out)) + r"\d+-of-\d+")
+    return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _known_entries(out: Path, found: Scan, videos: Sequence[Video]) -> Entries:
+    """What is known of these videos, from the manifest and from the shares' parts, and of what is not even opened."""
+    before = read_known(out)
+    read = [read_known(part) for part in _parts(out)]
+    entries: Entries = {}
+    for video in videos:
+        known = before.get(video.path, {})
+        entries[video.path] = known | {"path": video.path}
+        for part in read:
+            entry = part.get(video.path, {})
+            if entry.get("mtime_ns") == video.mtime_ns and entry != known:
+                entries[video.path] = _others(known) | {key: entry[key] for key in entry if key in _OWN_KEYS}
+    for path, problem in found.refused:
+        entries[path] = _others(before.get(path, {})) | {"path": path, "problems": [problem]}
+    return entries
+
+
+class ProbeJob:
+    """Reads the facts of the videos of a unit."""
+
+    def __init__(self, data: Path, frames: int) -> None:
+        self.data = data
+        self.frames = frames
+
+    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Entries:
+        """The unit's manifest lines."""
+        entries: Entries = {}
+        for video in unit.videos:
+            report.video(video.path)
+            facts = _problem(refused[video.path]) if video.path in refused else self._facts(video)
+            entries[video.path] = _stamp(video, self.frames) | facts
+            report.video_done()
+        return entries
+
+    def _facts(self, video: Video) -> dict[str, Any]:
+        path = self.data / video.path
+        try:
+            with damage_as_decode_error(path):
+                digest = sha256_of(path)
+                found = probe(path, self.frames)
+                facts = found.as_json() | {"sha256": digest}
+                if video.sound_path is not None and any(note.startswith(SOUND_FILE) for note in found.notes):
+                    facts["sound_sha256"] = sha256_of(self.data / video.sound_path)
+        except DecodeError as error:
+            return _problem(error.reason)
+        return facts if found.usable else facts | {"usable": False}
+
+    def clean_up(self) -> None:
+        """Nothing is written by the processes."""
+
+
+def _problem(reason: str) -> dict[str, Any]:
+    """Of a video that gives no clip: `avppc prepare` leaves it out, unless another try may mend it."""
+    passing = reason.startswith((UNREADABLE, *PASSING))
+    return {"problems": [reason]} if passing else {"problems": [reason], "usable": False}
+
+
+def read_known(out: Path) -> Entries:
+    """What a manifest says already; facts that this command cannot have written are left out, to be read anew.
+
+    Raises:
+        ValueError: a line is damaged; the text tells which.
+    """
+    known = {path: entry for path, (_, entry) in read_manifest_lines(out).items()}
+    return {path: entry if _has_sound_facts(entry) else _others(entry) for path, entry in known.items()}
+
+
+def _has_sound_facts(entry: dict[str, Any]) -> bool:
+    empty = asdict(VideoFacts())
+    if any(not isinstance(entry[name], _kinds(empty[name])) for name in entry.keys() & empty.keys()):
+        return False
+    if not all(isinstance(text, str) for name in ("problems", "notes") for text in entry.get(name, [])):
+        return False
+    return not entry.get("video_codec") or empty.keys() <= entry.keys()
+
+
+def _kinds(value: object) -> tuple[type, ...]:
+    """Types that JSON may have for a fact."""
+    return (int, float) if isinstance(value, float) else (type(value),)
+
+
+def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Path, console: Console) -> None:
+    groups = [tuple(todo[start : start + _VIDEOS_PER_UNIT]) for start in range(0, len(todo), _VIDEOS_PER_UNIT)]
+    units = [Unit(str(number), "", videos) for number, videos in enumerate(groups)]
+    saved = time.monotonic()
+    with PrepareProgress(console, len(todo), "index") as progress:
+        for step in run_units(ProbeJob(config.data, config.frames), units, config.processes, config.timeout_seconds):
+            progress.add(step.videos, 0)
+            if step.unit is None:
+                continue
+            for path, facts in step.record.items():
+                entries[path] = _others(entries[path]) | facts
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                saved = time.monotonic()
+                _write(out, entries)
+
+
+def _stamp(video: Video, frames: int) -> dict[str, Any]:
+    """What tells, at the next run, that the video is the same and was judged by the same rules."""
+    stamp = {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
+    return stamp if video.sound is None else stamp | dict(zip(_SOUND_KEYS, astuple(video.sound), strict=True))
+
+
+def _is_listed(known: dict[str, Any], video: Video, frames: int) -> bool:
+    """Whether a line is about this very file."""
+    stamp = dict.fromkeys(_SOUND_KEYS) | _stamp(video, frames)
+    return "problems" in known and all(known.get(key) == value for key, value in stamp.items())
+
+
+def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:
+    """Whether reading the file again would tell nothing new."""
+    return _is_listed(known, video, frames) and ("sha256" in known or known.get("usable") is False)
+
+
+def _others(entry: dict[str, Any]) -> dict[str, Any]:
+    """What others than this command have written into a line."""
+    return {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+
+
+def _write(out: Path, entries: Entries) -> None:
+    # A path that no manifest may name belongs to a file that is refused whatever the manifest says.
+    lines = (json.dumps(entries[path]) + "\n" for path in sorted(entries) if is_portable(path))
+    write_atomically(out, "".join(lines).encode())
+
+
+def _print_summary(out: Path, found: Scan, entries: Entries, read: int, seconds: float) -> None:
+    usable = [entry for entry in entries.values() if not entry.get("problems")]
+    hours = sum(entry.get("duration_seconds", 0.0) for entry in entries.values()) / 3600
+    print(f"{out}: {len(found.videos):,} videos, {hours:.2f} h; {read:,} read in {seconds:.1f} s")
+    print(f"  without problems: {len(usable):,}")
+    for title, name in (("codecs", "video_codec"), ("sizes", "size"), ("frame rates", "fps")):
+        counts = Counter(_value(entry, name) for entry in entries.values() if entry.get("video_codec"))
+        if counts:
+            print(f"  {title}: " + ", ".join(f"{value} ({count:,})" for value, count in counts.most_common(5)))
+    print_kinds("will be converted", str(out), [note for entry in entries.values() for note in entry.get("notes", [])])
+    print_kinds("problems", str(out), [text for entry in entries.values() for text in entry.get("problems", [])])
+
+
+def _value(entry: dict[str, Any], name: str) -> str:
+    if name == "size":
+        return f"{entry['width']} x {entry['height']}"
+    return f"{entry[name]:.4g}" if name == "fps" else as_line(str(entry[name]))

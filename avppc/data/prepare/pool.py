@@ -1,0 +1,248 @@
+"""Processes that work through units of videos, one unit after the other.
+
+A video may crash or hang the decoder: its process is then replaced, and the video refused when that happens again. A
+decoder hangs when it gives nothing for so many seconds of its own processor time, or waits for so long; time in which
+it, this process or the machine is stopped does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+import torch
+
+from avppc.data.limits import is_held_up, limit_memory, limit_seconds
+from avppc.data.manifest import Video
+from avppc.processes import ctrl_c_waits, follow_parent
+
+TIMED_OUT = "the decoder gives nothing for"
+KILLED = "it crashes the decoder (signal 9"  # by somebody, or for lack of memory
+PASSING = (TIMED_OUT, KILLED)
+"""How the reasons begin that may be no fault of the video: the next command tries it again."""
+_TURN_SECONDS = 1.0
+_MAX_FAILURES = 2  # of the process that works on a video, before the video is refused
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Videos that are worked on together, by one process."""
+
+    name: str
+    digest: str
+    """Of all that decides what comes of the unit: equal digests give equal results."""
+    videos: tuple[Video, ...]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Videos and clips done since the last message; the unit and what came of it, when it is finished."""
+
+    videos: int = 0
+    clips: int = 0
+    unit: Unit | None = None
+    record: Any = None
+
+
+class Report:
+    """What a process tells its parent while it works, which also renews what the video may cost."""
+
+    def __init__(self, connection: Connection[Any, Any], timeout_seconds: float) -> None:
+        self._connection = connection
+        self._timeout_seconds = timeout_seconds
+        self._path = ""
+
+    def video(self, path: str) -> None:
+        """This video is worked on from now on; "" for work that may take long through no fault of a video. Said again,
+        it is a sign of life."""
+        if path != self._path:
+            limit_memory()
+        self._path = path
+        self._renew()
+        self._connection.send(("video", path))
+
+    def clip(self) -> None:
+        """A clip is done."""
+        self._renew()
+        self._connection.send(("clip", None))
+
+    def video_done(self) -> None:
+        """The video is done, successfully or not."""
+        self._connection.send(("video done", None))
+
+    def _renew(self) -> None:
+        limit_seconds(self._timeout_seconds if self._path else None)
+
+
+class Job(Protocol):
+    """What is done with a unit; pickled once for each process."""
+
+    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Any:
+        """Does the work and returns its record; the videos in `refused` are left out for the reasons given there."""
+
+    def clean_up(self) -> None:
+        """Removes what processes that were ended at once may have left half written."""
+
+
+def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
+    """Works through the units in processes of their own; yields what they get done.
+
+    Raises:
+        OSError: a result cannot be written (the disk is full, say). Finished units stay.
+    """
+    pending: deque[tuple[Unit, dict[str, str]]] = deque((unit, {}) for unit in units)
+    failures: Counter[tuple[str, str]] = Counter()
+    workers = [_Worker(job, timeout_seconds) for _ in range(min(processes, len(units)))]
+    try:
+        for worker in workers:
+            worker.begin(*pending.popleft())
+        while busy := [worker for worker in workers if worker.unit is not None]:
+            wait([worker.connection for worker in busy], timeout=_TURN_SECONDS)
+            for worker in busy:
+                try:
+                    yield from worker.messages()
+                except _WorkerLost as lost:
+                    unit, refused = worker.unit, worker.refused
+                    assert unit is not None
+                    failures[unit.name, lost.path] += 1
+                    if failures[unit.name, lost.path] >= _MAX_FAILURES:
+                        if not lost.path:
+                            raise RuntimeError(f"the processes that decode end outside of any video: {lost}") from lost
+                        refused = refused | {lost.path: lost.reason}
+                    yield Progress(videos=-worker.videos_done, clips=-worker.clips_done)
+                    worker.restart()
+                    worker.begin(unit, refused)
+                if worker.unit is None and pending:
+                    worker.begin(*pending.popleft())
+    finally:
+        for worker in workers:
+            worker.stop()
+        job.clean_up()
+
+
+class _WorkerLost(Exception):
+    """The process died or hangs while it works on `path`, or outside of any ("")."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+        self.reason = reason
+
+
+class _Worker:
+    """One process, seen from the parent."""
+
+    def __init__(self, job: Job, timeout_seconds: float) -> None:
+        self._job = job
+        self._timeout_seconds = timeout_seconds
+        self.unit: Unit | None = None
+        self.refused: dict[str, str] = {}
+        self.videos_done = 0
+        self.clips_done = 0
+        self._start()
+
+    def _start(self) -> None:
+        context = _process_context()
+        self.connection, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(
+            target=_work, args=(theirs, self._job, self._timeout_seconds), daemon=True
+        )
+        with ctrl_c_waits():
+            self._process.start()
+        theirs.close()
+
+    def begin(self, unit: Unit, refused: dict[str, str]) -> None:
+        """Gives the process a unit; the videos in `refused` are left out with that reason."""
+        self.unit, self.refused = unit, refused
+        self.videos_done = self.clips_done = 0
+        self._current = ""
+        self._looked, self._silent_seconds = time.monotonic(), 0.0
+        with contextlib.suppress(BrokenPipeError):  # it has died: messages() is going to notice
+            self.connection.send((unit, refused))
+
+    def messages(self) -> Iterator[Progress]:
+        """What the process has said meanwhile."""
+        try:
+            while self.unit is not None and self.connection.poll():
+                kind, value = self.connection.recv()
+                self._silent_seconds = 0.0
+                if kind == "video":
+                    self._current = value
+                elif kind == "clip":
+                    self.clips_done += 1
+                    yield Progress(clips=1)
+                elif kind == "video done":
+                    self.videos_done += 1
+                    yield Progress(videos=1)
+                elif kind == "error":
+                    raise value
+                else:
+                    unit, self.unit = self.unit, None
+                    yield Progress(unit=unit, record=value)
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise _WorkerLost(self._current, self._end_of_process()) from None
+        now = time.monotonic()
+        waited, self._looked = min(now - self._looked, 2 * _TURN_SECONDS), now  # more: this process was stopped itself
+        if self.unit is not None and self._current and not is_held_up(self._process.pid or 0):
+            self._silent_seconds += waited
+            if self._silent_seconds > self._timeout_seconds:
+                raise _WorkerLost(self._current, self._time_out())
+
+    def _end_of_process(self) -> str:
+        """Why the process has ended by itself."""
+        code = self._process.exitcode or 0
+        if code == -getattr(signal, "SIGXCPU", 0):
+            return self._time_out()
+        cause = f"signal {-code}, {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"it crashes the decoder ({cause})"
+
+    def _time_out(self) -> str:
+        return f"{TIMED_OUT} {self._timeout_seconds:g} s"
+
+    def restart(self) -> None:
+        self._kill()
+        self._start()
+
+    def stop(self) -> None:
+        """Ends the process at once."""
+        self._kill()
+
+    def _kill(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _process_context() -> SpawnContext | ForkServerContext:
+    """Where processes come from: never a fork of this one, whose threads decoders and torch do not survive."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["avppc.data.prepare.worker"])  # torch is imported once, not once a process
+    return context
+
+
+def _work(connection: Connection[Any, Any], job: Job, timeout_seconds: float) -> None:
+    """Main function of a process: takes units until the parent hangs up."""
+    follow_parent()
+    torch.set_num_threads(1)
+    report = Report(connection, timeout_seconds)
+    while True:
+        try:
+            unit, refused = connection.recv()
+            connection.send(("done", job.run(unit, refused, report)))
+        except (EOFError, BrokenPipeError):
+            return
+        except (OSError, ImportError) as error:
+            connection.send(("error", error))
+            return

@@ -1,0 +1,93 @@
+"""What `avppc prepare` says when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from avppc.clip import NO_LABEL, SPLITS, VIDEO_FPS
+from avppc.data.config import PrepareConfig
+from avppc.data.manifest import Scan
+from avppc.data.prepare.summary_prepare_progress import KINDS_SHOWN, print_kinds
+from avppc.data.prepare.worker import UnitRecord
+from avppc.data.video.reader import LONGER
+
+REFUSED_NAME = "refused.jsonl"
+NOTES_NAME = "notes.jsonl"
+SHEET_NAME = "crops.png"
+
+
+def print_summary(
+    config: PrepareConfig,
+    found: Scan,
+    done: int,
+    records: Mapping[str, UnitRecord],
+    refused: list[tuple[str, str]],
+    notes: list[tuple[str, str]],
+    seconds: float,
+) -> None:
+    """Prints what there is now.
+
+    Args:
+        found: the videos.
+        done: how many of them are in the records.
+        records: of the finished units.
+        refused: path and reason.
+        notes: path and note.
+        seconds: taken.
+    """
+    counts = {split: [0, 0, 0] for split in SPLITS}
+    for name, record in records.items():
+        for shard in record.shards:
+            count = counts[name.split("-")[0]]
+            count[0] += shard.clips
+            count[1] += 1
+            count[2] += shard.bytes
+    videos = f"{len(found.videos)} videos" if done == len(found.videos) else f"{done} of the {len(found.videos)} videos"
+    print(f"{config.out}: {videos} of {config.data}, {len(found.words)} words, {seconds:.1f} s")
+    for split, (clips, shards, size) in counts.items():
+        if clips:
+            print(f"  {split:5} {clips:8,} clips in {shards:,} shards, {size / 1e9:.3f} GB")
+    if not any(clips for clips, _, _ in counts.values()):
+        print("  no usable clip")
+    else:
+        look = f"; look at {config.out / SHEET_NAME}" if done == len(found.videos) else ""
+        print(f"  crop: {describe_crop(config)}{look}")
+    if not any(video.split == "train" for video in found.videos) and found.videos:
+        print("  nothing to train on: all lie in folders named val or test; prepare such a folder by itself to do so")
+    _print_doubts_about_words(found, notes, config.frames)
+    if found.others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(found.others.most_common(KINDS_SHOWN)))
+        print(f"  not videos, left alone: {kinds}")
+    print_kinds("converted", NOTES_NAME, [note for _, note in notes])
+    print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
+
+
+def _print_doubts_about_words(found: Scan, notes: list[tuple[str, str]], frames: int) -> None:
+    """Says it where most videos of words go on after the one clip that is kept of each: they may be no words."""
+    words = {video.path: found.words[video.label] for video in found.videos if video.label != NO_LABEL}
+    longer = [words[path] for path, note in notes if path in words and note.startswith(LONGER)]
+    if 2 * len(longer) > len(words):
+        print(
+            f"  {len(longer):,} of {len(words):,} videos of words ({', '.join(sorted(set(longer))[:3])}, ...) go on "
+            f"after the one clip kept of each, its first {frames / VIDEO_FPS:.2f} s. If these folders are no words, "
+            "--layout tree cuts their videos into clips without labels."
+        )
+
+
+def describe_crop(config: PrepareConfig) -> str:
+    """Which part of each frame is stored, and what else there is where nobody has said where the mouths are."""
+    rows, columns = (f"{first} to {after - 1}" for first, after in (config.crop_rows, config.crop_columns))
+    window = f"rows {rows}, columns {columns}"
+    square = "the middle square of the whole frame"
+    finds = "; --crop mesh or cascade finds the mouth"
+    if config.crop == "auto":
+        return f"{square}, of 256 x 256 video LRW's window ({window}){finds}"
+    if config.crop == "centre":
+        share = "" if config.centre_fraction == 1 else f", {config.centre_fraction:g} of its shorter side"
+        return f"{square}{share}{finds}"
+    return {
+        "window": window,
+        "box": "each video's box in the manifest",
+        "mesh": "the mouth, as the face mesh finds it",
+        "cascade": "the mouth, as the cascade finds it",
+    }[config.crop]

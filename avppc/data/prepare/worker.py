@@ -1,0 +1,162 @@
+"""What a process of `avppc prepare` does: decodes the videos of a unit into shards."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+
+from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
+from avppc.data.config import TRACKED_CROPS, PrepareConfig
+from avppc.data.manifest import Video
+from avppc.data.packed.index import SHARD_FOLDER, UNIT_FOLDER
+from avppc.data.packed.shard import ClipShape, ShardRecord, ShardWriter
+from avppc.data.prepare.pool import Report, Unit
+from avppc.data.prepare.worker_notes import Notes
+from avppc.data.video.crop import Crop
+from avppc.data.video.decode import DecodeError, damage_as_decode_error, decode_clips
+from avppc.data.video.faces import make_finder
+from avppc.data.video.reader import DecodedClip
+from avppc.data.video.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
+from avppc.files import remove_leftovers, sha256_of
+from avppc.settings_checked_json import write_checked_json
+
+SHARD_OF_UNIT = re.compile(r"(.+)-\d\d+\.safetensors")
+"""The name of a unit's shard; the group is the unit's."""
+CHANGED = "changed"  # begins the reason for a file that is not what the manifest says
+
+
+def unit_name(split: str, number: int) -> str:
+    """The name of a split's unit, from which those of its record and of its shards are made."""
+    return f"{split}-{number:05}"
+
+
+def shard_name(unit: str, number: int) -> str:
+    """The name of a unit's shard."""
+    return f"{unit}-{number:02}.safetensors"
+
+
+@dataclass
+class UnitRecord:
+    """What came of a unit; lies in OUT/units/NAME.json once all its shards are written."""
+
+    digest: str
+    shards: list[ShardRecord] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Source and reason."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """Path and what was converted or filled in."""
+
+
+class DecodeJob:
+    """Decodes units of videos into the shards of OUT."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.config = config
+        self._writer: ShardWriter | None = None  # made in the process that uses it
+        self._finder: FaceFinder | None = None
+
+    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> UnitRecord:
+        """Writes the unit's shards, then its record."""
+        config = self.config
+        if self._writer is None:
+            self._writer = ShardWriter(ClipShape(config.frames, CROP_SIZE, CROP_SIZE), config.clips_per_shard)
+        writer, record = self._writer, UnitRecord(unit.digest)
+        folder = config.out / SHARD_FOLDER
+
+        def write(path: str = "") -> None:
+            report.video("")  # a slow disk is not the video's fault
+            record.shards.append(writer.write(folder / shard_name(unit.name, len(record.shards))))
+            report.video(path)
+
+        for video in unit.videos:
+            report.video(video.path)
+            if video.path in refused:
+                record.refused.append((video.path, refused[video.path]))
+                report.video_done()
+                continue
+            notes = Notes()
+            for clip in self.clips_of(video, record, report):
+                source = f"{video.path}#{clip.start_frame}" if clip.start_frame else video.path
+                writer.add(
+                    source,
+                    video=clip.video.numpy(),
+                    audio=clip.audio.numpy(),
+                    label=video.label,
+                    clip_id=clip_id(source),
+                    speaker=video.speaker,
+                )
+                notes.add(clip.notes)
+                report.clip()
+                if writer.full:
+                    write(video.path)
+            record.notes += [(video.path, note) for note in notes.lines()]
+            report.video_done()
+        if len(writer):
+            write()
+        write_checked_json(config.out / UNIT_FOLDER / f"{unit.name}.json", asdict(record))
+        return record
+
+    def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[DecodedClip]:
+        """The clips of a video; what is refused of it goes into the record."""
+        config = self.config
+        try:
+            self._check_content(video)
+            yield from decode_clips(
+                config.data / video.path,
+                num_frames=config.frames,
+                stride=None if self._single(video) else config.stride,
+                crop=self._crop_of(video, lambda: report.video(video.path)),
+                on_refused=lambda start, reason: record.refused.append(
+                    (f"{video.path}#{start}" if start else video.path, reason)
+                ),
+            )
+        except DecodeError as error:
+            record.refused.append((video.path, error.reason))
+
+    def _check_content(self, video: Video) -> None:
+        """A DecodeError where the file is not what the manifest has a checksum of: a decoder cannot notice wrong bits
+        that obey its rules."""
+        for path, expected in ((video.path, video.sha256), (video.sound_path, video.sound_sha256)):
+            if path is None or expected is None:
+                continue
+            with damage_as_decode_error(self.config.data / path):
+                digest = sha256_of(self.config.data / path)
+            if digest != expected:
+                of_sound = "" if path == video.path else f" ({path})"
+                raise DecodeError(
+                    video.path,
+                    f"{CHANGED} since it was listed{of_sound}: its SHA-256 is {digest}, the manifest says {expected}; "
+                    "where the new content is right, `avppc index` lists it",
+                )
+
+    def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
+        """The crop of a video; a DecodeError where it cannot be known."""
+        config = self.config
+        if config.crop == "box":
+            if video.box is None:
+                raise DecodeError(video.path, "no box: crop 'box' needs one in the manifest")
+            left, top, right, bottom = video.box
+            return Crop("box", (top, bottom), (left, right))
+        if config.crop not in TRACKED_CROPS:
+            return Crop(config.crop, config.crop_rows, config.crop_columns, config.centre_fraction)
+        if self._finder is None:
+            self._finder = make_finder(config.crop)
+        needed = config.frames / VIDEO_FPS + MAX_GAP_SECONDS if self._single(video) else None
+        path = config.data / video.path
+        return Crop("track", track=track_mouth(path, self._finder, until_seconds=needed, alive=alive))
+
+    def _single(self, video: Video) -> bool:
+        """Whether the video gives one clip, its first frames: a label belongs to one clip."""
+        return video.label != NO_LABEL or self.config.stride == 0
+
+    def clean_up(self) -> None:
+        """Removes what processes that have ended left half written."""
+        for folder in (SHARD_FOLDER, UNIT_FOLDER):
+            remove_leftovers(self.config.out / folder)
+
+
+def clip_id(source: str) -> int:
+    """63 bits of a hash of the source: the same number whatever else is in the data set."""
+    return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little") >> 1

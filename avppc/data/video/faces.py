@@ -1,0 +1,97 @@
+"""Finders of faces: mediapipe's face mesh and OpenCV's cascade, both optional.
+
+Neither model is part of this package: each comes with the wheel of its own project.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from avppc.data.video.track import FaceFinder, Found
+
+CROP_EYES = 1.45  # side of the crop, in distances between the outer corners of the eyes: lips fill 40% of its width
+_CROP_CASCADE = 0.94  # the same in sides of the cascade's box
+_MOUTH_IN_BOX = (0.5, 0.79)  # of the box's sides: where the mouth lies in what the cascade finds
+
+
+class MeshFinder:
+    """mediapipe's face mesh: turned and tilted faces too, 8 to 25 ms a frame."""
+
+    # Outer and inner corners of the eyes, the bridge of the nose, its base and wings: x to the right and y down, in
+    # distances between the outer corners of the eyes, of a frontal face.
+    _STABLE = (
+        *((33, -0.5, 0.0), (133, -0.21, 0.0), (362, 0.21, 0.0), (263, 0.5, 0.0)),
+        *((168, 0.0, -0.08), (2, 0.0, 0.49), (98, -0.18, 0.44), (327, 0.18, 0.44)),
+    )
+    _MOUTH = (61, 291, 0, 17)  # its corners, the middle of the upper and of the lower lip's edge
+
+    def __init__(self) -> None:
+        os.environ.setdefault("GLOG_minloglevel", "2")
+        try:
+            from mediapipe.python.solutions.face_mesh import FaceMesh
+        except ImportError as error:
+            raise ImportError(
+                "crop 'mesh' needs mediapipe 0.10.21 (later wheels have no face mesh): pip install 'avppc[mesh]'; it "
+                f"wants numpy below 2 and Python up to 3.12, so an environment of its own may be best ({error})"
+            ) from error
+        self._mesh: Any = FaceMesh(static_image_mode=True, max_num_faces=1)
+        self.reference: NDArray[np.float64] = np.array([point[1:] for point in self._STABLE]) / CROP_EYES
+
+    def find(self, rgb: NDArray[np.uint8]) -> Found | None:
+        """The face in [H, W, 3], or None."""
+        faces = self._mesh.process(rgb).multi_face_landmarks
+        if not faces:
+            return None
+        height, width = rgb.shape[:2]
+        places = np.array([(mark.x * width, mark.y * height) for mark in faces[0].landmark])
+        return Found(places[[point[0] for point in self._STABLE]], places[list(self._MOUTH)].mean(0))
+
+
+class CascadeFinder:
+    """OpenCV's Haar cascade "alt2": upright frontal faces; it misses many others, but rarely sees one where none is."""
+
+    def __init__(self) -> None:
+        needed = "crop 'cascade' needs OpenCV 4: pip install 'avppc[cascade]'"
+        try:
+            import cv2
+        except ImportError as error:
+            raise ImportError(f"{needed} ({error})") from error
+        if not hasattr(cv2, "CascadeClassifier"):
+            raise ImportError(f"{needed}; version {cv2.__version__}, which is installed, has no cascades any more")
+        self._cv2: Any = cv2
+        self._faces, self._eyes = (self._load(name) for name in ("frontalface_alt2", "eye_tree_eyeglasses"))
+        if self._faces.empty() or self._eyes.empty():
+            raise ImportError(f"{needed}; its cascades are missing or damaged in {self._cv2.data.haarcascades}")
+        corners = np.array([(0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+        self.reference: NDArray[np.float64] = corners / _CROP_CASCADE
+        self._corners = corners
+
+    def _load(self, name: str) -> Any:
+        return self._cv2.CascadeClassifier(os.path.join(self._cv2.data.haarcascades, f"haarcascade_{name}.xml"))
+
+    def find(self, rgb: NDArray[np.uint8]) -> Found | None:
+        """The largest face with an eye in [H, W, 3], or None."""
+        grey = self._cv2.cvtColor(rgb, self._cv2.COLOR_RGB2GRAY)
+        least = max(24, min(grey.shape) // 12)
+        boxes = self._faces.detectMultiScale(grey, scaleFactor=1.1, minNeighbors=3, minSize=(least, least))
+        for left, top, width, height in sorted(np.array(boxes).reshape(-1, 4).tolist(), key=lambda box: -box[2]):
+            if not self._has_eye(grey[top : top + height * 6 // 10, left : left + width]):
+                continue
+            corner, sides = np.array([left, top], np.float64), np.array([width, height], np.float64)
+            return Found(corner + self._corners * sides, corner + np.array(_MOUTH_IN_BOX) * sides)
+        return None
+
+    def _has_eye(self, grey: NDArray[np.uint8]) -> bool:
+        """Lettering and furniture pass for faces, but rarely for faces with eyes."""
+        zoom = max(1, round(160 / grey.shape[1]))  # the eyes' cascade wants them at 20 pixels or more
+        enlarged = self._cv2.resize(grey, None, fx=zoom, fy=zoom, interpolation=self._cv2.INTER_LINEAR)
+        return len(self._eyes.detectMultiScale(enlarged, scaleFactor=1.1, minNeighbors=2)) > 0
+
+
+def make_finder(name: str) -> FaceFinder:
+    """The finder of a crop mode, "mesh" or "cascade"; ImportError that says what to install where it is not there."""
+    return MeshFinder() if name == "mesh" else CascadeFinder()

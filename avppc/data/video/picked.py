@@ -1,0 +1,165 @@
+"""What a decoder of pictures alone needs beside the file: the sound, and which pictures belong to a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS
+from avppc.data.video.clock import AudioTimeline
+from avppc.data.video.crop_geometry import Geometry, geometry_of
+from avppc.data.video.decode import (
+    SEEK_BEYOND_FRAMES,
+    DecodeError,
+    Source,
+    check_container,
+    damage_as_decode_error,
+    open_video,
+)
+from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, frame_grid
+from avppc.data.video.pictures_packets import decode_packet
+from avppc.data.video.reader import PRE_ROLL_SECONDS, choose_streams, missing_sound, stream_notes
+
+
+@dataclass(frozen=True, eq=False)
+class SoundAndFrames:
+    """A clip but for its pictures."""
+
+    audio: NDArray[np.int16]
+    """[640 T] at 16 kHz; sample n belongs to the first frame's time + n / 16000 s."""
+    frames: NDArray[np.int32]
+    """[T] numbers of the frames of the video, in the order in which they are shown, nearest to each instant."""
+    seconds: NDArray[np.float64]
+    """[T] their time stamps."""
+    height: int
+    """Pixels, as stored."""
+    width: int
+    """Pixels, as stored."""
+    geometry: Geometry
+    """How the pictures are to be shown."""
+    stream: int
+    """Index of the video stream in the file."""
+    notes: tuple[str, ...]
+    """What was converted or filled in, as "kind: details"."""
+
+
+def read_sound_and_frames(source: Source, start_frame: int, num_frames: int, *, hidden: bool = False) -> SoundAndFrames:
+    """Decodes the sound of a clip and picks its pictures by their time stamps, decoding no more than the first of them.
+
+    Args:
+        hidden: whether the decoder leaves out, as it should, pictures that an edit list hides.
+
+    Raises:
+        DecodeError: as decode_clip, as far as it can be known without decoding pictures; also for files whose pictures
+            the decoder counts differently: they are hidden by an edit list, or have no time stamps of their own.
+    """
+    with damage_as_decode_error(source) as name, open_video(source) as container:
+        notes = check_container(source)
+        video, audio = choose_streams(container)
+        notes += stream_notes(container, video, audio)
+        stamps, sounds, geometry = _read_packets(container, video, audio, name, hidden)
+        if not stamps or video.time_base is None:
+            raise ValueError("the video stream has no pictures")
+        origin = stamps[0] * Fraction(video.time_base)
+        start, count = start_frame * SAMPLES_PER_FRAME, num_frames * SAMPLES_PER_FRAME
+        sound = _decode_sound(sounds, origin, start_frame, num_frames)
+        samples, missing = sound.take(start, count)
+        notes += missing_sound(missing, count)
+        chosen, rate_notes = _nearest_frames(container, video, stamps, start_frame, num_frames)
+        if len(chosen) < num_frames:
+            total, needed = start_frame + len(chosen), start_frame + num_frames
+            raise DecodeError(name, f"too short: {total} frames of 1/25 s, {needed} are needed")
+        present = [number for number in chosen if number is not None]
+        if len(present) < num_frames:
+            seconds = (start_frame + chosen.index(None)) / VIDEO_FPS
+            raise DecodeError(
+                name, f"frames missing: {num_frames - len(present)} of {num_frames}, the first at {seconds:.2f} s"
+            )
+        times = np.array([float(stamps[number] * video.time_base) for number in present])
+        context = video.codec_context
+        return SoundAndFrames(
+            np.array(samples),
+            np.array(present, np.int32),
+            times,
+            context.height,
+            context.width,
+            geometry,
+            video.index,
+            (*notes, *geometry.notes, *rate_notes),
+        )
+
+
+def _read_packets(
+    container: InputContainer, video: VideoStream, audio: AudioStream, name: str, hidden: bool
+) -> tuple[list[int], list[Packet[Any]], Geometry]:
+    """Time stamps of all pictures in the order in which they are shown, the packets of the sound, and how the first
+    picture is to be shown."""
+    stamps: list[int] = []
+    sounds: list[Packet[Any]] = []
+    geometry: Geometry | None = None
+    clock, decoder = PacketClock(), PictureDecoder(container, video)
+    for packet in container.demux(video, audio):
+        if packet.stream is audio:
+            sounds.append(packet)
+            continue
+        if geometry is None:
+            for picture in decoder.decode(packet)[:1]:
+                geometry = geometry_of(picture, video.sample_aspect_ratio)
+        stamp = clock.stamp(packet)
+        if not packet.size:
+            continue
+        if packet.is_discard and hidden:
+            continue
+        if packet.is_discard:
+            raise DecodeError(name, f"{HIDDEN_FRAMES}: an edit list leaves some out, decode it with PyAV")
+        if stamp is None or (clock.in_order and video.codec_context.has_b_frames):
+            raise DecodeError(name, "pictures without time stamps: decode it with PyAV")
+        stamps.append(stamp)
+    stamps.sort()
+    return stamps, sounds, geometry or Geometry()
+
+
+def _decode_sound(packets: Sequence[Packet[Any]], origin: Fraction, start_frame: int, num_frames: int) -> AudioTimeline:
+    """The sound from the start of the file, or from shortly before the clip where that is far away, to its end."""
+    first = origin + Fraction(start_frame, VIDEO_FPS) - PRE_ROLL_SECONDS
+    last = origin + Fraction(start_frame + num_frames, VIDEO_FPS) + PRE_ROLL_SECONDS
+    timeline = AudioTimeline(origin, start_frame * SAMPLES_PER_FRAME)
+    for packet in packets:
+        if packet.pts is not None and packet.time_base is not None:
+            begin = packet.pts * packet.time_base
+            if start_frame > SEEK_BEYOND_FRAMES and begin + (packet.duration or 0) * packet.time_base < first:
+                continue
+            if begin > last:
+                break
+        for frame in decode_packet(packet):
+            assert isinstance(frame, av.AudioFrame)
+            timeline.push(frame)
+    timeline.finish()
+    return timeline
+
+
+def _nearest_frames(
+    container: InputContainer, video: VideoStream, stamps: list[int], start_frame: int, num_frames: int
+) -> tuple[list[int | None], list[str]]:
+    """Number of the frame of each instant from start_frame on, by the same grid that cuts clips, and notes on it."""
+    assert video.time_base is not None
+    grid = frame_grid(container, video.time_base, stamps[0], start_frame)
+    weights = np.array([1, 1 << 8, 1 << 16])
+    chosen: list[int | None] = []
+    for number, stamp in enumerate(stamps):
+        image = np.array([[number & 255, number >> 8 & 255, number >> 16]], np.uint8)
+        chosen += [None if found is None else int(found[0] @ weights) for found in grid.push(stamp, image)]
+        if len(chosen) >= num_frames:
+            return chosen[:num_frames], grid.notes
+    chosen += [None if found is None else int(found[0] @ weights) for found in grid.finish()]
+    return chosen[:num_frames], grid.notes

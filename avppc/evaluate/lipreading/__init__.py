@@ -1,0 +1,1 @@
+"""Lip reading: `avppc evaluate`."""

@@ -1,0 +1,171 @@
+"""Rows of the lip-reading table: as JSON beside the run, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from avppc.checks import check_choice, check_integer, check_number, check_types
+from avppc.printing import Console
+from avppc.settings import config_from_dict
+from avppc.settings_checked_json import read_checked_json, write_checked_json
+
+TITLES = {
+    "random": "random encoder, frozen",
+    "supervised": "supervised from scratch",
+    "frozen": "{task}, frozen",
+    "finetuned": "{task}, fine-tuned",
+    "ceiling": "true mouth trajectories (ceiling)",
+}
+SHORT_TASKS = {"av-permutative": "AV-PPC", "visual-permutative": "visual PPC"}
+"""What titles call the proxy tasks, if not by their name."""
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of the table."""
+
+    row: str
+    """"random", "supervised", "frozen", "finetuned" or "ceiling"."""
+    labels_per_word: int
+    """Labelled clips a word; 0: all."""
+    wcr: float
+    """Word classification rate on the test clips, mean over the draws, 0 to 1."""
+    interval95: float
+    """Half-width of its 95% interval."""
+    chance: float
+    """Rate of guessing."""
+    chosen: dict[str, Any]
+    """Head and learning rates with the best validation rate."""
+    trials: list[dict[str, Any]]
+    """All that were tried, with their validation rates on the first draw."""
+    draws: list[dict[str, Any]]
+    """Seed, validation and test rate of each draw of the labels."""
+    words: list[str]
+    tested: int
+    """Number of test clips."""
+    confusion: list[list[int]]
+    """[words spoken, words chosen]: counts over all draws."""
+    seconds: float
+    """The time of all the row's fits added up, which is more than the clock's if they ran side by side."""
+    settings: dict[str, Any]
+    """The settings of the evaluation, the run's task and the checksums of its encoder and of the data's index."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("labels_per_word", "tested"):
+            check_integer(name, getattr(self, name), 0)
+        for name in ("wcr", "interval95", "chance", "seconds"):
+            check_number(name, getattr(self, name), 0)
+        for name, kind in (("chosen", dict), ("settings", dict), ("trials", list), ("draws", list), ("words", list)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        for name in ("task", "encoder_sha256"):
+            if not isinstance(self.settings.get(name), str):
+                raise ValueError(f"settings must name the {name} of the encoder, got {self.settings.get(name)!r}")
+
+
+def task_of(result: RowResult) -> str:
+    """What titles call the task by which the encoder was pretrained."""
+    task = result.settings["task"]
+    return SHORT_TASKS.get(task, task)
+
+
+def title_of(result: RowResult) -> str:
+    """For example "AV-PPC, frozen"."""
+    return TITLES[result.row].format(task=task_of(result))
+
+
+def _path(run: Path, row: str, labels_per_word: int) -> Path:
+    return run / "evaluation" / f"{row}-{labels_per_word or 'all'}.json"
+
+
+def write_row(run: Path, result: RowResult) -> None:
+    """Writes a row to run/evaluation/ROW-LABELS.json."""
+    write_checked_json(_path(run, result.row, result.labels_per_word), asdict(result))
+
+
+def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]) -> RowResult | None:
+    """A row that was evaluated before with the same settings, or None."""
+    path = _path(run, row, labels_per_word)
+    if not path.exists():
+        return None
+    result = _read(path)
+    return result if decisive(result.settings) == decisive(settings) else None
+
+
+def decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide a row's figures; the checksum stands for its data, not the place.
+
+    Rows that were made before there was data_sha256 keep their data's place, and so equal none of today's. Pages show
+    them, but they are measured anew, since nothing tells whether their clips are the ones that are there now.
+    """
+    return {name: value for name, value in settings.items() if name != "data" or "data_sha256" not in settings}
+
+
+def _read(path: Path) -> RowResult:
+    """The row in a file; ValueError, naming the file, if pages and tables could not use it."""
+    result = config_from_dict(RowResult, read_checked_json(path), str(path))
+    try:
+        _check_content(result)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return result
+
+
+def _check_content(result: RowResult) -> None:
+    check_choice("row", result.row, TITLES)
+    check_number("wcr", result.wcr, 0, 1)
+    for name, entries, rates in (
+        ("chosen", [result.chosen], ()),
+        ("trials", result.trials, ("val_wcr",)),
+        ("draws", result.draws, ("val_wcr", "test_wcr")),
+    ):
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise TypeError(f"{name} must hold objects, got {entry!r}")
+            if name == "draws":
+                check_integer("draws: seed", entry.get("seed"), 0)
+            elif not isinstance(entry.get("head"), str):
+                raise TypeError(f"{name} must name a head, got {entry!r}")
+            for rate in rates:
+                check_number(f"{name}: {rate}", entry.get(rate), 0, 1)
+    if not result.draws:
+        raise ValueError("draws must hold at least one")
+    words = len(result.words)
+    if not words or not all(isinstance(word, str) for word in result.words):
+        raise ValueError(f"words must hold texts, one at least; got {result.words!r}")
+    if not isinstance(result.confusion, list) or len(result.confusion) != words:
+        raise ValueError(f"confusion must be a table of {words} words")
+    for line in result.confusion:
+        if not isinstance(line, list) or len(line) != words:
+            raise ValueError(f"confusion must be a table of {words} words")
+        for count in line:
+            check_integer("confusion", count, 0, 1 << 53)
+
+
+def read_rows(run: Path) -> list[RowResult]:
+    """All rows of a run, in the order of the table."""
+    order = list(TITLES)
+    rows = []
+    for path in (run / "evaluation").glob("*-*.json"):
+        rows.append(_read(path))
+    return sorted(rows, key=lambda result: (result.labels_per_word or 10**9, order.index(result.row)))
+
+
+def print_table(results: Sequence[RowResult]) -> None:
+    """Prints the rows to standard output."""
+    first = results[0]
+    labels = f"{first.labels_per_word} labels a word" if first.labels_per_word else "all labels"
+    table = Table(title=f"Lip reading: {len(first.words)} words, {labels}, {first.tested} test clips")
+    for column in ("encoder", "head", "words right", "draws"):
+        table.add_column(column, justify="left" if column in ("encoder", "head") else "right")
+    for result in results:
+        rate = f"{100 * result.wcr:.1f} ± {100 * result.interval95:.1f} %"
+        table.add_row(title_of(result), result.chosen["head"], rate, str(len(result.draws)))
+    table.caption = f"Chance is {100 * first.chance:.1f} %. ±: 95% interval over label draws and test clips."
+    Console(width=100).print(table)

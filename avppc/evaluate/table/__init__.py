@@ -1,0 +1,1 @@
+"""The proxy tasks compared: `avppc table`."""

@@ -1,0 +1,177 @@
+"""The measurements of a table, combined over seeds and heads."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from avppc.evaluate.config import RowName
+from avppc.evaluate.config_table import TableConfig
+from avppc.evaluate.lipreading.results import TITLES, RowResult
+from avppc.evaluate.lipreading.results_statistics import limited, student_interval
+from avppc.evaluate.record import read_record
+from avppc.evaluate.table.plan import BASELINES, Cell, Entry
+from avppc.evaluate.table.results_published import PUBLISHED
+
+BASELINE_TITLES = {"random": "random encoder", "supervised": TITLES["supervised"]}
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell and its measurement."""
+
+    cell: Cell
+    result: RowResult
+
+    @property
+    def val_rate(self) -> float:
+        """Mean validation rate over the draws."""
+        return sum(draw["val_wcr"] for draw in self.result.draws) / len(self.result.draws)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """The cost of a pretraining run."""
+
+    clips: int
+    """Clips seen, repeated ones counted."""
+    seconds: float
+    """Wall time of its steps."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A rate of the table."""
+
+    rate: float
+    """Word classification rate, mean over seeds and draws, 0 to 1."""
+    interval95: float
+    """Half-width: over label draws and test clips, and over seeds where there are several."""
+    heads: tuple[str, ...]
+    """The head; or, if the best is taken, that of each seed."""
+
+    def text(self) -> str:
+        """For example "46.2 ± 3.1", in percent."""
+        return f"{100 * self.rate:.1f} ± {100 * self.interval95:.1f}"
+
+
+def read_facts(run: Path) -> RunFacts:
+    """The costs of a finished run."""
+    record = read_record(run)
+    config = record.config
+    return RunFacts(config.steps * config.batch_size * config.accumulate, record.training_seconds)
+
+
+def combine(results: Iterable[CellResult]) -> Figure:
+    """One rate of several seeds' cells.
+
+    The interval joins two parts as independent: Student's over the seeds, and the mean of the cells' own intervals,
+    which come from the label draws and the test clips that all seeds share.
+    """
+    chosen = list(results)
+    rates = [item.result.wcr for item in chosen]
+    own = sum(item.result.interval95 for item in chosen) / len(chosen)
+    between = student_interval(rates) if len(rates) > 1 else 0.0
+    heads = tuple(dict.fromkeys(str(item.cell.head) for item in chosen))
+    rate = sum(rates) / len(rates)
+    return Figure(rate, limited(rate, math.hypot(own, between)), heads)
+
+
+Pair = tuple[Figure | None, Figure | None]
+"""With the encoder frozen, and with the encoder trained."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that there is of a table."""
+
+    config: TableConfig
+    entries: list[Entry]
+    facts: dict[tuple[Entry, int], RunFacts]
+    results: list[CellResult]
+
+    @cached_property
+    def _by_cell(self) -> dict[Cell, CellResult]:
+        return {item.cell: item for item in self.results}
+
+    def figure(self, row: RowName, entry: Entry | None, head: str, labels_per_word: int) -> Figure | None:
+        """The rate of a row under a head; "best": each seed's head of the best validation rate. None: not measured."""
+        found = []
+        for seed in range(self.config.seeds if entry is not None else 1):
+            heads = [name for name in self.config.heads if head in (name, "best")]
+            cells = [Cell(row, entry, seed, name, labels_per_word) for name in heads]
+            measured = [self._by_cell[cell] for cell in cells if cell in self._by_cell]
+            if measured and len(measured) == len(cells):
+                found.append(max(measured, key=lambda item: item.val_rate))
+        return combine(found) if found else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The heads and, if there are several, "best"."""
+        return (*self.config.heads, "best") if len(self.config.heads) > 1 else tuple(self.config.heads)
+
+    def lines(self, labels_per_word: int) -> list[tuple[str, Entry | None, dict[str, Pair]]]:
+        """(title, entry, by column: (frozen, with the encoder trained)) of each row, the baselines first."""
+        baselines = BASELINES if self.config.finetune else BASELINES[:1]
+        lines: list[tuple[str, Entry | None, dict[str, Pair]]] = []
+        for row in baselines:
+            pairs = {head: self._baseline_pair(row, head, labels_per_word) for head in self.columns}
+            lines.append((BASELINE_TITLES[row], None, pairs))
+        for entry in self.entries:
+            pairs = {head: self._pair(entry, head, labels_per_word) for head in self.columns}
+            lines.append((entry.title, entry, pairs))
+        return lines
+
+    @property
+    def seed_counts(self) -> tuple[int, int]:
+        """Fewest and most pretraining seeds of a cell; if nothing is measured, those of the settings."""
+        cells = [item.cell for item in self.results if item.cell.entry is not None]
+        seeds = Counter((cell.row, cell.entry, cell.head, cell.labels_per_word) for cell in cells)
+        counts = seeds.values() or (self.config.seeds,)
+        return min(counts), max(counts)
+
+    def _baseline_pair(self, row: RowName, head: str, labels_per_word: int) -> Pair:
+        figure = self.figure(row, None, head, labels_per_word)
+        return (figure, None) if row == "random" else (None, figure)
+
+    def _pair(self, entry: Entry, head: str, labels_per_word: int) -> Pair:
+        frozen = self.figure("frozen", entry, head, labels_per_word)
+        return frozen, self.figure("finetuned", entry, head, labels_per_word)
+
+    def cost(self, entry: Entry | None) -> RunFacts | None:
+        """Clips and seconds of one run, the mean over the finished seeds; None for a baseline, or without any."""
+        facts = [facts for (of, _), facts in self.facts.items() if of == entry]
+        if not facts:
+            return None
+        return RunFacts(facts[0].clips, sum(item.seconds for item in facts) / len(facts))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as JSON values."""
+        return {
+            "cells": [
+                {
+                    "task": None if item.cell.entry is None else item.cell.entry.text,
+                    "row": item.cell.row,
+                    "seed": item.cell.seed,
+                    "head": item.cell.head,
+                    "labels_per_word": item.cell.labels_per_word,
+                    "wcr": item.result.wcr,
+                    "interval95": item.result.interval95,
+                    "val_wcr": item.val_rate,
+                    "chosen": item.result.chosen,
+                    "draws": item.result.draws,
+                    "seconds": item.result.seconds,
+                }
+                for item in self.results
+            ],
+            "runs": [
+                {"task": entry.text, "seed": seed, "clips": facts.clips, "seconds": facts.seconds}
+                for (entry, seed), facts in self.facts.items()
+            ],
+            "published": PUBLISHED,
+        }

@@ -1,0 +1,73 @@
+"""Settings of `avppc export` and `avppc embed`: the encoder for other programs, and what it sees in a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from avppc.checks import MAX_THREADS, check_choice, check_integer, check_types
+from avppc.clip import SPLITS, SplitName
+from avppc.train.config import Precision
+
+FormatName = Literal["safetensors", "torch-export", "onnx"]
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+EMBEDDING_SUFFIXES = (".npz", ".parquet")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Writes a run's visual encoder for other programs, with a model card; each file is checked against torch."""
+
+    run: Path
+    """Directory of a finished pretraining run."""
+    out: Path
+    """Directory to make: encoder.safetensors, encoder.pt2, encoder.onnx, encoder.json and README.md, the model card."""
+    formats: tuple[FormatName, ...] = FORMATS
+    """"safetensors" for `avppc.load_encoder`; "torch-export" for torch alone; "onnx" for ONNX runtimes (needs the extra
+    [export])."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.formats:
+            raise ValueError(f"formats must name at least one of {', '.join(FORMATS)}")
+        for format_name in self.formats:
+            check_choice("formats", format_name, FORMATS)
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Writes the encoder's features of every clip of a packed data set into one file, for other programs."""
+
+    data: Path
+    """Directory (or address) of packed shards, as `avppc prepare` writes it."""
+    encoder: Path
+    """Directory of a finished run or of an export, or an encoder file."""
+    out: Path
+    """File to write: NAME.npz, or NAME.parquet (needs the extra [parquet]). Clips that could not be embedded are listed
+    beside it, in NAME.npz.skipped.jsonl."""
+    splits: tuple[SplitName, ...] = ()
+    """Splits to take; if none is named, all that there are."""
+    per: Literal["clip", "frame"] = "clip"
+    """"clip": one vector a clip, the mean over its frames; "frame": one vector a frame."""
+    batch_size: int = 64
+    """Clips that the encoder sees at once."""
+    verify_data: bool = True
+    """Checks each shard's checksum; the clips of a damaged shard are skipped."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoder: "fp32", "bf16", or "auto", bf16 where the hardware is quick at it."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.out.suffix not in EMBEDDING_SUFFIXES:
+            raise ValueError(f"out must end in {' or '.join(EMBEDDING_SUFFIXES)}, got {str(self.out)!r}")
+        for split in self.splits:
+            check_choice("splits", split, SPLITS)
+        check_choice("per", self.per, ("clip", "frame"))
+        check_integer("batch_size", self.batch_size, 1)
+        check_choice("precision", self.precision, get_args(Precision))
+        check_integer("threads", self.threads, 0, MAX_THREADS)

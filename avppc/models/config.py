@@ -1,0 +1,88 @@
+"""Settings of the encoders and of the cut into past and future."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from avppc.checks import check_choice, check_integer, check_types
+from avppc.clip import CLIP_FRAMES, CROP_SIZE
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """Which frames are the past and which the future; the frames between them are seen by neither."""
+
+    past_frames: int = 14
+    """Frames of the past, from the start of the clip."""
+    gap_frames: int = 1
+    """Frames left out between past and future."""
+    future_frames: int = 14
+    """Frames of the future, right after the gap."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_integer("past_frames", self.past_frames, 2)
+        check_integer("gap_frames", self.gap_frames, 0)
+        check_integer("future_frames", self.future_frames, 2)
+        if self.past_frames != self.future_frames:
+            raise ValueError(
+                f"past_frames and future_frames must be equal (they share one encoder batch), "
+                f"got {self.past_frames} and {self.future_frames}"
+            )
+        if self.frames > CLIP_FRAMES:
+            raise ValueError(
+                f"past_frames, gap_frames and future_frames must be at most {CLIP_FRAMES} in all, got {self.frames}"
+            )
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip that the cut uses."""
+        return self.past_frames + self.gap_frames + self.future_frames
+
+    @property
+    def future_start(self) -> int:
+        """First frame of the future."""
+        return self.past_frames + self.gap_frames
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The visual encoder: from a mouth crop to one feature vector a frame."""
+
+    backbone: Literal["conv4", "resnet10", "resnet18", "resnet34"] = "conv4"
+    """The frame network: "conv4", four strided convolutions for a CPU, or a ResNet."""
+    width: int = 16
+    """Channels of its first stage, 8 or more for a ResNet; 64 in the standard one."""
+    stem: Literal["small", "2d", "3d"] = "2d"
+    """First layers of a ResNet: "small" for inputs up to 48 pixels; "2d" as published; "3d" with a convolution over 5
+    frames as well."""
+    channels: Literal["luma", "motion"] = "motion"
+    """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame,
+    each less the clip's mean frame, and the standardised frame."""
+    crop_pixels: int = 64
+    """Side of the square cut from the stored 96-pixel crop."""
+    input_pixels: int = 32
+    """Side of the network's input; a divisor of crop_pixels (the crop is reduced by block means)."""
+    features: int = 64
+    """Width of a frame's feature vector."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("backbone", self.backbone, ("conv4", "resnet10", "resnet18", "resnet34"))
+        check_integer("width", self.width, 4, 512)
+        if self.backbone != "conv4" and self.width < 8:
+            # oneDNN #6035: the weight gradient of a 1 x 1 convolution of stride 2, channels last, on AVX2
+            raise ValueError(
+                f"width must be 8 or more for a ResNet, got {self.width}: with 4 to 6 channels, on some CPUs, oneDNN "
+                "computes wrong gradients of its shortcuts and writes beyond its memory"
+            )
+        check_choice("stem", self.stem, ("small", "2d", "3d"))
+        check_choice("channels", self.channels, ("luma", "motion"))
+        if self.backbone != "conv4" and self.stem == "3d" and self.channels == "motion":
+            raise ValueError("stem '3d' sees neighbouring frames by itself: use it with channels='luma'")
+        check_integer("crop_pixels", self.crop_pixels, 8, CROP_SIZE)
+        check_integer("input_pixels", self.input_pixels, 8, self.crop_pixels)
+        if self.crop_pixels % self.input_pixels:
+            raise ValueError(f"input_pixels must divide crop_pixels, got {self.input_pixels} and {self.crop_pixels}")
+        check_integer("features", self.features, 8, 65_536)

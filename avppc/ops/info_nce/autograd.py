@@ -1,0 +1,86 @@
+"""What the autograd functions of the compiled backends share. Their inputs are the fields of a Problem, then others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avppc.ops.derivatives import refuse_second_derivative
+from avppc.ops.info_nce.problem import Problem
+
+FIELDS = len(Problem._fields)
+NEEDS = 4
+"""Flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale."""
+
+
+def distinct(problem: Problem) -> Problem:
+    """The problem as torch.compile takes it: no tensor twice, as it would be if it were both contexts and targets."""
+    if not torch.compiler.is_compiling():
+        return problem
+    ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
+    return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
+
+
+def refuse_double_backward(backend: str) -> None:
+    """Raises RuntimeError in a backward that is itself to be differentiated."""
+    refuse_second_derivative(
+        f"bilinear_info_nce(backend={backend!r})", "use backend='reference' with create_graph=True"
+    )
+
+
+def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:
+    """Whether a gradient is needed of the contexts, the targets, the weights and the scale of a Problem as inputs."""
+    contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
+    return contexts, targets, weights, scale
+
+
+def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
+    """Gradients of (contexts, targets, weights, scale), as those of all inputs: a Problem's fields, then the others."""
+    contexts, targets, weights, scale = found
+    return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
+
+
+def save_rows(ctx: Any, problem: Problem, correct: Tensor, statistics: Sequence[Tensor]) -> None:
+    """Keeps what `rows_backward` needs of a forward that gave losses of rows and `correct`."""
+    ctx.mark_non_differentiable(correct)
+    ctx.settings = problem.positive_offset, problem.symmetric
+    tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
+    ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, *statistics)
+
+
+def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of a Problem's fields, by a backward operator that computes the logits again."""
+    contexts, targets, weights, pairs, scale, context_ids, target_ids, *statistics = ctx.saved_tensors
+    offset, symmetric = ctx.settings
+    problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
+    needs = needs_of(ctx)
+    found = operator(*problem, *statistics, drows, *needs)
+    wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
+    return gradients_of(wanted, FIELDS)
+
+
+def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    """Fake losses [K, N], hits [K, N] and log-sum-exps of rows and columns: their shapes and dtypes."""
+    problem = Problem(*inputs)
+    K, N, M = problem.tasks, problem.rows, problem.targets.shape[1]
+    rows = problem.contexts.new_empty((K, N), dtype=torch.float32)
+    row_lse, column_lse = (rows.new_empty(2, K, length) for length in (N, M if problem.symmetric else 0))
+    return rows, torch.empty_like(rows), row_lse, column_lse
+
+
+def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
+    """Fake gradients of contexts, targets, weights and scale: their shapes and dtypes; empty where not needed."""
+    values = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    dtypes = (*[problem.contexts.dtype] * 3, torch.float32)
+    return [
+        problem.contexts.new_empty(value.shape if need and value is not None else (0,), dtype=dtype)
+        for value, need, dtype in zip(values, needs, dtypes, strict=True)
+    ]
+
+
+def backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    """Fake results of a backward operator: their shapes and dtypes."""
+    return tuple(gradients_fake(Problem(*inputs[:FIELDS]), inputs[-NEEDS:]))

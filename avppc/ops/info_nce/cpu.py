@@ -1,0 +1,115 @@
+"""bilinear_info_nce by the compiled operators for CPU tensors: their calls, derivatives and shapes.
+
+The mean over sub-tasks and rows is one operator, which computes the gradients along with the loss while each block of
+logits is at hand. For any other reduction the gradient of each row's loss is known only in the backward, which computes
+the logits again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avppc.ops import _library
+from avppc.ops.constant_tensors import is_plain
+from avppc.ops.info_nce.autograd import (
+    FIELDS,
+    NEEDS,
+    backward_fake,
+    distinct,
+    gradients_fake,
+    gradients_of,
+    needs_of,
+    refuse_double_backward,
+    rows_backward,
+    rows_fake,
+    save_rows,
+)
+from avppc.ops.info_nce.problem import Problem
+
+
+def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Losses [K, N], differentiable, and whether each positive beats every negative [K, N]."""
+    rows, correct = _Rows.apply(*distinct(problem))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return rows, correct
+
+
+def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sum(shares * task losses), differentiable; task losses [K]; accuracies [K]. The shares are [K] float32."""
+    tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
+        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * NEEDS)
+        return loss, task_loss, accuracy
+    loss, task_loss, accuracy = _Mean.apply(*distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
+    return loss, task_loss, accuracy
+
+
+def _is_last_backward(upstream: Tensor) -> bool:
+    """Whether the graph is freed after this backward, so that what it has saved may be changed and given away."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    if functorch.is_functorch_wrapped_tensor(upstream) or functorch.is_legacy_batchedtensor(upstream):
+        return False  # several backwards in one
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+class _Rows(torch.autograd.Function):
+    """Losses of rows. The backward computes the logits again, since each row's gradient is known only then."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        rows, correct, *statistics = torch.ops.avppc.info_nce_cpu(*inputs)
+        save_rows(ctx, Problem(*inputs), correct, statistics)
+        return rows, correct
+
+    @staticmethod
+    def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward("cpp")
+        return rows_backward(ctx, torch.ops.avppc.info_nce_cpu_backward, drows)
+
+
+class _Mean(torch.autograd.Function):
+    """The weighted mean of the losses; the gradients are computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        needs = needs_of(ctx)
+        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *needs)
+        ctx.mark_non_differentiable(task_loss, accuracy)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # no zeros for task_loss and accuracy
+        ctx.dtype = inputs[0].dtype
+        ctx.save_for_backward(*[value if need else None for need, value in zip(needs, gradients, strict=True)])
+        return loss, task_loss, accuracy
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward("cpp")
+        if dloss is None:  # nothing after the loss has a gradient: with set_materialize_grads there is no zero for it
+            return (None,) * (FIELDS + 1)
+        gradients = ctx.saved_tensors
+        if not _is_last_backward(dloss):  # copies even for dloss = 1: the next backward needs the saved gradients
+            gradients = tuple(value if value is None else value * dloss for value in gradients)
+        elif not is_plain(dloss) or dloss.item() != 1.0:
+            gradients = tuple(value if value is None else value.mul_(dloss) for value in gradients)
+        if ctx.dtype == torch.float16:  # its gradients are float32 until the upstream factor is in
+            *embeddings, scale = gradients
+            gradients = *[value if value is None else value.to(ctx.dtype) for value in embeddings], scale
+        return gradients_of(gradients, FIELDS + 1)
+
+
+def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    problem = Problem(*inputs[:FIELDS])
+    task_loss = problem.contexts.new_empty(problem.tasks, dtype=torch.float32)
+    wide = problem._replace(contexts=problem.contexts.float()) if problem.contexts.dtype == torch.float16 else problem
+    gradients = gradients_fake(wide, inputs[-NEEDS:])
+    return task_loss.new_empty(()), task_loss, torch.empty_like(task_loss), *gradients
+
+
+if _library.has_cpp_ops():
+    torch.library.register_fake("avppc::info_nce_cpu", rows_fake)
+    torch.library.register_fake("avppc::info_nce_cpu_backward", backward_fake)
+    torch.library.register_fake("avppc::info_nce_cpu_mean", _mean_fake)

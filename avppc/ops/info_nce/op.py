@@ -1,0 +1,223 @@
+"""Bilinear InfoNCE over many sub-tasks that share embeddings: the public op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from avppc.checks import check_bool, check_choice
+from avppc.checks_tensors import is_autocast_on, without_autocast
+from avppc.ops import _library
+from avppc.ops.constant_tensors import constant
+from avppc.ops.derivatives import plain_torch_alone
+from avppc.ops.info_nce.cpu import info_nce_cpu_mean, info_nce_cpu_rows
+from avppc.ops.info_nce.problem import Pairs, Problem, make_problem
+from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
+from avppc.ops.info_nce.triton.op import info_nce_triton_rows
+
+REDUCTIONS = ("mean", "task", "none")
+BACKENDS = ("auto", "triton", "cpp", "reference")
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class InfoNCEStats(NamedTuple):
+    """Figures of each sub-task in one call; no gradient."""
+
+    task_loss: Tensor
+    """[K] mean loss of each sub-task, in nats; log(M) - task_loss bounds its mutual information from below."""
+    accuracy: Tensor
+    """[K] share of contexts whose positive scores above each of their negatives, 0 to 1; a tie is a miss."""
+
+
+def bilinear_info_nce(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    positive_offset: int = 0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    symmetric: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Any:
+    """K InfoNCE losses with bilinear scores: each context must find its target among the targets of the whole batch.
+
+    In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]]):
+
+        s = scale * c @ weights[k].T @ z.T                                 # [N, M]
+        loss[k] = F.cross_entropy(s, torch.arange(N) + positive_offset, reduction="none")
+
+    Args:
+        contexts: [C, N, Dc], or [N, Dc] for a single one; float32, bfloat16, float16, or float64 (reference alone).
+        targets: [U, M, Dz], or [M, Dz], with M >= N; dtype and device as the contexts.
+        weights: [K, Dz, Dc], or [Dz, Dc]; None scores by plain dot products (Dc == Dz), as CLIP does.
+        pairs: [K, 2], the (context index, target index) of each sub-task, best given on the CPU; None: sub-task k uses
+            context k and target k.
+        scale: multiplies the logits; a 0-d tensor receives a gradient.
+        positive_offset: the positive of context row i is target row i + positive_offset; 0 to M - N.
+        context_ids: [N] integers, given together with target_ids.
+        target_ids: [M] integers: targets with a context's id, other than its positive, are left out of its negatives.
+        symmetric: averages the loss of rows (contexts look for targets) and of columns (the reverse); needs M == N.
+        reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
+        backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
+            the fastest that can run.
+        return_stats: also return InfoNCEStats, which costs next to nothing.
+
+    Returns:
+        The loss, a Tensor of float32 (float64 for float64); with return_stats, (loss, InfoNCEStats). Under autocast
+        the products run in autocast's dtype. Under forward-mode derivatives, torch.func (also inside torch.compile),
+        torch.export, make_fx and torch.jit.trace, "auto" is "reference".
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the text names it.
+        RuntimeError: the backend asked for is not available here.
+    """
+    contexts, targets, weights = to_autocast_dtype(contexts, targets, weights)
+    problem = make_problem(
+        contexts,
+        targets,
+        weights,
+        pairs,
+        scale=scale,
+        positive_offset=positive_offset,
+        context_ids=context_ids,
+        target_ids=target_ids,
+        symmetric=symmetric,
+    )
+    return solve(problem, reduction=reduction, backend=backend, return_stats=return_stats)
+
+
+def solve(
+    problem: Problem,
+    *,
+    reduction: str = "mean",
+    task_weights: Sequence[float] | None = None,
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Any:
+    """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_bool("return_stats", return_stats)
+    picked = pick_backend(problem, backend)
+    if picked == "reference":
+        return _solve_reference(problem, reduction, task_weights, return_stats)
+    loss, stats = (_solve_cpp if picked == "cpp" else _solve_triton)(problem, reduction, task_weights)
+    return (loss, stats) if return_stats else loss
+
+
+def pick_backend(problem: Problem, backend: str) -> str:
+    """ "triton", "cpp" or "reference" for this problem."""
+    check_choice("backend", backend, BACKENDS)
+    device, dtype = problem.contexts.device, problem.contexts.dtype
+    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
+    if backend == "auto":
+        return _pick_automatically(device, dtype, lacking)
+    if backend == "reference":
+        return backend
+    if dtype == torch.float64:
+        raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
+    if lacking:
+        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no {lacking}; use 'reference'")
+    _library.require(backend, "bilinear_info_nce")
+    if backend == "triton":
+        reason = _library.triton_missing_reason(device.type, device.index)
+        if reason is not None:
+            raise ValueError(f"contexts on {device} cannot be scored with backend='triton': {reason}")
+    elif device.type != "cpu":
+        raise ValueError(f"contexts must be on the CPU with backend={backend!r}, got {device}")
+    return backend
+
+
+def _pick_automatically(device: torch.device, dtype: torch.dtype, lacking: str | None) -> str:
+    """The compiled kernels of the device where they are there, else "reference", with the reason in the log."""
+    if device.type not in ("cpu", "cuda"):
+        return "reference"
+    backend = "cpp" if device.type == "cpu" else "triton"
+    reason: str | None
+    if dtype == torch.float64:
+        reason = "there are no kernels for float64"
+    elif lacking:
+        reason = f"they have no {lacking}"
+    elif backend == "cpp":
+        reason = _library.missing_reason("cpp")
+    else:
+        reason = _library.triton_missing_reason("cuda", device.index)
+    if reason is None:
+        return backend
+    _library.log_plain_torch("bilinear_info_nce", device.type, backend, reason)
+    return "reference"
+
+
+def _solve_reference(
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, return_stats: bool
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    with without_autocast(problem.contexts):
+        s = info_nce_logits_reference(*problem[:-1])
+        rows = info_nce_rows_reference(s, problem.positive_offset, problem.symmetric)
+        loss = reduce_rows(rows, reduction, task_weights)
+        if not return_stats:
+            return loss
+        accuracy = info_nce_accuracy_reference(s.detach(), problem.positive_offset)
+        return loss, InfoNCEStats(rows.detach().mean(1), accuracy)
+
+
+def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] | None) -> tuple[Tensor, InfoNCEStats]:
+    if reduction == "mean":
+        shares = _shares(task_weights, problem.tasks, problem.scale)
+        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares)
+    else:
+        rows, correct = info_nce_cpu_rows(problem)
+        loss, task_loss, accuracy = reduce_rows(rows, reduction, None), rows.mean(1), correct.mean(1)
+    return loss, InfoNCEStats(task_loss.detach(), accuracy)
+
+
+def _solve_triton(
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None
+) -> tuple[Tensor, InfoNCEStats]:
+    rows, correct = info_nce_triton_rows(problem)
+    return reduce_rows(rows, reduction, task_weights), InfoNCEStats(rows.detach().mean(1), correct.mean(1))
+
+
+def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
+    """[K, N] losses reduced: "none", "task" (mean over rows) or "mean" (over sub-tasks too, weighted)."""
+    if reduction == "none":
+        return rows
+    tasks = rows.mean(1)
+    if reduction == "task":
+        return tasks
+    return (_shares(task_weights, rows.shape[0], rows) * tasks).sum()
+
+
+def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> Tensor:
+    """[K], of the dtype and device of `like`: the share of each sub-task's loss in the mean; they sum to 1."""
+    if task_weights is None:
+        return constant(
+            "equal shares", (tasks, like.dtype, like.device), lambda: like.new_full((tasks,), 1 / tasks), like
+        )
+    key = tuple(task_weights), like.dtype, like.device
+    return constant("shares", key, lambda: like.new_tensor(_normalized(task_weights)), like)
+
+
+def _normalized(task_weights: Sequence[float]) -> list[float]:
+    total = math.fsum(task_weights)
+    return [weight / total for weight in task_weights]
+
+
+def to_autocast_dtype(*embeddings: Any) -> tuple[Any, ...]:
+    """The embeddings in autocast's dtype where autocast is on, as for torch.matmul; float64 stays."""
+    kinds = [value.device.type for value in embeddings if isinstance(value, Tensor)]
+    if not kinds or not is_autocast_on(kinds[0]):
+        return embeddings
+    dtype = torch.get_autocast_dtype(kinds[0])
+    return tuple(
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype in _AUTOCAST_DTYPES else value
+        for value in embeddings
+    )

@@ -1,0 +1,1 @@
+"""The bilinear InfoNCE by Triton's kernels."""

@@ -1,0 +1,302 @@
+"""Launches the Triton kernels of the bilinear InfoNCE's backward, in one of two ways.
+
+By recomputation, two kernels compute the logits again and keep dq and dz on the chip, without a workspace. By waves,
+the dS of some rows at a time is written to a bounded workspace, and cuBLAS multiplies. The upstream gradients are
+divided by the largest of them, `unit`, so that float16 holds dS and dq; `gain`, which is scale * unit, is multiplied in
+where gradients are stored. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from avppc.ops.info_nce.problem import Problem
+from avppc.ops.info_nce.triton import kernels_backward as kernels
+from avppc.ops.info_nce.triton import tiles
+from avppc.ops.info_nce.triton.forward import Setting, divide_up, multiply_terms, on, options_of, queries_of
+from avppc.ops.info_nce.triton.forward_info_nce_triton_plan import Plan
+from avppc.ops.info_nce.triton.tiles import Tile
+from avppc.ops.info_nce.triton.tiles_info_nce_triton_tune import with_best_tile, with_best_way
+
+GROUP = 8
+"""Row tiles that walk the columns together; their queries and the columns' targets share the second-level cache."""
+
+
+class _Upstream(NamedTuple):
+    """What the backward kernels need of the loss, beside the problem."""
+
+    row_lse: Tensor
+    """[2, K, N]"""
+    column_lse: Tensor
+    """[2, K, M], or [2, K, 0] unless symmetric"""
+    drows: Tensor
+    """[K, N]"""
+    unit: Tensor
+    """0-d: the largest |drows|, or 1 where all are 0"""
+    gain: Tensor
+    """0-d: scale * unit"""
+
+
+class _Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    contexts: bool
+    targets: bool
+    weights: bool
+    scale: bool
+
+    @property
+    def dq(self) -> bool:
+        return self.contexts or self.weights
+
+
+def info_nce_triton_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dcontexts, dtargets, dweights (in the dtypes of their tensors) and dscale (float32); empty where not needed.
+
+    The inputs are those of the forward, then row_lse, column_lse, queries (computed again if empty), drows, and the
+    four needs.
+    """
+    fields = len(Problem._fields)
+    setting = Setting.of(Problem(*inputs[:fields]))
+    row_lse, column_lse, queries, drows = inputs[fields : fields + 4]
+    needs = _Needs(*inputs[fields + 4 :])
+    if setting.problem.weights is None:
+        needs = needs._replace(weights=False)
+    with on(drows.device):
+        largest = drows.abs().amax()
+        unit = torch.where(largest > 0, largest, 1.0)
+        upstream = _Upstream(
+            row_lse.contiguous(), column_lse.contiguous(), drows.contiguous(), unit, unit * setting.problem.scale
+        )
+        queries = queries.contiguous() if queries.numel() > 0 else queries_of(setting)
+        dq, dtargets, terms = _solve(setting, queries, upstream, needs)
+        dcontexts, dweights = _dcontexts_and_dweights(setting, dq, upstream.gain, needs)
+        dscale = terms.sum() * unit if needs.scale else setting.empty(0)
+    return dcontexts, dtargets, dweights, dscale
+
+
+_Solved = tuple[Tensor, Tensor, Tensor]
+"""dq [K, N, D] by slot, dtargets, and the terms of dscale / unit; empty where not needed."""
+
+
+def _solve(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+    K, N, U, M, D = setting.sizes
+    tile = tiles.table_tile("dz", setting.place)
+    target_tiles = U * divide_up(M, tile.m) * divide_up(D, tile.output(D))
+    processors = tiles.processors_of(queries.device)
+    recompute = tiles.recompute_in_backward(setting.place, K * N * M, target_tiles, processors)
+    ways = {"recompute": _by_recomputation, "waves": _by_waves}
+    key = setting.place, K, N, U, M
+    return with_best_way(
+        key, "recompute" if recompute else "waves", ways, lambda way: way(setting, queries, upstream, needs)
+    )
+
+
+def _by_recomputation(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+    """Two kernels and no workspace."""
+    dq, terms = _empty_dq(setting, needs.dq), setting.empty(0)
+    if needs.dq or needs.scale:
+        terms = with_best_tile("dq", setting.place, lambda tile: _recompute_dq(setting, queries, upstream, dq, tile))
+    dtargets = _empty_if(setting, needs.targets, setting.problem.targets)
+    if needs.targets:
+        with_best_tile("dz", setting.place, lambda tile: _recompute_dz(setting, queries, upstream, dtargets, tile))
+    return dq, dtargets, terms
+
+
+def _empty_if(setting: Setting, needed: bool, like: Tensor) -> Tensor:
+    return setting.empty(*(like.shape if needed else (0,)), dtype=like.dtype)
+
+
+def _empty_dq(setting: Setting, needed: bool) -> Tensor:
+    """dq; without weights it is added up as it is, not multiplied, and so is float32."""
+    K, N, _, _, D = setting.sizes
+    dtype = torch.float32 if setting.problem.weights is None else setting.problem.contexts.dtype
+    return setting.empty(*((K, N, D) if needed else (0,)), dtype=dtype)
+
+
+def _common(setting: Setting, upstream: _Upstream) -> tuple[Any, ...]:
+    """The last arguments, which are the same for all three kernels."""
+    K, N, _, M, D = setting.sizes
+    return upstream.row_lse, upstream.column_lse, upstream.drows, *setting.ids, K, N, M, setting.offset, D
+
+
+def _flags(setting: Setting) -> dict[str, Any]:
+    return {"HAS_IDS": setting.has_ids, "SYMMETRIC": setting.problem.symmetric}
+
+
+def _output_options(setting: Setting, output: int, tile: Tile) -> dict[str, Any]:
+    """For kernels that keep a part of a gradient's tile, `output` wide, on the chip."""
+    D = setting.place.width
+    even = D % tile.d == 0 and D % output == 0
+    return {"EVEN": even, "WHOLE": tile.d >= D, "BLOCK_O": output, **_flags(setting), **options_of(tile)}
+
+
+def _recompute_dq(setting: Setting, queries: Tensor, upstream: _Upstream, dq: Tensor, tile: Tile) -> Tensor:
+    """Fills dq, unless it is empty; returns the terms of dscale."""
+    problem, plan = setting.problem, setting.plan
+    K, N, _, _, D = setting.sizes
+    programs = K * divide_up(N, tile.n)
+    terms = setting.empty(programs)
+    # for the scale alone one part of the width is enough
+    output = tile.output(D)
+    parts = divide_up(D, output) if dq.numel() > 0 else 1
+    kernels.info_nce_bwd_dq_kernel[(programs, parts)](
+        queries,
+        problem.targets,
+        dq,
+        terms,
+        problem.scale,
+        upstream.unit,
+        plan.slot_tasks,
+        plan.slot_targets,
+        *_common(setting, upstream),
+        HAS_DQ=dq.numel() > 0,
+        **_output_options(setting, output, tile),
+    )
+    return terms
+
+
+def _recompute_dz(setting: Setting, queries: Tensor, upstream: _Upstream, dtargets: Tensor, tile: Tile) -> None:
+    problem, plan = setting.problem, setting.plan
+    _, _, U, M, D = setting.sizes
+    output = tile.output(D)
+    kernels.info_nce_bwd_dz_kernel[(U * divide_up(M, tile.m), divide_up(D, output))](
+        queries,
+        problem.targets,
+        dtargets,
+        upstream.gain,
+        problem.scale,
+        upstream.unit,
+        plan.slot_tasks,
+        plan.target_starts,
+        *_common(setting, upstream),
+        **_output_options(setting, output, tile),
+    )
+
+
+class _Wave(NamedTuple):
+    """Neighbouring row tiles of the sub-tasks of one target."""
+
+    target: int
+    first_tile: int
+    tiles: int
+    first_row: int
+    """Of K N rows by slot."""
+    rows: int
+    is_first: bool
+    """Of its target."""
+
+
+@functools.lru_cache(maxsize=64)
+def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_tiles: int) -> tuple[_Wave, ...]:
+    """Waves of about equal size, none of more than most_tiles."""
+    tiles_per_slot = divide_up(N, block)
+
+    def row(tile: int) -> int:
+        return tile // tiles_per_slot * N + tile % tiles_per_slot * block
+
+    waves = []
+    for target, (first_slot, last_slot) in enumerate(target_slots):
+        first, last = first_slot * tiles_per_slot, last_slot * tiles_per_slot
+        size = divide_up(last - first, divide_up(last - first, most_tiles)) if last > first else 1
+        for tile in range(first, last, size):
+            count = min(size, last - tile)
+            waves.append(_Wave(target, tile, count, row(tile), row(tile + count) - row(tile), tile == first))
+    return tuple(waves)
+
+
+def _by_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+    """The products of dS by cuBLAS, with as many rows of dS at a time as the workspace holds."""
+    return with_best_tile("ds", setting.place, lambda tile: _run_waves(setting, queries, upstream, needs, tile))
+
+
+def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
+    problem, plan = setting.problem, setting.plan
+    _, N, U, M, D = setting.sizes
+    dtype = queries.dtype
+    stride = divide_up(M, 16 // queries.itemsize) * (16 // queries.itemsize)  # rows start at 16 bytes
+    most_tiles = max(1, tiles.BACKWARD[setting.place.architecture].wave_bytes // (tile.n * stride * queries.itemsize))
+    waves = _waves(plan.target_slots, N, tile.n, most_tiles)
+    workspace = setting.empty(max(wave.rows for wave in waves), stride, dtype=dtype)
+    column_tiles = divide_up(M, tile.m)
+    terms = setting.empty(sum(wave.tiles for wave in waves), column_tiles)
+    dq = _empty_dq(setting, needs.dq)
+    dz = setting.empty(*((U, M, D) if needs.targets else (0,)))
+    done = 0
+    for wave in waves:
+        z, ds = problem.targets[wave.target], workspace[: wave.rows, :M]
+        kernels.info_nce_bwd_ds_kernel[(wave.tiles * column_tiles,)](
+            queries,
+            z,
+            workspace,
+            terms[done],
+            problem.scale,
+            upstream.unit,
+            plan.slot_tasks,
+            wave.first_tile,
+            wave.tiles,
+            stride,
+            *_common(setting, upstream),
+            GROUP=GROUP,
+            EVEN=D % tile.d == 0,
+            **_flags(setting),
+            **options_of(tile),
+        )
+        done += wave.tiles
+        rows = slice(wave.first_row, wave.first_row + wave.rows)
+        if needs.dq:
+            _multiply(ds, z, dq.flatten(0, 1)[rows], add=False)
+        if needs.targets:
+            _multiply(ds.T, queries.flatten(0, 1)[rows], dz[wave.target], add=not wave.is_first)
+    if needs.targets:
+        for target, (first, last) in enumerate(plan.target_slots):
+            if first == last:
+                dz[target].zero_()
+        dz = dz.mul_(upstream.gain).to(dtype)
+    return dq, dz, terms
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+    """out (+)= a @ b, accumulated in float32 whatever the dtype of the factors."""
+    if a.dtype == out.dtype and (a.dtype == torch.float32 or a.device.type == "cuda"):
+        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    elif a.device.type == "cuda":
+        if add:
+            torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+        else:
+            torch.mm(a, b, out_dtype=out.dtype, out=out)
+    else:
+        product = a.float() @ b.float()
+        out.copy_(out + product if add else product)
+
+
+def _dcontexts_and_dweights(setting: Setting, dq: Tensor, gain: Tensor, needs: _Needs) -> tuple[Tensor, Tensor]:
+    """dc = the sum over a context's sub-tasks of dq W, dW = dq^T c."""
+    problem, plan = setting.problem, setting.plan
+    dcontexts = _empty_if(setting, needs.contexts, problem.contexts)
+    if problem.weights is None:
+        if needs.contexts:
+            _add_up(plan, dq, gain, dcontexts)
+        return dcontexts, setting.empty(0, dtype=dcontexts.dtype)
+    dweights = _empty_if(setting, needs.weights, problem.weights)
+    if needs.contexts:
+        multiply_terms(setting.place, dq, problem.weights, plan.dcontexts, dcontexts, gain)
+    if needs.weights:
+        multiply_terms(setting.place, dq.mT, problem.contexts, plan.dweights, dweights, gain)
+    return dcontexts, dweights
+
+
+def _add_up(plan: Plan, dq: Tensor, gain: Tensor, dcontexts: Tensor) -> None:
+    """Without weights: each context's gradient is the sum of dq over its slots, always in the same order."""
+    of_context: list[list[int]] = [[] for _ in range(dcontexts.shape[0])]
+    for slot, context in enumerate(plan.slot_contexts):
+        of_context[context].append(slot)
+    for context, slots in enumerate(of_context):
+        total = dq[slots[0]] if slots else torch.zeros_like(dq[0])
+        for slot in slots[1:]:
+            total = total + dq[slot]
+        dcontexts[context].copy_(total * gain)

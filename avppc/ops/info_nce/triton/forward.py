@@ -1,0 +1,254 @@
+"""Launches the Triton kernels of the bilinear InfoNCE's forward: projection, statistics, losses.
+
+Nothing here waits for the device, so that CUDA graphs can capture it. Tensors are ordered by task, queries by slot (see
+kernels_forward.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from avppc.ops.info_nce.problem import NO_POSITIVE, Problem
+from avppc.ops.info_nce.triton import kernels_forward as kernels
+from avppc.ops.info_nce.triton import tiles
+from avppc.ops.info_nce.triton.forward_info_nce_triton_plan import Plan, Terms, plan_of
+from avppc.ops.info_nce.triton.tiles import Place, Tile
+from avppc.ops.info_nce.triton.tiles_info_nce_triton_tune import with_best_tile
+
+_NOWHERE = -(1 << 30)
+"""The offset of positives that are not among the columns here."""
+FINISH_BLOCK = 256
+
+
+def divide_up(n: int, by: int) -> int:
+    """n / by, rounded up."""
+    return (n + by - 1) // by
+
+
+class Setting(NamedTuple):
+    """A problem as the kernels take it: contiguous, with its tables."""
+
+    problem: Problem
+    plan: Plan
+    place: Place
+
+    @classmethod
+    def of(cls, problem: Problem) -> Setting:
+        """The setting of a checked problem; copies what is not contiguous."""
+        values: Any = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
+        problem = Problem(*values)
+        device = problem.contexts.device
+        plan = plan_of(problem)
+        width, itemsize = problem.targets.shape[2], problem.contexts.itemsize
+        place = Place(
+            tiles.architecture_of(device),
+            itemsize,
+            width,
+            ragged=width * itemsize % 16 != 0,
+            busy=problem.symmetric or problem.context_ids is not None,
+        )
+        return cls(problem, plan, place)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """K, N, U, M, D"""
+        U, M, D = self.problem.targets.shape
+        return self.problem.tasks, self.problem.rows, U, M, D
+
+    @property
+    def offset(self) -> int:
+        """The positive of row i is column i + offset; far below 0 if it is elsewhere."""
+        offset = self.problem.positive_offset
+        return _NOWHERE if offset == NO_POSITIVE else offset
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether rows and columns have ids."""
+        return self.problem.context_ids is not None
+
+    @property
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """Ids of rows and columns; if there are none, tensors that are not read."""
+        p = self.problem
+        return (p.scale if p.context_ids is None else p.context_ids, p.scale if p.target_ids is None else p.target_ids)
+
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Fresh memory on the problem's device."""
+        return torch.empty(shape, dtype=dtype, device=self.problem.contexts.device)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which kernels run on the device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _precision() -> str:
+    """How products of float32 are computed: as torch is set to do it."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def options_of(tile: Tile) -> dict[str, Any]:
+    """The options of every kernel that come from its tile."""
+    blocks: dict[str, Any] = {"BLOCK_N": tile.n, "BLOCK_M": tile.m, "BLOCK_D": tile.d}
+    if tile.registers:
+        blocks["maxnreg"] = tile.registers
+    return {**blocks, "PRECISION": _precision(), "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def multiply_terms(place: Place, a: Tensor, b: Tensor, terms: Terms, out: Tensor, gain: Tensor | None = None) -> None:
+    """out[o] = gain * sum over terms of o of a[terms.a] @ b[terms.b]; a [.., rows, depth], b [.., depth, columns]."""
+    outputs, rows, columns = out.shape
+    depth = a.shape[2]
+
+    def run(tile: Tile) -> None:
+        grid = (outputs * divide_up(rows, tile.n) * divide_up(columns, tile.m),)
+        kernels.info_nce_product_kernel[grid](
+            a,
+            b,
+            out,
+            out if gain is None else gain,
+            terms.starts,
+            terms.a,
+            terms.b,
+            rows,
+            columns,
+            depth,
+            *a.stride(),
+            *b.stride(),
+            EVEN=depth % tile.d == 0,
+            HAS_GAIN=gain is not None,
+            **options_of(tile),
+        )
+
+    ragged = rows * a.itemsize % 16 != 0 or depth * a.itemsize % 16 != 0 or columns * a.itemsize % 16 != 0
+    with_best_tile("product", place._replace(width=depth, ragged=ragged, busy=False), run)
+
+
+def queries_of(setting: Setting) -> Tensor:
+    """[K, N, D]: q = c W^T of each slot; without weights, the contexts themselves."""
+    problem, plan = setting.problem, setting.plan
+    K, N, _, _, D = setting.sizes
+    if problem.weights is None:
+        if plan.slot_contexts == tuple(range(problem.contexts.shape[0])):
+            return problem.contexts
+        return problem.contexts.index_select(0, plan.queries.a)
+    queries = setting.empty(K, N, D, dtype=problem.contexts.dtype)
+    multiply_terms(setting.place, problem.contexts, problem.weights.mT, plan.queries, queries)
+    return queries
+
+
+def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """rows [K, N], correct [K, N], row_lse [2, K, N], column_lse [2, K, M or 0], queries [K, N, D] (none without W)."""
+    setting = Setting.of(Problem(*inputs))
+    problem = setting.problem
+    K, N, _, M, _ = setting.sizes
+    rows, correct, positives = setting.empty(K, N), setting.empty(K, N), setting.empty(K, N)
+    row_lse = setting.empty(2, K, N)
+    column_lse = setting.empty(2, K, M if problem.symmetric else 0)
+    with on(problem.contexts.device):
+        queries = queries_of(setting)
+
+        def run(tile: Tile) -> None:
+            for first, count in _slot_chunks(setting, tile):
+                row_parts, column_parts = _statistics(setting, queries, positives, tile, first, count)
+                _combine(setting, row_parts, positives, row_lse, rows, correct, first)
+                if problem.symmetric:
+                    _combine(setting, column_parts, positives, column_lse, rows, None, first)
+
+        with_best_tile("fwd", setting.place, run)
+    saved = queries if problem.weights is not None else setting.empty(0, dtype=queries.dtype)
+    return rows, correct, row_lse, column_lse, saved
+
+
+def _slot_chunks(setting: Setting, tile: Tile) -> Iterator[tuple[int, int]]:
+    """(first slot, slots) of each launch of the forward: all, or as many as the bound on columns' statistics allows."""
+    K, N, _, M, _ = setting.sizes
+    chunk = K
+    if setting.problem.symmetric:
+        chunk = max(1, tiles.COLUMN_STATISTICS_BYTES // (divide_up(N, tile.n) * M * 8))
+    for first in range(0, K, chunk):
+        yield first, min(chunk, K - first)
+
+
+def _splits(setting: Setting, tile: Tile, slots: int) -> int:
+    """Over how many programs a row tile's columns are divided: one, unless that were fewer than two a processor."""
+    _, N, _, M, _ = setting.sizes
+    programs = slots * divide_up(N, tile.n)
+    wanted = divide_up(2 * tiles.processors_of(setting.problem.contexts.device), programs)
+    return max(1, min(wanted, divide_up(M, tile.m)))
+
+
+_Parts = tuple[Tensor, Tensor]  # maxima and sums [parts, slots, length]
+
+
+def _statistics(
+    setting: Setting, queries: Tensor, positives: Tensor, tile: Tile, first_slot: int, slots: int
+) -> tuple[_Parts, _Parts]:
+    """Statistics of the negatives: of rows by split of the columns, and of columns by row tile."""
+    problem, plan = setting.problem, setting.plan
+    _, N, _, M, D = setting.sizes
+    row_tiles = divide_up(N, tile.n)
+    split_columns = divide_up(divide_up(M, tile.m), _splits(setting, tile, slots)) * tile.m
+    splits = divide_up(M, split_columns)
+    row_parts = setting.empty(splits, slots, N), setting.empty(splits, slots, N)
+    column_parts = row_parts
+    if problem.symmetric:
+        column_parts = setting.empty(row_tiles, slots, M), setting.empty(row_tiles, slots, M)
+    kernels.info_nce_fwd_kernel[(slots * row_tiles, splits)](
+        queries,
+        problem.targets,
+        problem.scale,
+        plan.slot_tasks,
+        plan.slot_targets,
+        *setting.ids,
+        *row_parts,
+        positives,
+        *column_parts,
+        first_slot,
+        slots,
+        N,
+        M,
+        setting.offset,
+        split_columns,
+        D,
+        EVEN=D % tile.d == 0,
+        WHOLE=tile.d >= D,
+        HAS_IDS=setting.has_ids,
+        COLUMNS=problem.symmetric,
+        **options_of(tile),
+    )
+    return row_parts, column_parts
+
+
+def _combine(
+    setting: Setting,
+    parts: _Parts,
+    positives: Tensor,
+    lse: Tensor,
+    losses: Tensor,
+    correct: Tensor | None,
+    first_slot: int,
+) -> None:
+    """Log-sum-exps and losses of rows if `correct` is given; else of columns, averaged into the losses of rows."""
+    count, slots, length = parts[0].shape
+    kernels.info_nce_lse_kernel[(slots * divide_up(length, FINISH_BLOCK),)](
+        *parts,
+        positives,
+        lse,
+        losses,
+        losses if correct is None else correct,
+        setting.plan.slot_tasks,
+        first_slot,
+        slots,
+        lse.shape[1],
+        length,
+        count,
+        HAS_POSITIVE=setting.offset != _NOWHERE,
+        IS_COLUMN=correct is None,
+        BLOCK=FINISH_BLOCK,
+    )

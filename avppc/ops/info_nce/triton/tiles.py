@@ -1,0 +1,221 @@
+"""The tiles in which the Triton kernels of the bilinear InfoNCE work: a table for each architecture.
+
+The table is fixed, so that results repeat. AVPPC_TUNE=1 measures candidates instead (tune.py).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from avppc.ops import _library
+
+KERNELS = ("product", "fwd", "dq", "dz", "ds")
+INTERPRETER = 0
+"""The architecture of Triton's interpreter, which runs the kernels on the CPU."""
+SMALL = 1
+"""The architecture of GPUs whose blocks have at most 99 KiB of shared memory, and of those that the table lacks."""
+SHARED_MEMORY_BYTES = {INTERPRETER: 99 << 10, SMALL: 99 << 10, 80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""The most that one block may have."""
+
+COLUMN_STATISTICS_BYTES = 256 << 20
+"""The bound on the statistics of columns by row tile that a symmetric loss keeps before they are combined."""
+
+
+class Tile(NamedTuple):
+    """How one kernel divides its work."""
+
+    n: int
+    """Rows of a tile of logits (of `product`: rows of its output)."""
+    m: int
+    """Columns of a tile of logits (of `product`: columns of its output)."""
+    d: int
+    """Width of one step of a product; if it is D or more, rows stay on the chip as a whole."""
+    o: int
+    """For dq and dz: the columns of the gradient that one program computes, unless d is the whole width."""
+    warps: int
+    stages: int
+    registers: int = 0
+    """The most that a thread may have; 0: the compiler decides."""
+
+    def output(self, width: int) -> int:
+        """The columns of a gradient of this width that one program computes."""
+        return self.d if self.d >= width else self.o
+
+
+class Place(NamedTuple):
+    """What the choice of a tile depends on."""
+
+    architecture: int
+    """80, 90, 100, SMALL or INTERPRETER."""
+    itemsize: int
+    """Bytes of an element: 2 (bfloat16, float16) or 4 (float32)."""
+    width: int
+    """D"""
+    ragged: bool = False
+    """Whether rows do not start at multiples of 16 bytes, and are loaded element by element."""
+    busy: bool = False
+    """Whether there are ids or the loss is symmetric, so that more is kept in registers."""
+
+
+WIDTHS = (64, 128, 256, 1 << 30)
+"""The table has a column for each of these widths and those below."""
+_Row = tuple[Tile, ...]
+
+
+def _same(tile: Tile) -> _Row:
+    return (tile,) * len(WIDTHS)
+
+
+_WIDE = Tile(128, 128, 64, 0, 8, 3)
+_WIDER = Tile(128, 256, 64, 0, 8, 3)  # two thirds of the loads of _WIDE for the same products
+_HALF_90: dict[str, _Row] = {
+    "product": _same(_WIDE),
+    "fwd": (Tile(128, 128, 64, 0, 8, 3), Tile(128, 128, 128, 0, 8, 2), _WIDER, _WIDER),
+    "dq": (
+        Tile(128, 64, 64, 64, 8, 3),
+        Tile(128, 64, 128, 128, 8, 2),
+        Tile(64, 64, 256, 256, 8, 2),
+        Tile(64, 64, 64, 256, 8, 2),
+    ),
+    "dz": (
+        Tile(64, 128, 64, 64, 8, 3),
+        Tile(64, 128, 128, 128, 8, 2),
+        Tile(64, 64, 256, 256, 8, 2),
+        Tile(64, 64, 64, 256, 8, 2),
+    ),
+    "ds": _same(_WIDE),
+}
+_NARROW = Tile(128, 128, 32, 0, 8, 4)
+_HALF_80: dict[str, _Row] = {
+    "product": _same(_NARROW),
+    "fwd": (Tile(128, 64, 64, 0, 8, 2), _NARROW, _NARROW, _NARROW),
+    "dq": (
+        Tile(64, 64, 64, 64, 4, 2),
+        Tile(64, 64, 128, 128, 8, 2),
+        Tile(64, 32, 256, 256, 8, 2),
+        Tile(64, 64, 32, 128, 8, 2),
+    ),
+    "dz": (
+        Tile(64, 64, 64, 64, 4, 2),
+        Tile(64, 64, 128, 128, 8, 2),
+        Tile(32, 64, 256, 256, 8, 2),
+        Tile(64, 64, 32, 128, 8, 2),
+    ),
+    "ds": _same(_NARROW),
+}
+_LITTLE = Tile(64, 64, 32, 0, 4, 3)
+_HALF_SMALL: dict[str, _Row] = {
+    "product": _same(_LITTLE),
+    "fwd": _same(_LITTLE),
+    "dq": (Tile(64, 32, 64, 64, 4, 2), *(Tile(64, 32, 32, 128, 4, 2),) * 3),
+    "dz": (Tile(32, 64, 64, 64, 4, 2), *(Tile(32, 64, 32, 128, 4, 2),) * 3),
+    "ds": _same(_LITTLE),
+}
+_PLAIN = Tile(64, 64, 32, 0, 8, 2)
+_FLOAT: dict[str, _Row] = {  # for every architecture: the products take long, whatever the tiles
+    "product": _same(_PLAIN),
+    "fwd": _same(_PLAIN),
+    "dq": _same(Tile(32, 32, 32, 64, 4, 2)),
+    "dz": _same(Tile(32, 32, 32, 64, 4, 2)),
+    "ds": _same(_PLAIN),
+}
+_INTERPRETED: dict[str, _Row] = {  # small, so that small problems have several of everything
+    "product": _same(Tile(64, 64, 64, 0, 4, 2)),
+    "fwd": _same(Tile(64, 32, 64, 0, 4, 2)),
+    "dq": _same(Tile(64, 64, 64, 64, 4, 2)),
+    "dz": _same(Tile(64, 64, 64, 64, 4, 2)),
+    "ds": _same(Tile(32, 64, 64, 0, 4, 2)),
+}
+TABLE: dict[tuple[int, int], dict[str, _Row]] = {
+    (80, 2): _HALF_80,
+    (90, 2): _HALF_90,
+    (100, 2): {
+        **_HALF_90,
+        "fwd": (*_HALF_90["fwd"][:2], _WIDE, _WIDE),
+        "dq": (Tile(64, 64, 64, 64, 8, 3), Tile(64, 64, 128, 128, 8, 2), *_HALF_90["dq"][2:]),
+    },
+    (SMALL, 2): _HALF_SMALL,
+    **{(architecture, 4): _FLOAT for architecture in (SMALL, 80, 90)},
+    (100, 4): {**_FLOAT, "dz": _same(Tile(32, 32, 32, 64, 8, 2))},
+    **{(INTERPRETER, itemsize): _INTERPRETED for itemsize in (2, 4)},
+}
+
+
+BUSY: dict[tuple[int, int, str], Tile] = {
+    (90, 2, "fwd"): _WIDE,
+    (100, 2, "fwd"): Tile(128, 64, 64, 0, 8, 3),
+    (100, 2, "ds"): Tile(128, 64, 64, 0, 8, 3),
+}
+"""Where the table's tile would not fit the registers with ids or symmetric; keys: architecture, itemsize, kernel."""
+RAGGED: dict[str, Tile] = {
+    "product": Tile(64, 64, 16, 0, 8, 2),
+    "fwd": Tile(64, 64, 16, 0, 8, 2),
+    "dq": Tile(32, 32, 16, 64, 8, 2),
+    "dz": Tile(32, 32, 16, 64, 8, 2),
+    "ds": Tile(64, 64, 16, 0, 8, 2),
+}
+"""Of every architecture, for rows that do not start at multiples of 16 bytes."""
+
+
+def table_tile(kernel: str, place: Place) -> Tile:
+    """The tile of the table."""
+    if place.ragged and place.architecture != INTERPRETER:
+        return RAGGED[kernel]
+    if place.busy and (place.architecture, place.itemsize, kernel) in BUSY:
+        return BUSY[place.architecture, place.itemsize, kernel]
+    column = next(i for i, width in enumerate(WIDTHS) if place.width <= width)
+    return TABLE[place.architecture, place.itemsize][kernel][column]
+
+
+class Backward(NamedTuple):
+    """How the backward of one architecture goes: by two kernels that compute the logits again, or by waves of rows."""
+
+    recompute_width: int
+    """The largest D at which a gradient's tile leaves the registers room for logits."""
+    recompute_logits: int
+    """Up to this K N M, launches take longer than arithmetic, and recomputation needs the fewest."""
+    wave_bytes: int
+    """The bound on the workspace of waves; the second-level cache is 40 MB (A100), 50 MB (H100), 126 MB (B200)."""
+
+
+BACKWARD = {
+    INTERPRETER: Backward(64, 1 << 12, 1 << 14),
+    SMALL: Backward(128, 1 << 22, 32 << 20),
+    80: Backward(128, 1 << 23, 32 << 20),
+    90: Backward(256, 1 << 23, 64 << 20),
+    100: Backward(256, 1 << 23, 64 << 20),
+}
+
+
+def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int) -> bool:
+    """Whether the backward goes by recomputation, without a workspace.
+
+    Args:
+        place: as for the tiles.
+        logits: K N M.
+        tiles: how many tiles of the targets' gradients are computed at a time, which keeps the GPU busy.
+        processors: of the GPU.
+    """
+    limits = BACKWARD[place.architecture]
+    wide = place.width <= limits.recompute_width and tiles >= processors
+    return wide or (logits <= limits.recompute_logits and 2 * tiles >= processors)
+
+
+@functools.cache
+def architecture_of(device: torch.device) -> int:
+    """The architecture of the table to which a device belongs."""
+    if _library.triton_interprets():
+        return INTERPRETER
+    major, minor = torch.cuda.get_device_capability(device)
+    return {(8, 0): 80, (8, 7): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get((major, minor), SMALL)
+
+
+@functools.cache
+def processors_of(device: torch.device) -> int:
+    """The number of processors of a GPU, which run at the same time; for the interpreter a small number."""
+    if _library.triton_interprets():
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,1 @@
+"""Log-mel features: the op, its settings and its definition."""

@@ -1,0 +1,151 @@
+"""The processes of a run, each with a device of its own: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+# Imported before there is a group: the functions of this module take the default group at its import as their default
+# (torch 2.13) and keep that group's threads for ever; such a thread aborts a process if it frees a tensor at shutdown.
+import torch.distributed.nn.functional
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from avppc.processes_interrupts import end_at_once
+from avppc.train.hardware import resolve_device
+
+T = TypeVar("T")
+_LOST = re.compile("gloo/transport|NCCL|Connection (closed|reset) by peer|Broken pipe")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    """Number of this process, from 0."""
+    size: int
+    """Number of processes."""
+    device: torch.device
+    """Device of this process."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this process logs and saves."""
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> int:
+        """Clips of a batch for each process; ValueError if it cannot be dealt out evenly."""
+        if batch_size % self.size:
+            raise ValueError(f"batch_size must be a multiple of the {self.size} processes, got {batch_size}")
+        return batch_size // self.size
+
+    def barrier(self) -> None:
+        """Waits until every process has come here."""
+        if self.size > 1:
+            self.sum(torch.zeros(1, device=self.device))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum over processes; `value` itself if there is only one."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        """[G, ...]: the values of all processes, in order."""
+        if self.size == 1:
+            return value[None]
+        every = value.new_empty(self.size, *value.shape)
+        dist.all_gather(list(every.unbind(0)), value.contiguous())
+        return every
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of `work` on this process; if it fails on one process, all raise, so that none waits for it."""
+        refusal: Exception | None = None
+        try:
+            result = work()
+        except Exception as error:
+            refusal = error
+        refusals = int(self.sum(torch.tensor(refusal is not None, dtype=torch.int32)))
+        if refusal is not None:
+            raise refusal
+        if refusals:
+            raise ValueError("another process has refused to begin, and says why")
+        return result
+
+    def check_same(self, value: Tensor, what: str) -> None:
+        """Raises ValueError on every process unless all have the same float64 numbers."""
+        every = self.gather(value)
+        for rank, other in enumerate(every):
+            if not torch.equal(other, every[0]):
+                raise ValueError(f"{what} of process {rank} is {other.tolist()}, that of process 0 {every[0].tolist()}")
+
+
+def _connect(device: torch.device) -> None:
+    """Makes the default group of torch.distributed, as the environment describes it.
+
+    torchrun's store outlives a restart and holds the addresses of processes that are gone. Gloo would wait for ever for
+    one of them (torch 2.13). So each life of the run has a page of the store of its own, by a count of its processes.
+    """
+    store, rank, size = next(rendezvous("env://"))
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    life = (store.add(f"avppc/{restarts}", 1) - 1) // size
+    page = dist.PrefixStore(f"avppc/{restarts}/{life}", store)  # type: ignore[attr-defined]  # public all the same
+    # Gloo beside NCCL: the processes agree on numbers that the host needs without waiting for the GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=page, rank=rank, world_size=size)
+
+
+def _number(name: str, default: int, least: int = 0, most: int = 1 << 20) -> int:
+    """A number that torchrun put into the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ValueError(f"the environment's {name} must be from {least} to {most}, got {text!r}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def join_processes(device_name: str) -> Iterator[Processes]:
+    """The processes that torchrun started, joined (NCCL for GPUs, Gloo for CPUs); without it this process alone.
+
+    Args:
+        device_name: as in resolve_device; "auto" and "cuda" are GPU number LOCAL_RANK.
+    """
+    size = _number("WORLD_SIZE", 1, least=1)
+    if size == 1:
+        yield Processes(0, 1, resolve_device(device_name))
+        return
+    rank = _number("RANK", 0, most=size - 1)
+    device = resolve_device(device_name)
+    if device.type == "cuda":
+        if device_name in ("auto", "cuda"):
+            device = torch.device("cuda", _number("LOCAL_RANK", 0))
+        torch.cuda.set_device(device)
+    with end_at_once("it waited for the other processes of the run"), _told_of_lost_ones():
+        _connect(device)
+        try:
+            yield Processes(rank, size, device)
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told_of_lost_ones() -> Iterator[None]:
+    """Raises a ConnectionError where torch.distributed cannot reach another process, most often since it has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+            raise
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"another process of this run has ended, or cannot be reached; its own last lines say why ({cause})"
+        ) from error

@@ -1,0 +1,181 @@
+"""The directory of a run: its configuration, its clips, and the refusal to mix two runs in one place."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avppc._version import __version__
+from avppc.data.packed.dataset import split_sha256
+from avppc.data.packed.remote import remote_url
+from avppc.settings import config_from_dict, config_to_dict
+from avppc.settings_checked_json import read_checked_json, write_checked_json
+from avppc.train.config import PretrainConfig
+
+CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
+TASK_FILE = "task.json"
+ENVIRONMENT_FILE = "environment.json"
+_HOW_NOT_WHAT = ("device", "threads")  # settings that change what is learned by rounding alone
+_OF_THE_CALL = ("out", "start_anew")  # settings of one call of the command; a run's directory may move
+logger = logging.getLogger(__name__)
+
+
+def open_run(config: PretrainConfig, clips: str, task: Mapping[str, Any]) -> None:
+    """Makes a run of the directory config.out, which is there, or checks that the run in it is this one.
+
+    config.json is written last: with it the run is there, whole. What an interrupted call has left before that is
+    completed.
+
+    Args:
+        clips: split_sha256 of the training clips.
+        task: the task's own description of its metrics.
+
+    Raises:
+        ValueError: the directory holds a run with other settings, which the text names, or on other clips.
+    """
+    path = config.out / CONFIG_FILE
+    # Where the clips lie must mean the same from every folder in which a later command is started.
+    wanted = config_to_dict(replace(config, start_anew=False)) | {"data": _lasting_place(config.data)}
+    exists = path.exists()
+    known = clips_of(config.out)
+    if exists:
+        there = config_to_dict(read_run_config(config.out))
+        _check_same_run(config, wanted, there, clips, known)
+        if known is None and _has_checkpoints(config.out):
+            logger.warning(
+                "%s did not hold the checksum of its clips; from now on it holds that of %s", config.out, config.data
+            )
+    elif not _may_begin(config.out, known):
+        raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
+    if known != clips:
+        write_checked_json(config.out / DATA_FILE, {"train_sha256": clips})
+    write_checked_json(config.out / TASK_FILE, task)
+    if not exists or not (config.out / ENVIRONMENT_FILE).exists():
+        versions = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        write_checked_json(config.out / ENVIRONMENT_FILE, {**versions, "machine": platform.machine()})
+    if not exists:
+        write_checked_json(path, wanted)
+    elif there["data"] != wanted["data"]:  # moved, or written relative to some folder
+        write_checked_json(path, {**there, "data": wanted["data"]})
+
+
+def _check_same_run(
+    config: PretrainConfig, wanted: dict[str, Any], there: dict[str, Any], clips: str, known: str | None
+) -> None:
+    """ValueError unless the run in config.out has these settings and, where it says which, these clips."""
+    if known not in (None, clips):
+        raise ValueError(
+            f"{config.out} holds a run on other clips: those of {config.data} have the checksum {clips}, "
+            f"the run's {known}; give the same clips to go on with it, or another --out"
+        )
+    wanted, there = _places(wanted), _places(there)
+    if known is not None:
+        there = there | {"data": wanted["data"]}  # the same clips, wherever they lie
+    if differing := sorted(differences(wanted, there)):
+        raise ValueError(
+            f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): "
+            "give the same settings to go on with it, or another --out"
+        )
+
+
+def _may_begin(run: Path, known_clips: str | None) -> bool:
+    """Whether a directory is empty but for what a call that was interrupted before it wrote config.json has left."""
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".")}  # hidden: it may be half written
+    return not names or (known_clips is not None and names <= {DATA_FILE, TASK_FILE, ENVIRONMENT_FILE})
+
+
+def _has_checkpoints(run: Path) -> bool:
+    folder = run / "checkpoints"
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def read_run_config(run: Path) -> PretrainConfig:
+    """The configuration of the run in a directory."""
+    path = run / CONFIG_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{run} holds no run: there is no {CONFIG_FILE}")
+    return config_from_dict(PretrainConfig, read_checked_json(path), str(path))
+
+
+def clips_of(run: Path) -> str | None:
+    """The split_sha256 of a run's training clips; None where it was not kept."""
+    path = run / DATA_FILE
+    content = read_checked_json(path) if path.exists() else {}
+    if not isinstance(content, dict) or not isinstance(content.get("train_sha256"), str | None):
+        raise ValueError(f"{path} must hold the train_sha256 of a run's clips, got {content!r}")
+    return content.get("train_sha256")
+
+
+def data_of(run: Path, given: Path | None) -> Path:
+    """The packed set that goes with a run: the one given by hand, else the run's own.
+
+    That another set was given than the run was trained on is logged.
+
+    Raises:
+        ValueError: none was given, and what lies at the place of the run's clips are other clips, or none.
+    """
+    known = clips_of(run)
+    if given is not None:
+        if known is not None and _train_sha256(given) not in (None, known):
+            logger.warning("%s was trained on other clips than those of %s", run, given)
+        return given
+    data = read_run_config(run).data
+    if known is None:
+        return data
+    found = _train_sha256(data)
+    if found != known:
+        where = "" if data.is_absolute() or remote_url(data) else f" (seen from {Path.cwd()})"
+        what = "no packed training clips are there" if found is None else f"the clips there have the checksum {found}"
+        raise ValueError(
+            f"{run} was trained on clips of {data}{where} with the checksum {known}, but {what}: "
+            "give the place of its clips by --data"
+        )
+    return data
+
+
+def _train_sha256(data: Path) -> str | None:
+    try:
+        return split_sha256(data, "train")
+    except ValueError:  # no packed set, or one without training clips
+        return None
+
+
+def is_same_run(config: PretrainConfig, clips: str) -> bool:
+    """Whether the run in config.out has these settings and clips; device and threads may differ."""
+    wanted, there = config_to_dict(config), config_to_dict(read_run_config(config.out))
+    try:
+        _check_same_run(config, _what_is_learned(wanted), _what_is_learned(there), clips, clips_of(config.out))
+    except ValueError:
+        return False
+    return True
+
+
+def _what_is_learned(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _HOW_NOT_WHAT}
+
+
+def _lasting_place(data: Path) -> str:
+    return remote_url(data) or os.path.abspath(data)
+
+
+def _places(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those of one call, and with the data's path in one spelling."""
+    kept = {name: value for name, value in settings.items() if name not in _OF_THE_CALL}
+    return kept | {"data": remote_url(kept["data"]) or os.path.realpath(kept["data"])}
+
+
+def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        lines = []
+        for key in sorted(wanted.keys() | found.keys()):
+            lines += differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else str(key))
+        return lines
+    return [] if wanted == found else [f"{name} is {found!r} there, {wanted!r} here"]
