@@ -6,10 +6,11 @@ dependencies.
 
 from avppc._version import __version__
 from avppc.clip import Clip, ClipBatch
+from avppc.data.augment import crop_video
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.losses.permutative_info_nce import SUBTASKS, PermutativeInfoNCE, SubTask
 from avppc.models.config import EncoderConfig
-from avppc.models.encoder_file import load_encoder
+from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.ops.info_nce.op import InfoNCEStats, bilinear_info_nce
 from avppc.ops.log_mel.config import LogMelConfig
@@ -29,6 +30,8 @@ __all__ = [
     "VideoEncoder",
     "__version__",
     "bilinear_info_nce",
+    "crop_video",
     "load_encoder",
     "log_mel",
+    "save_encoder",
 ]

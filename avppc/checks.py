@@ -1,4 +1,4 @@
-"""Checks shared by the configurations; each error names the field, its value and what is allowed."""
+"""Checks of arguments and settings; each error names the argument, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ import math
 import os
 import typing
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 MAX_SEED = (1 << 63) - 1
 """The largest seed of a run that every generator takes."""
 MAX_THREADS = 4096
 """The most threads: asking for more than the system allows can end the process without a message."""
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
@@ -92,3 +99,45 @@ def _kinds_of_fields(cls: Any) -> dict[str, tuple[tuple[type[Any], ...], str]]:
         if all(kind in _WORDS or dataclasses.is_dataclass(kind) for kind in kinds):
             found[name] = kinds, " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
     return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as errors name it, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    """The value; raises TypeError unless it is a dense tensor, whose elements lie at strides."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense torch.Tensor, got {layout}")
+    return value
+
+
+def check_device(name: str, value: object) -> torch.device:
+    """The device; raises TypeError or ValueError unless it is one that torch knows, and for CUDA has."""
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name} must be a torch.device or its name, got {type(value).__name__}")
+    try:
+        device = torch.device(value)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} must be a device such as 'cpu' or 'cuda:1', got {value!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name} is {str(value)!r}, but torch finds no CUDA GPU here")
+    return device
+
+
+def without_autocast(value: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products run in the dtypes they come in, on the device of value."""
+    kind = value.device.type
+    return torch.autocast(kind, enabled=False) if is_autocast_on(kind) else nullcontext()
+
+
+def is_autocast_on(device_type: str) -> bool:
+    """Whether autocast is on for such devices."""
+    # Devices without autocast, such as meta, must not be asked whether it is on. Before torch 2.12 torch.compile cannot
+    # trace the question whether a device has it, so cpu and cuda are named.
+    has_autocast = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return has_autocast and torch.is_autocast_enabled(device_type)

@@ -23,9 +23,8 @@ import avppc.config
 from avppc._version import __version__
 from avppc.config import EvaluateConfig, PretrainConfig
 from avppc.ops._library import check_variables
-from avppc.printing import Console, colours_pass, escaped_output, visible
-from avppc.printing_said import drop_held_back, lenient_stderr
-from avppc.processes_interrupts import Stopped, Terminated, exit_code, sigterm_interrupts
+from avppc.printing import Console, colours_pass, drop_held_back, escaped_output, lenient_stderr, visible
+from avppc.processes import Stopped, Terminated, exit_code, sigterm_interrupts
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU

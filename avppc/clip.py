@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from avppc.checks_tensors import check_device, check_tensor
+from avppc.checks import check_device, check_tensor
 
 VIDEO_FPS = 25
 SAMPLE_RATE_HZ = 16_000

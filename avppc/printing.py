@@ -2,12 +2,14 @@
 
 A file name may hold an escape sequence that moves the cursor, renames the window or fills the clipboard, or characters
 that turn the order of the text around; square brackets in it would be markup to rich. `main` escapes what is printed
-(`escaped_output`); consoles and progress columns come from here, never from rich, and know no markup.
+(`escaped_output`); consoles and progress columns come from here, never from rich, and know no markup. What a command
+only says, on standard error, never ends its work: neither a full disk below a log file nor a closed pipe.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -15,6 +17,7 @@ from typing import Any, TextIO
 
 import rich.console
 import rich.progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -24,6 +27,9 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
+
+_QUOTED = re.compile(r"\w*(?:Error|Exception): \S")
+_SAYS_LITTLE = ("Could not load this library", "cannot open shared object file")
 
 
 def as_line(text: str) -> str:
@@ -104,3 +110,85 @@ def colours_pass() -> Iterator[None]:
         yield
     finally:
         _EscapedStream.colours = False
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error in one line: its first line, and where it quotes errors below it the one that tells most."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    quoted = [line for line in lines[1:] if _QUOTED.match(line)]
+    telling = [line for line in quoted if not any(text in line for text in _SAYS_LITTLE)]
+    found = (telling or quoted or (lines[1:] if lines[0].endswith(":") else []))[:1]
+    if not found:
+        return lines[0]
+    return f"{lines[0].removesuffix('Likely causes:').rstrip(' .:')}: {found[0]}"
+
+
+class _LenientStream:
+    """A text stream whose writes may fail, unnoticed; what could not be written is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError:
+            drop_held_back(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            drop_held_back(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lenient_stderr() -> Iterator[None]:
+    """Makes sys.stderr lenient inside."""
+    strict = sys.stderr
+    if strict is None:  # closed before Python started
+        yield
+        return
+    sys.stderr = _LenientStream(strict)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = strict
+
+
+def drop_held_back(stream: TextIO) -> None:
+    """Empties the buffer of a stream that cannot be written to: at its end Python tries again, and exits with 120."""
+    with contextlib.suppress(OSError, ValueError):  # no file, or closed
+        descriptor = stream.fileno()
+        kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, descriptor)
+            stream.flush()
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def clip_progress() -> Progress:
+    """A bar on standard error whose tasks count clips."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _ClipRate(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+class _ClipRate(ProgressColumn):
+    """Clips a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.1f} clips/s")

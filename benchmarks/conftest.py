@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from avppc.ops import _library
-from avppc.processes_cores import count_cores
+from avppc.processes import count_cores
 
 
 def machine_facts() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from avppc.ops.log_mel.reference import log_mel_reference
 from avppc.tasks.cuts import cut_elements
 from avppc.tasks.permutative import PermutativeTask
 from avppc.train.hardware import autocast, keep_memory, use_bf16
-from avppc.train.step_optimizer import make_optimizer
+from avppc.train.step import make_optimizer
 
 
 @dataclass(frozen=True)

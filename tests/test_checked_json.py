@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from avppc.settings_checked_json import is_version, parse_checked_json, read_checked_json, write_checked_json
+from avppc.settings import is_version, parse_checked_json, read_checked_json, write_checked_json
 
 CONTENT = {"steps": 120, "rate": 0.1, "names": ("a", "b"), "counts": {1: 2, 10: 3, 2: 4}, "note": None}
 

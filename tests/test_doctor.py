@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import avppc.doctor_self_test
+import avppc.doctor
 from avppc import doctor
 from avppc.cli import main
 from avppc.config import DoctorConfig
 from avppc.ops import _library
-from avppc.printing_errors import one_line
+from avppc.printing import one_line
 
 
 def findings(capsys: pytest.CaptureFixture[str], *flags: str, code: int = 0) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def test_what_is_required_and_missing_is_a_problem(
 def test_a_wrong_op_fails(
     broken: Callable[..., Any], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(avppc.doctor_self_test, "log_mel", broken)
+    monkeypatch.setattr(avppc.doctor, "log_mel", broken)
     found = findings(capsys, code=1)
     assert len(found["problems"]) == 4
     assert found["problems"][0].startswith("log_mel (torchaudio) on cpu with backend 'cpp': ")

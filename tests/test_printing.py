@@ -12,8 +12,7 @@ from make_videos import write_video
 from rich.table import Table
 
 from avppc.cli import main
-from avppc.printing import Console, as_line, escaped_output, visible
-from avppc.printing_progress import clip_progress
+from avppc.printing import Console, as_line, clip_progress, escaped_output, visible
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
 SHOWN = r"a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"

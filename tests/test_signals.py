@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from avppc.cli import COMMANDS, main
-from avppc.printing_said import lenient_stderr
-from avppc.processes import ctrl_c_waits
-from avppc.processes_interrupts import Stopped, end_at_once, sigterm_interrupts
+from avppc.printing import lenient_stderr
+from avppc.processes import Stopped, ctrl_c_waits, end_at_once, sigterm_interrupts
 
 
 @pytest.mark.parametrize(("number", "code", "how"), [(15, 143, "ended by SIGTERM"), (2, 130, "interrupted")])
@@ -49,7 +48,7 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
     """Whatever the first one finds no end of."""
     program = (
         "import time\n"
-        "from avppc.processes_interrupts import sigterm_interrupts\n"
+        "from avppc.processes import sigterm_interrupts\n"
         "with sigterm_interrupts():\n"
         "    try:\n        print(flush=True); time.sleep(60)\n"
         "    finally:\n        print(flush=True); time.sleep(60)\n"
@@ -91,7 +90,7 @@ def test_a_wait_in_a_library_is_ended() -> None:
     """A lock that is taken twice stands for it: no signal ends that wait, so that Python never runs its handler."""
     program = (
         "import ctypes\n"
-        "from avppc.processes_interrupts import end_at_once, sigterm_interrupts\n"
+        "from avppc.processes import end_at_once, sigterm_interrupts\n"
         "lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)\n"
         "with sigterm_interrupts(), end_at_once('it waited'):\n"
         "    library.pthread_mutex_lock(lock)\n"
@@ -134,7 +133,7 @@ class TestStandardError:
             "from rich.console import Console\n"
             "import avppc.doctor\n"
             "from avppc.cli import main\n"
-            "from avppc.printing_progress import clip_progress\n"
+            "from avppc.printing import clip_progress\n"
             "def run(config):\n"
             "    Console(stderr=True).print('said')\n"
             "    logging.getLogger('avppc').warning('said')\n"

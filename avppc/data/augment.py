@@ -1,30 +1,31 @@
 """Augmentation of pictures and sound, each clip with draws of its own.
 
 Every function takes the generator its draws come from; the same seed gives the same variations on every device. With a
-ClipGenerator (see draws.py) a clip's draws are tied to its place in the whole batch.
+ClipGenerator (see avppc/draws.py) a clip's draws are tied to its place in the whole batch.
+
+Of the pictures' variation `vary` is the definition, in plain torch; `vary_fused` is the same compiled into one pass:
+each output pixel reads its bytes, is mirrored, scaled and varied in registers and written once, where the steps one by
+one write every intermediate picture to memory.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from avppc.checks import check_choice
-from avppc.checks_tensors import check_tensor
+from avppc.checks import check_choice, check_integer, check_tensor
 from avppc.clip import LUMA_BLACK, LUMA_WHITE
-from avppc.data.augment_variations import (
-    can_fuse,
-    check_flips,
-    check_pictures,
-    check_starts,
-    draw_variations,
-    span_mask,
-    vary,
-    vary_fused,
-)
-from avppc.data.config_augment import AugmentConfig
-from avppc.draws import integers, noise, uniform
+from avppc.data.config import AugmentConfig
+from avppc.draws import integers, keys, noise, noise_of, uniform
 from avppc.ops.clips import crop_luma
+
+_DARKEST = 1e-3  # luma below which gamma has no hold
 
 
 def grey_to_luma(grey: Tensor) -> Tensor:
@@ -151,3 +152,181 @@ def augment_log_mel(
         mask = span_mask(count, bands, config.mel_mask_bands, generator, device)
         log_mel = torch.where(mask[:, None, :], log_mel.mean((1, 2), keepdim=True), log_mel)
     return log_mel
+
+
+@dataclass(frozen=True, eq=False)
+class Variations:
+    """The draws of a batch, on the device of its pictures."""
+
+    rows: Tensor
+    """[N] int64 first row of each crop."""
+    columns: Tensor
+    """[N] int64 first column."""
+    flips: Tensor
+    """[N] bool: mirrored."""
+    gamma: Tensor | None
+    """[N] exponent, or None where all are 1."""
+    contrast: Tensor | None
+    """[N] factor around 0.5."""
+    brightness: Tensor | None
+    """[N] added to the luma."""
+    noise: Tensor | None
+    """[N] standard deviation of the noise added."""
+    noise_keys: Tensor | None
+    """[N] int64: pixels get their noise from this and their place alone."""
+    masked: Tensor | None
+    """[N, T] bool: frames replaced by the clip's mean frame."""
+
+
+def draw_variations(
+    shape: torch.Size,  # of the video, [N, T, H, W]
+    crop_pixels: int,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Variations:
+    """Draws in a fixed order: what is turned off draws nothing."""
+    count, frames, height, width = shape
+    check_fits(crop_pixels, height, width)
+
+    def draw(low: float, high: float) -> Tensor:
+        return uniform(count, low, high, generator, device)
+
+    def draw_start(size: int) -> Tensor:
+        centre, shift = (size - crop_pixels) // 2, config.shift_pixels
+        return integers(count, max(0, centre - shift), min(size - crop_pixels, centre + shift), generator, device)
+
+    rows, columns, flips = draw_start(height), draw_start(width), draw(0.0, 1.0) < config.flip_probability
+    gamma = contrast = brightness = noise = noise_keys = masked = None
+    if config.gamma_range:
+        bound = math.log(1.0 + config.gamma_range)
+        gamma = draw(-bound, bound).exp()
+    if config.contrast_range:
+        contrast = draw(1 - config.contrast_range, 1 + config.contrast_range)
+    if config.brightness_range:
+        brightness = draw(-config.brightness_range, config.brightness_range)
+    if config.pixel_noise:
+        noise = draw(0.0, config.pixel_noise)
+        noise_keys = keys(count, generator, device)
+    if config.time_mask_frames:
+        masked = span_mask(count, frames, config.time_mask_frames, generator, device)
+    return Variations(rows, columns, flips, gamma, contrast, brightness, noise, noise_keys, masked)
+
+
+def check_pictures(video: Tensor, crop_pixels: int, out_pixels: int) -> None:
+    """Raises TypeError or ValueError unless video is [N, T, H, W] uint8 from which such crops can be cut."""
+    check_tensor("video", video)
+    if video.dtype != torch.uint8:
+        raise TypeError(f"video must be uint8, got {video.dtype}")
+    if video.ndim != 4 or 0 in video.shape:
+        raise ValueError(f"video must be [N, T, H, W], not empty; got {list(video.shape)}")
+    check_fits(crop_pixels, *video.shape[2:])
+    check_integer("out_pixels", out_pixels, 1, crop_pixels)
+    if crop_pixels % out_pixels:
+        raise ValueError(f"out_pixels must divide crop_pixels={crop_pixels}, got {out_pixels}")
+
+
+def check_fits(crop_pixels: int, height: int, width: int) -> None:
+    """ValueError where a crop is larger than the picture."""
+    check_integer("crop_pixels", crop_pixels, 1)
+    if crop_pixels > min(height, width):
+        raise ValueError(
+            f"crop_pixels must be at most {min(height, width)} for {height} x {width} video, got {crop_pixels}"
+        )
+
+
+def check_starts(name: str, starts: Tensor, count: int, last: int) -> None:
+    """Raises TypeError or ValueError unless starts are [count] int64 from 0 to last.
+
+    On a GPU the values are not checked: that would wait for the device.
+    """
+    check_tensor(name, starts)
+    if starts.dtype != torch.int64 or starts.shape != (count,):
+        raise TypeError(f"{name} must be [{count}] int64, got {starts.dtype} {list(starts.shape)}")
+    if starts.device.type == "cpu" and not 0 <= int(starts.min()) <= int(starts.max()) <= last:
+        raise ValueError(f"{name} must be from 0 to {last}, got {int(starts.min())} to {int(starts.max())}")
+
+
+def check_flips(flips: Tensor, count: int) -> None:
+    """Raises TypeError unless flips are [count] bool."""
+    check_tensor("flips", flips)
+    if flips.dtype != torch.bool or flips.shape != (count,):
+        raise TypeError(f"flips must be [{count}] bool, got {flips.dtype} {list(flips.shape)}")
+
+
+def vary(
+    video: Tensor,  # [N, T, H, W] uint8
+    draws: Variations,
+    crop_pixels: int,
+    out_pixels: int,
+) -> Tensor:
+    """The definition: crop, mirror, block means, gamma, contrast, brightness, noise, time mask; [N, T, out, out]."""
+    return _vary_luma(crop_luma(video, crop_pixels, out_pixels, draws.rows, draws.columns, draws.flips), draws)
+
+
+def _vary_luma(luma: Tensor, draws: Variations) -> Tensor:
+    """Gamma, contrast, brightness, noise and time mask of pictures [N, T, out, out] float32."""
+    if draws.gamma is not None:
+        luma = luma.clamp_min(_DARKEST) ** _a_clip(draws.gamma, luma)
+    if draws.contrast is not None:
+        luma = (luma - 0.5) * _a_clip(draws.contrast, luma) + 0.5
+    if draws.brightness is not None:
+        luma = luma + _a_clip(draws.brightness, luma)
+    if draws.noise is not None:
+        assert draws.noise_keys is not None
+        luma = luma + _a_clip(draws.noise, luma) * noise_of(draws.noise_keys, luma.shape)
+    if draws.masked is not None:
+        luma = torch.where(draws.masked[:, :, None, None], luma.mean(1, keepdim=True), luma)
+    return luma
+
+
+def vary_fused(video: Tensor, draws: Variations, crop_pixels: int, out_pixels: int) -> Tensor:
+    """The same as `vary`, compiled: equal but for the rounding of float32.
+
+    Raises:
+        RuntimeError: there is nothing to compile with: Triton on CUDA, a C++ compiler on the CPU.
+    """
+    return _compiled()(video, draws, crop_pixels, out_pixels)
+
+
+@functools.cache
+def can_fuse() -> bool:
+    """Whether the compiler's backend for CUDA is there."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_one_pass, fullgraph=True, dynamic=True)
+
+
+def _one_pass(
+    video: Tensor,  # [N, T, H, W] uint8
+    draws: Variations,
+    crop: int,
+    out: int,
+) -> Tensor:
+    """`vary` as index arithmetic and pointwise steps, which the compiler makes one kernel of."""
+    count, frames = video.shape[:2]
+    block = crop // out
+    steps = torch.arange(crop, device=video.device)
+    down = draws.rows[:, None] + steps  # [N, crop]
+    across = draws.columns[:, None] + torch.where(draws.flips[:, None], crop - 1 - steps, steps)
+    clips = torch.arange(count, device=video.device)[:, None, None, None]
+    times = torch.arange(frames, device=video.device)[None, :, None, None]
+    pixels = video[clips, times, down[:, None, :, None], across[:, None, None, :]].to(torch.float32)
+    luma = pixels.view(count, frames, out, block, out, block).sum((3, 5)) * (1.0 / (255.0 * block * block))
+    return _vary_luma(luma, draws)
+
+
+def _a_clip(values: Tensor, like: Tensor) -> Tensor:
+    """[N] as [N, 1, 1, 1], or what `like` has of dimensions."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def span_mask(count: int, size: int, longest: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """[N, size] bool: one span of 0 to `longest` places a row, anywhere in it."""
+    lengths = integers(count, 0, min(longest, size), generator, device)
+    starts = integers(count, 0, size - lengths, generator, device)
+    places = torch.arange(size, device=device)
+    return (places >= starts[:, None]) & (places < (starts + lengths)[:, None])

@@ -1,16 +1,17 @@
-"""Settings of `avppc index` and `avppc prepare`: what lies in a folder of videos, and how it becomes packed shards."""
+"""Settings of `avppc index`, `prepare` and `features`, and of the augmentation."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.checks import check_choice, check_integer, check_number, check_types
 from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
-from avppc.processes_cores import count_cores
+from avppc.ops.log_mel.config import PRESETS, Framing, LogMelConfig, Padding, Preset, Window
+from avppc.processes import count_cores
 
 Layout = Literal["auto", "words", "tree"]
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
@@ -162,3 +163,89 @@ class PrepareConfig(_SharedWork):
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
         self.share()
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How the training clips are varied; past and future of a clip never share a draw."""
+
+    shift_pixels: int = 6
+    """Largest shift of the crop's centre, in pixels of the stored crop."""
+    flip_probability: float = 0.5
+    """Probability of mirroring left and right."""
+    gamma_range: float = 0.0
+    """Exponents of the luma are drawn from 1/(1+x) to 1+x; 0 leaves it as it is."""
+    contrast_range: float = 0.0
+    """Contrast factors are drawn from 1-x to 1+x."""
+    brightness_range: float = 0.0
+    """Luma offsets are drawn from -x to x, on the scale of 0 to 1."""
+    pixel_noise: float = 0.0
+    """Largest standard deviation of the noise added to the luma, on the scale of 0 to 1."""
+    time_jitter_frames: int = 2
+    """An element is cut this many frames shorter, from a start drawn at random; sound follows the picture."""
+    time_mask_frames: int = 0
+    """Up to this many consecutive frames are replaced by the element's mean frame."""
+    mel_shift_frames: int = 2
+    """Largest circular shift of the log-mel features, in mel frames of 10 ms."""
+    mel_noise_floor: bool = True
+    """Adds a noise floor with a tilt to the log-mel features, at a level from 8 to 1 (in ln) below their mean."""
+    mel_mask_bands: int = 4
+    """Up to this many neighbouring mel bands are replaced by the mean."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_integer("shift_pixels", self.shift_pixels, 0)
+        check_number("flip_probability", self.flip_probability, 0, 1)
+        check_number("gamma_range", self.gamma_range, 0)
+        check_number("contrast_range", self.contrast_range, 0, 1)
+        check_number("brightness_range", self.brightness_range, 0, 1)
+        check_number("pixel_noise", self.pixel_noise, 0, 1)
+        check_integer("time_jitter_frames", self.time_jitter_frames, 0)
+        check_integer("time_mask_frames", self.time_mask_frames, 0)
+        check_integer("mel_shift_frames", self.mel_shift_frames, 0)
+        check_integer("mel_mask_bands", self.mel_mask_bands, 0)
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Log-mel features or MFCC of the sound of one file."""
+
+    source: Path
+    """The file: wav, flac, mp3, ogg, NIST SPHERE, mp4, mkv, ...; its first audio stream is mixed to mono at 16 kHz. It
+    may be given first, without the flag: avppc features FILE."""
+    preset: Preset = "torchaudio"
+    """Whose features: torchaudio, librosa, whisper or kaldi."""
+    mfcc: int = 0
+    """Cepstral coefficients to give instead of the 80 bands, 1 to 80; 0: the bands."""
+    window: Window | None = None
+    """Another window than the preset's. LogMelConfig says what this and the next five mean."""
+    window_samples: int | None = None
+    """Another length of the window, at most fft_size."""
+    fft_size: int | None = None
+    """Another length of the Fourier transform, even, 2 to 8192."""
+    hop_samples: int | None = None
+    """Another distance between frames."""
+    framing: Framing | None = None
+    """Other places of the frames."""
+    padding: Padding | None = None
+    """Another padding at the ends."""
+    plot: Path | None = None
+    """Where to write a picture of the waveform and the features: .png, .svg or .pdf."""
+    out: Path | None = None
+    """Where to write the features: .npy, float32 [frames, features]."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("preset", self.preset, PRESETS)
+        _ = self.settings  # checks what changes the preset
+        for name, allowed in (("plot", (".png", ".svg", ".pdf")), ("out", (".npy",))):
+            path = getattr(self, name)
+            if path is not None and path.suffix not in allowed:
+                raise ValueError(f"{name} must end in {' or '.join(allowed)}, got {path}")
+
+    @property
+    def settings(self) -> LogMelConfig:
+        """The preset with what is asked for in place of its own."""
+        names = ("window", "window_samples", "fft_size", "hop_samples", "framing", "padding")
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(LogMelConfig.preset(self.preset), mfcc=self.mfcc, **changes)

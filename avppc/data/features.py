@@ -1,19 +1,27 @@
-"""`avppc features`: what log_mel makes of a file's sound, as numbers and as a picture."""
+"""`avppc features`: what log_mel makes of a file's sound, as numbers and as a picture.
+
+PyAV decodes the sound to 16 kHz, mono, int16, whatever the file holds.
+"""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from avppc.clip import SAMPLE_RATE_HZ
-from avppc.data.config_feature_file import FeaturesConfig
-from avppc.data.features_sound import read_sound
+from avppc.data.config import FeaturesConfig
 from avppc.data.limits import limited_memory
-from avppc.data.video.decode import DecodeError
+from avppc.data.sound_file import SOUND_FORMATS, missing_of_wave
+from avppc.data.video.clock import AudioTimeline
+from avppc.data.video.pictures import decode_packet
+from avppc.data.video.reader import choose_audio
+from avppc.data.video.source import DecodeError, damage_as_decode_error, open_media
 from avppc.files import write_atomically
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.ops.log_mel.op import log_mel
@@ -95,3 +103,42 @@ def _envelope(wave: NDArray[np.float64], columns: int = 2000) -> tuple[NDArray[n
     """Lowest and highest value of each of at most so many equal parts."""
     starts = np.unique(np.linspace(0, len(wave), min(columns, len(wave)), endpoint=False).astype(int))
     return np.minimum.reduceat(wave, starts), np.maximum.reduceat(wave, starts)
+
+
+def read_sound(path: str | os.PathLike[str]) -> NDArray[np.int16]:  # [S]
+    """The samples of the file's default audio stream from its first one on, at 16 kHz; channels are mixed.
+
+    Samples stand where their time stamps say; a hole between them is silence.
+
+    Raises:
+        DecodeError: not a sound or video file, damaged, or without sound.
+    """
+    with damage_as_decode_error(
+        path, f"damaged, or neither sound nor video of a known format ({SOUND_FORMATS})"
+    ) as name:
+        with open(path, "rb") as file:  # the system's own word on what is missing or not allowed
+            missing = missing_of_wave(file)
+        samples = _decode(name)
+        if missing > 0:
+            raise DecodeError(name, f"truncated: {missing} bytes are missing")
+        return samples
+
+
+def _decode(name: str) -> NDArray[np.int16]:
+    timeline = None
+    with open_media(name, SOUND_FORMATS) as container:
+        stream = choose_audio(container)
+        if stream is None:
+            raise DecodeError(name, "has no sound")
+        for packet in container.demux(stream):
+            for frame in decode_packet(packet):
+                assert isinstance(frame, av.AudioFrame)
+                if timeline is None:
+                    if frame.pts is None or frame.time_base is None:
+                        raise DecodeError(name, "the audio has frames without time stamps")
+                    timeline = AudioTimeline(frame.pts * frame.time_base)
+                timeline.push(frame)
+    if timeline is None:
+        raise DecodeError(name, "its audio stream is empty")
+    timeline.finish()
+    return timeline.take(0, timeline.end)[0]

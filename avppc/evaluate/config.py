@@ -1,14 +1,17 @@
-"""Settings of the lip-reading evaluation."""
+"""Settings of `avppc evaluate`, `table`, `probe`, `check-sync` and `report`."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
-from avppc.processes_cores import count_cores
-from avppc.train.config import Precision
+from avppc.clip import SPLITS, SplitName
+from avppc.processes import count_cores
+from avppc.tasks.config import TASK_NAMES
+from avppc.train.config import Precision, PresetName
 
 RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
 HeadName = Literal["gru", "tconv", "bins", "mstcn"]
@@ -16,6 +19,11 @@ EvaluatePreset = Literal["few-labels", "lrw"]
 ROWS: tuple[RowName, ...] = get_args(RowName)
 HEADS: tuple[HeadName, ...] = get_args(HeadName)
 QUICK_HEADS: tuple[HeadName, ...] = ("gru", "tconv", "bins")
+
+MeasureName = Literal["retrieval", "offset", "knn", "shortcut", "conflict", "visemes"]
+MEASURES: tuple[MeasureName, ...] = get_args(MeasureName)
+
+_LABELS = re.compile(r"all|[1-9]\d{0,8}")
 
 
 @dataclass(frozen=True)
@@ -163,3 +171,181 @@ class EvaluateConfig:
     def worker_processes(self) -> int:
         """Processes to use on a CPU."""
         return self.workers or min(count_cores(), 8)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Looks into a pretrained run: what it can tell apart, and by what."""
+
+    run: Path
+    """Directory of a finished pretraining run; the result goes to its file evaluation/probe.json."""
+    data: Path | None = None
+    """Packed shards; the run's own data by default."""
+    split: SplitName = "test"
+    """The split that is looked at; only "conflict" always takes training clips."""
+    measures: tuple[MeasureName, ...] = MEASURES
+    """"retrieval" of sound by picture and back; "offset", the right one within a frame; "knn", words by the nearest
+    training clips; "shortcut", sub-tasks with candidates of one speaker; "conflict", cosines of the gradients of groups
+    of sub-tasks; "visemes", evaluated words that are confused, by how far apart they look."""
+    neighbours: int = 10
+    """Training clips that vote in "knn"."""
+    conflict_batches: int = 4
+    """Batches over which "conflict" averages."""
+    precision: Precision = "auto"
+    """Arithmetic of the encoders."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    seed: int = 0
+    """Seed of the batches of "conflict"."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("split", self.split, SPLITS)
+        if not self.measures:
+            raise ValueError(f"measures must name at least one of {', '.join(MEASURES)}")
+        for measure in self.measures:
+            check_choice("measures", measure, MEASURES)
+        check_integer("neighbours", self.neighbours, 1)
+        check_integer("conflict_batches", self.conflict_batches, 1)
+        check_choice("precision", self.precision, get_args(Precision))
+        check_integer("threads", self.threads, 0, MAX_THREADS)
+        check_integer("seed", self.seed, 0, MAX_SEED)
+
+
+@dataclass(frozen=True)
+class CheckSyncConfig:
+    """Estimates by how much the sound of a packed data set is shifted against its pictures."""
+
+    data: Path
+    """Folder (or address) of the packed data set."""
+    run: Path | None = None
+    """A pretrained run, if there is one: its own scores of sound and picture then tell the offset, too. It must have
+    been trained on data that are in sync: a model takes for right what it was trained with."""
+    out: Path = Path("sync")
+    """Folder for histogram.png and sync.json."""
+    split: SplitName = "train"
+    """"train", "val" or "test"."""
+    clips: int = 2000
+    """The most clips to look at, evenly chosen; a few hundred are enough where people talk all the time."""
+    max_offset_frames: int = 8
+    """Largest shift to look for, in frames of 1/25 s; each clip must be longer than twice that. With a run, its shifts
+    reach only as far as the clips have room beside the model's spans."""
+    tolerance_frames: float = 2.0
+    """Shifts up to this count as in sync: lips move a little before they are heard."""
+    device: str = "auto"
+    """Where the run's model computes: "auto", "cpu", "cuda"."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("split", self.split, SPLITS)
+        check_integer("clips", self.clips, 2)
+        check_integer("max_offset_frames", self.max_offset_frames, 1, 1000)
+        check_number("tolerance_frames", self.tolerance_frames, 0)
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """The table of the proxy tasks: pretrains what is missing, evaluates every cell, writes markdown, CSV and HTML.
+
+    Each finished run and each finished cell is kept, so the same command goes on after an interruption.
+    """
+
+    data: Path
+    """Directory of packed shards with train, val and test splits."""
+    out: Path
+    """Directory of the table: runs/ has the pretrained encoders, cells/ the measurements, table.* the pages."""
+    preset: PresetName = "laptop"
+    """Size of everything: "laptop" for two cores and about two hours, "gpu" for ResNet-34 at 88 pixels."""
+    tasks: tuple[str, ...] = TASK_NAMES
+    """The proxy tasks, one row each; a task may be followed by settings of pretraining, such as
+    "av-permutative:objective.weighting=equal;batch_size=64"."""
+    labels: str = "10"
+    """Labelled clips a word, with commas between them: "all,10,1"."""
+    seeds: int = 1
+    """Pretraining seeds, 0 to seeds - 1, of each task."""
+    heads: tuple[HeadName, ...] = QUICK_HEADS
+    """Heads, a column each; the column "best" has the one with the best validation rate."""
+    finetune: bool = True
+    """Also fine-tunes the encoders, and trains one from scratch with the labels."""
+    steps: int = 0
+    """Pretraining steps; 0: the preset's."""
+    draws: int = 5
+    """Draws of the labelled clips for cells whose encoder is frozen."""
+    training_draws: int = 3
+    """Draws for cells that train the encoder."""
+    most_clips: int = 20_000
+    """The most labelled clips, repeated ones counted, that a training with encoder sees: many labels take fewer epochs
+    (8 at least)."""
+    only_finished: bool = False
+    """Makes the pages from what is there: nothing is pretrained or measured, and what is missing stays empty."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    workers: int = 0
+    """Processes that train classifiers side by side on a CPU; 0: one a core, at most 8."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("preset", self.preset, get_args(PresetName))
+        if not all(isinstance(entry, str) for entry in self.tasks):
+            raise TypeError(f"tasks must hold texts, got {self.tasks!r}")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks must name at least one task, and none twice; got {self.tasks}")
+        for entry in self.tasks:
+            check_choice("tasks", entry.partition(":")[0], TASK_NAMES)
+        if not self.heads:
+            raise ValueError(f"heads must name at least one of {', '.join(HEADS)}")
+        for head in self.heads:
+            check_choice("heads", head, HEADS)
+        counts = self.labels.split(",")
+        if len(set(counts)) < len(counts) or not all(_LABELS.fullmatch(count) for count in counts):
+            raise ValueError(f'labels must be different counts or "all", such as "all,10,1"; got {self.labels!r}')
+        for name in ("seeds", "draws", "training_draws", "most_clips"):
+            check_integer(name, getattr(self, name), 1)
+        check_integer("steps", self.steps, 0)
+        check_integer("threads", self.threads, 0, MAX_THREADS)
+        check_integer("workers", self.workers, 0, 1024)
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """Labelled clips a word, in the order given; 0 is all."""
+        return tuple(0 if count == "all" else int(count) for count in self.labels.split(","))
+
+    def protocol(self, run: Path, labels_per_word: int, labelled_clips: int) -> EvaluateConfig:
+        """How a cell with so many labels is evaluated."""
+        epochs = min(40, max(8, self.most_clips // labelled_clips))
+        wide = self.preset == "gpu"
+        return EvaluateConfig(
+            run,
+            data=self.data,
+            labels_per_word=labels_per_word,
+            draws=self.draws,
+            training_draws=self.training_draws,
+            head_hidden=512 if wide else 64,
+            gru_layers=2 if wide else 1,
+            training_epochs=epochs,
+            selection_epochs=max(4, epochs // 2),
+            device=self.device,
+            threads=self.threads,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One self-contained HTML page about a run."""
+
+    run: Path
+    """Directory of a pretraining run, evaluated or not."""
+    out: Path | None = None
+    """The page, NAME.html; by default report.html in the run's directory."""
+    data: Path | None = None
+    """Packed shards for the contact sheet; the run's own data by default."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.out is not None and self.out.suffix not in (".html", ".htm"):  # config.json of the run, say
+            raise ValueError(f"out must end in .html or .htm, got {self.out}")

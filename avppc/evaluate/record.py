@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from avppc.evaluate.lipreading.results import RowResult, read_rows
 from avppc.losses.permutative_info_nce import SUBTASKS, SubTask
-from avppc.losses.subtasks_subtask_choice import modality_group
-from avppc.settings_checked_json import read_checked_json
+from avppc.losses.subtasks import modality_group
+from avppc.settings import read_checked_json
 from avppc.train.config import PretrainConfig
 from avppc.train.log import METRICS_FILE, read_metrics
 from avppc.train.run_folder import ENVIRONMENT_FILE, TASK_FILE, read_run_config

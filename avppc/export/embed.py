@@ -17,15 +17,15 @@ from rich.text import Text
 from avppc._version import __version__
 from avppc.clip import SPLITS, VIDEO_FPS, ClipBatch
 from avppc.data.augment import crop_video
-from avppc.data.packed.dataset import PackedIndex, open_shard
+from avppc.data.packed.dataset import open_shard
+from avppc.data.packed.index import PackedIndex
 from avppc.data.packed.remote import fetch_packed, remote_url
 from avppc.export.config import EmbedConfig
 from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_embeddings
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
-from avppc.printing import Console, as_line
-from avppc.printing_progress import clip_progress
+from avppc.printing import Console, as_line, clip_progress
 from avppc.settings import config_to_dict
 from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
 

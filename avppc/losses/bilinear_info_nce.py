@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avppc.checks import check_bool, check_choice, check_integer, check_number
-from avppc.checks_tensors import FLOAT_DTYPES, dtype_name
+from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_number, dtype_name
 from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
 from avppc.ops.info_nce.distributed import solve_gathered
 from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, to_autocast_dtype

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avppc.checks import check_bool, check_choice, check_integer
-from avppc.checks_tensors import FLOAT_DTYPES, check_tensor, dtype_name
+from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_tensor, dtype_name
 from avppc.losses.bilinear_info_nce import (
     MAX_WIDTH,
     BilinearInfoNCE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from avppc.models.backbones_layout import use_channels_last
+from avppc.models.backbones import use_channels_last
 
 MEL_FRAMES_PER_VIDEO_FRAME = 4  # a 10 ms hop at 25 video frames a second
 

@@ -1,4 +1,4 @@
-"""Settings of the encoders and of the cut into past and future."""
+"""Settings of the encoders."""
 
 from __future__ import annotations
 
@@ -6,44 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from avppc.checks import check_choice, check_integer, check_types
-from avppc.clip import CLIP_FRAMES, CROP_SIZE
-
-
-@dataclass(frozen=True)
-class CutConfig:
-    """Which frames are the past and which the future; the frames between them are seen by neither."""
-
-    past_frames: int = 14
-    """Frames of the past, from the start of the clip."""
-    gap_frames: int = 1
-    """Frames left out between past and future."""
-    future_frames: int = 14
-    """Frames of the future, right after the gap."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_integer("past_frames", self.past_frames, 2)
-        check_integer("gap_frames", self.gap_frames, 0)
-        check_integer("future_frames", self.future_frames, 2)
-        if self.past_frames != self.future_frames:
-            raise ValueError(
-                f"past_frames and future_frames must be equal (they share one encoder batch), "
-                f"got {self.past_frames} and {self.future_frames}"
-            )
-        if self.frames > CLIP_FRAMES:
-            raise ValueError(
-                f"past_frames, gap_frames and future_frames must be at most {CLIP_FRAMES} in all, got {self.frames}"
-            )
-
-    @property
-    def frames(self) -> int:
-        """Frames of a clip that the cut uses."""
-        return self.past_frames + self.gap_frames + self.future_frames
-
-    @property
-    def future_start(self) -> int:
-        """First frame of the future."""
-        return self.past_frames + self.gap_frames
+from avppc.clip import CROP_SIZE
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from avppc.checks import check_path
 from avppc.files import read_bytes, write_atomically
 from avppc.models.config import EncoderConfig
 from avppc.models.video import VideoEncoder
-from avppc.settings import config_from_dict, config_to_dict
-from avppc.settings_checked_json import is_version, parse_checked_json, with_checksum
+from avppc.settings import config_from_dict, config_to_dict, is_version, parse_checked_json, with_checksum
 
 FORMAT, VERSION = "avppc-encoder", 1
 ENCODER_FILE = "encoder.safetensors"

@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avppc.checks import check_integer
-from avppc.checks_tensors import FLOAT_DTYPES, check_tensor, is_autocast_on
-from avppc.models.backbones import RESNET_LAYERS, ResNet
-from avppc.models.backbones_conv4 import Conv4
-from avppc.models.backbones_layout import use_channels_last
+from avppc.checks import FLOAT_DTYPES, check_integer, check_tensor, is_autocast_on
+from avppc.models.backbones import RESNET_LAYERS, Conv4, ResNet, use_channels_last
 from avppc.models.config import EncoderConfig
 from avppc.ops.clips import motion_frames
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from avppc.clip import CLIP_FRAMES, SPLITS, VIDEO_FPS
 from avppc.synth import visemes
 from avppc.synth import voice as sound
-from avppc.synth.config_difficulty import Difficulty
-from avppc.synth.config_words import AFTER, BEFORE
+from avppc.synth.config import AFTER, BEFORE, Difficulty
 from avppc.synth.render import render
 from avppc.synth.speaker import Face, Speaker
-from avppc.synth.voice_espeak import Espeak, Speech
+from avppc.synth.voice import Espeak, Speech
 
 _CLIP_SECONDS = CLIP_FRAMES / VIDEO_FPS
 _SPEAKER_STREAM, _SPEECH_STREAM, _MOUTH_STREAM, _PICTURE_STREAM, _SOUND_STREAM = range(5)

@@ -1,4 +1,4 @@
-"""Settings of the talking-mouths data set."""
+"""Settings of the talking-mouths data set: its size and speakers, how hard the clips are to read, what is said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from avppc.checks import MAX_SEED, check_choice, check_integer, check_types
-from avppc.processes_cores import count_cores
+from avppc.processes import count_cores
 
 # Sizes of the lists of words; here so that the settings can be checked without the generator's extra packages.
 MAX_WORDS = 186
@@ -77,3 +77,104 @@ class SynthConfig:
     def worker_processes(self) -> int:
         """Processes that make clips."""
         return self.workers or count_cores()
+
+
+# Words as news readers say them, four letters or more. The first twenty make the default set; MILLION and BILLION look
+# the same on the lips, so no lip reader tells them apart.
+_WORDS = """
+    ABOUT BECAUSE BUSINESS CHANGE EVERYTHING FAMILIES HOSPITAL HOUSE MILLION BILLION
+    MOMENT PEOPLE POLICE PRICE PRESS SOMETHING SPEND THOUGHT WEATHER WORLD
+    ABSOLUTELY ACCUSED ACTION AFRICA AFTERNOON AGREEMENT ALLOWED ALWAYS AMERICA ANOTHER
+    ANSWER AREAS ATTACK AUTHORITIES BANKS BEFORE BEHIND BELIEVE BENEFITS BETTER
+    BETWEEN BLACK BORDER BRITAIN BROUGHT BUDGET BUILDING CAMPAIGN CAPITAL CENTRAL
+    CERTAINLY CHALLENGE CHANCE CHARGES CHILDREN CLEAR CLOUD COMMUNITY COMPANY CONCERNS
+    CONFERENCE CONTROL COUNCIL COUNTRY COUPLE COURT CRIME CRISIS CUSTOMERS DEATH
+    DEBATE DECISION DEGREES DESCRIBED DIFFERENT DIFFICULT EARLY ECONOMY EDUCATION ELECTION
+    EMERGENCY ENERGY ENGLAND ENOUGH EUROPE EVENING EVIDENCE EXAMPLE EXPECTED FIGHTING
+    FIGURES FINANCIAL FOCUS FOLLOWING FOOTBALL FOREIGN FORWARD FRANCE FRIDAY FUTURE
+    GENERAL GERMANY GLOBAL GOVERNMENT GROWTH HAPPENED HEALTH HEAVY HISTORY HUNDREDS
+    HUMAN IMPACT IMPORTANT INDUSTRY INFLATION INQUIRY INTEREST INVESTMENT JUDGE JUSTICE
+    KILLED LABOUR LEADERS LEVEL LITTLE LONDON MAJORITY MARKET MEDICAL MEETING
+    MEMBERS MINISTER MONEY MORNING MURDER NATIONAL NORTHERN NUMBER OFFICE OPERATION
+    OPPOSITION PARLIAMENT PATIENTS PERHAPS PERSONAL POLITICAL POTENTIAL POWER PRIVATE PROBABLY
+    PROBLEM PROCESS PUBLIC QUESTION RECORD REFORM REPORT RESPONSE RUSSIA SCHOOL
+    SCOTLAND SECURITY SERVICE SIGNIFICANT SOCIETY SOUTHERN SPEECH SUMMER SUNSHINE SUPPORT
+    TEMPERATURES THOUSANDS TOGETHER TOMORROW UNION UNTIL VICTIMS VIOLENCE WATER WELFARE
+    WESTMINSTER WINDS WITHIN WOMEN WORKERS YESTERDAY
+"""
+WORDS: tuple[str, ...] = tuple(_WORDS.split())
+
+BEFORE: tuple[str, ...] = (
+    "the", "and the", "this", "our", "in the", "for", "with", "of", "that", "a new", "some", "more", "is", "was",
+    "very", "to", "all the", "many", "when", "they say",
+)  # fmt: skip
+AFTER: tuple[str, ...] = (
+    "today", "is", "was", "in the", "of the", "and", "now", "again", "for you", "will", "that", "has been", "on monday",
+    "at home", "we know", "but",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Amounts of everything that varies between clips without changing what is said."""
+
+    pose: float
+    """Head position, tilt, size and their drift; 1 is about 3 pixels and 4 degrees."""
+    light: float
+    """Strength and slant of the directional light."""
+    blur: float
+    """Largest standard deviation of the camera's blur, pixels."""
+    noise: float
+    """Camera noise; 1 draws a standard deviation from 1 to 5 gray levels."""
+    target_noise: float
+    """Standard deviation of the lips' aim around a phoneme's ideal shape."""
+    reverb: float
+    """Probability of a reverberant room."""
+    snr_db: tuple[float, float]
+    """Range of the speech-to-noise ratio, dB."""
+    context: float
+    """Probability of words before, and likewise after, the labelled word."""
+    jitter_seconds: float
+    """Standard deviation of the word's centre around the clip's centre."""
+    identity: float
+    """Spread of faces and voices; 0 makes everyone the average person."""
+
+
+DIFFICULTIES: dict[str, Difficulty] = {
+    "easy": Difficulty(
+        pose=0.4,
+        light=0.5,
+        blur=0.3,
+        noise=0.4,
+        target_noise=0.03,
+        reverb=0.3,
+        snr_db=(10.0, 30.0),
+        context=0.0,
+        jitter_seconds=0.02,
+        identity=0.6,
+    ),
+    "medium": Difficulty(
+        pose=1.0,
+        light=1.0,
+        blur=1.0,
+        noise=1.0,
+        target_noise=0.07,
+        reverb=0.5,
+        snr_db=(0.0, 20.0),
+        context=0.5,
+        jitter_seconds=0.05,
+        identity=1.0,
+    ),
+    "hard": Difficulty(
+        pose=1.6,
+        light=1.3,
+        blur=1.6,
+        noise=1.8,
+        target_noise=0.12,
+        reverb=0.7,
+        snr_db=(-5.0, 15.0),
+        context=1.0,
+        jitter_seconds=0.08,
+        identity=1.0,
+    ),
+}

@@ -26,12 +26,10 @@ from avppc.files import (
     sole_use,
     write_atomically,
 )
-from avppc.printing_progress import clip_progress
+from avppc.printing import clip_progress
 from avppc.processes import ctrl_c_waits
-from avppc.settings import config_from_dict, config_to_dict
-from avppc.settings_checked_json import read_checked_json, write_checked_json
-from avppc.synth.config import SynthConfig
-from avppc.synth.config_words import WORDS
+from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
+from avppc.synth.config import WORDS, SynthConfig
 
 if TYPE_CHECKING:
     from avppc.synth.clip import Job
@@ -243,7 +241,7 @@ def _write_manifest(root: Path, records: list[Record]) -> None:
 
 
 def _write_sheet(root: Path, names: list[str]) -> None:
-    from avppc.synth.worker_contact_sheet import write_contact_sheet
+    from avppc.synth.worker import write_contact_sheet
 
     if not (root / _SHEET).exists():
         write_contact_sheet(root, root / _SHEET, names)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from avppc.synth.config_difficulty import Difficulty
+from avppc.synth.config import Difficulty
 from avppc.synth.speaker import Color, Face
 
 SIZE = 256  # pixels, height and width of a frame

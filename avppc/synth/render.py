@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.synth import mouth, visemes
-from avppc.synth.config_difficulty import Difficulty
+from avppc.synth.config import Difficulty
 from avppc.synth.face import (
     FACE_X,
     MOUTH_X,

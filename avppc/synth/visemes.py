@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from avppc.synth.voice_espeak import Phoneme
+from avppc.synth.voice import Phoneme
 
 # The columns of a mouth trajectory. Each runs from 0 to 1, but spread, from -1 (round) to 1 (wide).
 PARAMETERS = ("open", "spread", "protrusion", "tuck", "press", "tongue", "tongue_out", "teeth")

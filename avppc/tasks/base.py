@@ -1,22 +1,82 @@
-"""What the proxy tasks share: spans of a clip, seen and heard, become features and embeddings."""
+"""What pretraining asks of a proxy task, and what the tasks share.
+
+Spans of a clip, seen and heard, become features and embeddings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, ClipBatch
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
-from avppc.evaluate.lipreading.heads import ElementPool
 from avppc.models.audio import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder
 from avppc.models.video import VideoEncoder
 from avppc.ops.log_mel.op import log_mel
-from avppc.tasks.base_protocol import ProxyTask
-from avppc.tasks.cuts import Elements, cut_elements
-from avppc.tasks.cuts_spans import cut_audio, cut_video
-from avppc.train.config import PretrainConfig
+from avppc.tasks.config import TaskConfig
+from avppc.tasks.cuts import Elements, cut_audio, cut_elements, cut_video
+
+
+@dataclass(frozen=True, eq=False)
+class TaskOutput:
+    """The result of one batch."""
+
+    loss: Tensor
+    """0-d, with gradient."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Detached figures to log, each 0-d or [K]; they stay on the device until they are logged."""
+
+
+Representations = Sequence[Tensor | None]
+"""Tensors [N, ...], a row a clip; None for what the task does not use."""
+
+
+class ProxyTask(nn.Module, ABC):
+    """A task that needs no labels. It owns the visual encoder, which is kept, and whatever else it trains beside it."""
+
+    video_encoder: VideoEncoder
+
+    @abstractmethod
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        """The loss of a batch of whole clips.
+
+        Args:
+            generator: the source of every random draw; what belongs to one clip is drawn by avppc.draws.
+        """
+
+    @property
+    def frames_needed(self) -> int:
+        """Frames of the shortest clips that the task can learn from."""
+        return 1
+
+    def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
+        """What the encoders make of each clip by itself, each [N, ...]; `score` needs nothing else of the clips.
+
+        A task that has both this and `score` can learn from batches that do not pass through its encoders at once.
+        """
+        raise NotImplementedError
+
+    def score(self, representations: Representations, batch: ClipBatch) -> TaskOutput:
+        """The loss of a batch from its representations: what `forward` gives."""
+        raise NotImplementedError
+
+    @property
+    def has_representations(self) -> bool:
+        """Whether the task has `represent` and `score`."""
+        return type(self).represent is not ProxyTask.represent
+
+    def describe(self) -> dict[str, list[str]]:
+        """The names of the entries of each [K] metric, by metric; the report and the log use them."""
+        return {}
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """A few shares from 0 to 1 out of a row of logged metrics, for the progress bar."""
+        return {}
 
 
 class ElementTask(ProxyTask):
@@ -33,7 +93,7 @@ class ElementTask(ProxyTask):
     offset_frames: int = 1
     """Video frames between two neighbouring offsets of `offset_scores`."""
 
-    def __init__(self, config: PretrainConfig, *, hears: bool = True) -> None:
+    def __init__(self, config: TaskConfig, *, hears: bool = True) -> None:
         super().__init__()
         self.config = config
         dim, features = config.objective.dim, config.encoder.features
@@ -127,7 +187,7 @@ class ElementTask(ProxyTask):
             yield self.match(seen, self.hear(cut_audio(batch.audio, starts + offset, frames), generator))
 
 
-def check_mel_clock(config: PretrainConfig) -> None:
+def check_mel_clock(config: TaskConfig) -> None:
     """Raises ValueError unless the features have 4 frames a video frame."""
     features = config.features
     needed = SAMPLES_PER_FRAME // MEL_FRAMES_PER_VIDEO_FRAME
@@ -136,3 +196,19 @@ def check_mel_clock(config: PretrainConfig) -> None:
             f"features must have {MEL_FRAMES_PER_VIDEO_FRAME} frames a video frame: sample_rate_hz={SAMPLE_RATE_HZ} "
             f"and hop_samples={needed}, got {features.sample_rate_hz} and {features.hop_samples}"
         )
+
+
+class ElementPool(nn.Module):
+    """Embedding of one element: the last state of a GRU over its frames, mapped to the embedding width.
+
+    [N, T, features] -> [N, dim].
+    """
+
+    def __init__(self, features: int, dim: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.gru = nn.GRU(features, hidden, batch_first=True)
+        self.project = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.gru(x)
+        return self.project(states[:, -1])

@@ -1,4 +1,4 @@
-"""The loss and the metric of tasks with two answers, and what tasks share that ask whether two things match."""
+"""Tasks with two answers: does this sound belong to this picture, and does time run forward?"""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avppc.tasks.base import ElementTask
-from avppc.tasks.base_protocol import TaskOutput
-from avppc.train.config import PretrainConfig
+from avppc.clip import ClipBatch
+from avppc.draws import uniform
+from avppc.tasks.base import ElementTask, TaskOutput
+from avppc.tasks.config import TaskConfig
+from avppc.tasks.cuts import cut_video, draw_starts
 
 
 class PairScore(nn.Module):
@@ -43,7 +45,7 @@ def binary_output(logits: Tensor, truth: Tensor) -> TaskOutput:  # [N], [N] 0 or
 class PairTask(ElementTask):
     """Does this picture belong to this sound? As many true pairs as false ones in every batch."""
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
         self.head = PairScore(config.objective.dim)
 
@@ -67,3 +69,82 @@ class PairTask(ElementTask):
 def binary_figures(row: Mapping[str, Any]) -> dict[str, float]:
     """What the progress bar shows."""
     return {"right": row["right"]}
+
+
+class CorrespondenceTask(PairTask):
+    """Is this sound of the picture's clip and time, or of another clip? As many true pairs as false ones in a batch.
+
+    Reference: Arandjelović, Zisserman, "Look, Listen and Learn", ICCV 2017.
+    """
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        count = len(batch)
+        elements = self.cut(batch, generator)
+        seen = self.see(elements.video, generator)
+        heard = self.hear(elements.audio, generator)
+        other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
+        # Rows 0 to N - 1 are of the past and the others of the future: each half draws its other clips from itself.
+        return self.judge(seen, heard, heard[torch.cat([other, other + count])])
+
+
+def draw_other_clips(clip_ids: Tensor, generator: torch.Generator) -> Tensor:
+    """[N] row numbers of other clips, each other clip equally likely.
+
+    Raises:
+        ValueError: a row has no other clip in the batch.
+    """
+    allowed = clip_ids[:, None] != clip_ids[None, :]
+    if not bool(allowed.any(1).all()):
+        raise ValueError("correspondence needs at least two different clips in a batch, clip_ids has one")
+    draws = torch.rand(allowed.shape, generator=generator).masked_fill_(~allowed, -1.0)
+    return draws.argmax(1)
+
+
+class TimeArrowTask(ElementTask):
+    """Each clip is shown as it was or reversed, with even chances; only the order of the frames tells which.
+
+    Reference: Wei, Lim, Zisserman, Freeman, "Learning and Using the Arrow of Time", CVPR 2018.
+    """
+
+    def __init__(self, config: TaskConfig) -> None:
+        super().__init__(config, hears=False)
+        dim = config.objective.dim
+        if config.rivals.arrow_pool == "mean":
+            self.video_pool = _MeanPool(config.encoder.features, dim)
+        self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
+
+    @property
+    def frames_needed(self) -> int:
+        return self.shortest_span
+
+    def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        """In evaluation every other clip is reversed."""
+        count = len(batch)
+        reversed_ = torch.arange(count) % 2 == 1
+        if self.training:
+            reversed_ = uniform(count, 0.0, 1.0, generator, reversed_.device) < 0.5
+        return binary_output(self.arrow(batch, reversed_, generator), (~reversed_).to(batch.device))
+
+    def arrow(self, batch: ClipBatch, reversed_: Tensor, generator: torch.Generator) -> Tensor:
+        """Logits [N] of "forward", with the clips that reversed_ [N] marks shown backward."""
+        jitter = self.config.augment.time_jitter_frames
+        frames = batch.video.shape[1] - jitter
+        starts = draw_starts(len(batch), jitter, generator, training=self.training)
+        video = cut_video(batch.video, starts, frames)
+        chosen = reversed_.to(video.device)
+        video[chosen] = video[chosen].flip(1)
+        return self.head(self.see(video, generator)).squeeze(1)
+
+    def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
+        return binary_figures(row)
+
+
+class _MeanPool(nn.Module):
+    """The mean of the frames, mapped to the embedding width: [N, T, features] -> [N, dim], blind to their order."""
+
+    def __init__(self, features: int, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(features, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x.mean(1))

@@ -13,24 +13,22 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.losses.permutative_info_nce import ELEMENTS, SUBTASKS, PermutativeInfoNCE, SubTask
-from avppc.losses.subtasks import fixed_weights, make_weighting
-from avppc.losses.subtasks_subtask_choice import choose_subtasks
-from avppc.tasks.base import ElementTask
-from avppc.tasks.base_protocol import ProxyTask, Representations, TaskOutput
-from avppc.tasks.cuts_spans import cut_video, draw_starts
-from avppc.train.config import PretrainConfig
+from avppc.losses.subtasks import choose_subtasks, fixed_weights, make_weighting
+from avppc.tasks.base import ElementTask, ProxyTask, Representations, TaskOutput
+from avppc.tasks.config import TaskConfig
+from avppc.tasks.cuts import cut_video, draw_starts
 
 CHUNKS = ("V1", "V2", "V3", "V4")
 SAME_TIME = ("Vp->Ap", "Vf->Af", "Ap->Vp", "Af->Vf")
 VISUAL_SUBTASKS = tuple(task for task in SUBTASKS if task.name in ("Vp->Vf", "Vf->Vp"))
 
 
-def make_av_permutative(config: PretrainConfig) -> ProxyTask:
+def make_av_permutative(config: TaskConfig) -> ProxyTask:
     """All 42 sub-tasks, or those that config.subtasks chooses."""
     return PermutativeTask(config, choose_subtasks(SUBTASKS, config.subtasks, config.exclude))
 
 
-def make_visual_permutative(config: PretrainConfig) -> ProxyTask:
+def make_visual_permutative(config: TaskConfig) -> ProxyTask:
     """The sub-tasks of what is seen alone: two over past and future, or 42 over four chunks of the clip."""
     if config.objective.chunks == 4:
         return ChunkTask(config)
@@ -40,7 +38,7 @@ def make_visual_permutative(config: PretrainConfig) -> ProxyTask:
 class PermutativeBase(ElementTask):
     """What the permutative tasks share: the losses of the sub-tasks over four elements, and their weighted mean."""
 
-    def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask], *, hears: bool) -> None:
+    def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask], *, hears: bool) -> None:
         super().__init__(config, hears=hears)
         objective = config.objective
         weights = fixed_weights(objective, subtasks)
@@ -98,7 +96,7 @@ class PermutativeTask(PermutativeBase):
     channel or convolution reaches across the cut.
     """
 
-    def __init__(self, config: PretrainConfig, subtasks: Sequence[SubTask] = SUBTASKS) -> None:
+    def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask] = SUBTASKS) -> None:
         sees, hears = (_uses(subtasks, modality) for modality in "VA")
         if not sees:
             names = [task.name for task in subtasks]
@@ -157,7 +155,7 @@ class ChunkTask(PermutativeBase):
     most a quarter of its length.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         chosen, excluded = (_as_elements(text) for text in (config.subtasks, config.exclude))
         if config.objective.weighting == "modality":  # there is one modality
             config = replace(config, objective=replace(config.objective, weighting="equal"))

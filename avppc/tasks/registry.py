@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from avppc.checks import check_choice
-from avppc.tasks.base_protocol import ProxyTask
-from avppc.tasks.pairs_correspondence import CorrespondenceTask
-from avppc.tasks.pairs_time_arrow import TimeArrowTask
+from avppc.tasks.base import ProxyTask
+from avppc.tasks.config import TaskConfig
+from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask
 from avppc.tasks.permutative import make_av_permutative, make_visual_permutative
 from avppc.tasks.synchronization import make_synchronization
-from avppc.train.config import PretrainConfig
 
 
 class TaskEntry(NamedTuple):
@@ -19,7 +18,7 @@ class TaskEntry(NamedTuple):
 
     title: str
     """Its name in tables."""
-    make: Callable[[PretrainConfig], ProxyTask]
+    make: Callable[[TaskConfig], ProxyTask]
     """A new task with its encoder."""
 
 
@@ -33,11 +32,11 @@ TASKS: dict[str, TaskEntry] = {
 """In the order of TASK_NAMES."""
 
 
-def make_task(name: str, config: PretrainConfig) -> ProxyTask:
+def make_task(name: str, config: TaskConfig) -> ProxyTask:
     """A new task with its encoder; ValueError for a name that is not in TASKS, or settings that do not fit the task."""
     check_choice("task", name, TASKS)
-    if not isinstance(config, PretrainConfig):
-        raise TypeError(f"config must be a PretrainConfig, got {type(config).__name__}")
+    if not isinstance(config, TaskConfig):
+        raise TypeError(f"config must be a TaskConfig, got {type(config).__name__}")
     if (config.subtasks or config.exclude) and not name.endswith("permutative"):
         raise ValueError(f"subtasks and exclude are settings of the permutative tasks, task is {name!r}")
     return TASKS[name].make(config)

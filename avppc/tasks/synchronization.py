@@ -10,17 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avppc.clip import ClipBatch
-from avppc.tasks.base import ElementTask
-from avppc.tasks.base_protocol import ProxyTask, TaskOutput
-from avppc.tasks.cuts_spans import cut_audio, cut_video, draw_shifted, draw_starts
-from avppc.tasks.pairs import PairTask, binary_figures
-from avppc.tasks.pairs_correspondence import draw_other_clips
-from avppc.train.config import PretrainConfig
+from avppc.tasks.base import ElementTask, ProxyTask, TaskOutput
+from avppc.tasks.config import TaskConfig
+from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.pairs import PairTask, binary_figures, draw_other_clips
 
 
-def make_synchronization(config: PretrainConfig) -> ProxyTask:
+def make_synchronization(config: TaskConfig) -> ProxyTask:
     """The task of config.rivals.sync_mode."""
-    kinds: dict[str, Callable[[PretrainConfig], ProxyTask]]
+    kinds: dict[str, Callable[[TaskConfig], ProxyTask]]
     kinds = {"shift": ShiftTask, "curriculum": CurriculumTask, "multiway": MultiwayTask}
     return kinds[config.rivals.sync_mode](config)
 
@@ -78,7 +76,7 @@ class CurriculumTask(_PairedSpans):
 
     batches_done: Tensor
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
         # Part of the run's state, so that a run that was stopped goes on in its stage.
         self.register_buffer("batches_done", torch.zeros((), dtype=torch.int64))
@@ -132,7 +130,7 @@ class MultiwayTask(ElementTask):
 
     CONTEXT = 5  # encoded frames that one moment's embedding sees
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
         dim, features = config.objective.dim, config.encoder.features
         # Moments are embedded, not spans: convolutions over a few frames take the place of the pools.

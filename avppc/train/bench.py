@@ -19,13 +19,11 @@ from avppc.data.packed.sampler import EpochSampler
 from avppc.draws import ClipGenerator
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
-from avppc.train.config import PretrainConfig
-from avppc.train.config_bench import BenchTrainConfig
+from avppc.train.config import BenchTrainConfig, PretrainConfig
 from avppc.train.distributed import Processes, join_processes
 from avppc.train.faults import SkippedSteps
 from avppc.train.hardware import autocast, keep_memory, use_bf16
-from avppc.train.step_model import prepare_model
-from avppc.train.step_optimizer import make_optimizer, step_unless
+from avppc.train.step import make_optimizer, prepare_model, step_unless
 
 WARM_UP_STEPS = 3
 

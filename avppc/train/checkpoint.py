@@ -1,4 +1,7 @@
-"""Checkpoints: safetensors for the tensors, JSON for the progress, each whole or absent."""
+"""Checkpoints: safetensors for the tensors, JSON for the progress, each whole or absent.
+
+A thread writes them while training goes on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import logging
 import os
 import re
 import stat
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avppc.files import remove_files, remove_leftovers, sha256_of, sync_directory, sync_file, temporary_place
-from avppc.files_tensor_files import read_tensors, write_tensors
-from avppc.settings_checked_json import is_version, read_checked_json, write_checked_json
+from avppc.files import (
+    read_tensors,
+    remove_files,
+    remove_leftovers,
+    sha256_of,
+    sync_directory,
+    sync_file,
+    temporary_place,
+    write_tensors,
+)
+from avppc.settings import is_version, read_checked_json, write_checked_json
 
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"
@@ -236,3 +248,48 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, t
                 state[key] = torch.empty_like(parameter).copy_(value)
         if state:
             optimizer.state[parameter] = state
+
+
+class CheckpointSaver:
+    """Copies the tensors, then lets a thread write them; a checkpoint waits for the one before it.
+
+    If one cannot be written (a full disk), the log says so and the older ones stay; only `finish` raises.
+    """
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> None:
+        """Returns as soon as the tensors are copied."""
+        self._join()
+        copies = {name: {key: _copy(value) for key, value in group.items()} for name, group in tensors.items()}
+        # Not a daemon: a process that ends by an exception still finishes its file.
+        self._thread = threading.Thread(target=self._write, args=(step, copies, dict(progress)), name="avppc-saver")
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint; OSError if it could not be written."""
+        self._join()
+        if self._error is not None:
+            raise OSError(f"the last checkpoint is missing: {self._error}") from self._error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]) -> None:
+        self._error = None
+        try:
+            self._store.save(step, tensors, progress)
+        except Exception as error:  # whatever it is, training goes on: the next checkpoint may be written
+            self._error = error
+            newest = self._store.newest_name()
+            kept = f"{newest} is kept" if newest else "there is none yet"
+            logger.warning("the checkpoint of step %d could not be written (%s); %s", step, error, kept)
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()

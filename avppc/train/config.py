@@ -1,4 +1,4 @@
-"""Settings of pretraining, with a preset for a laptop's CPU and one for a GPU."""
+"""Settings of pretraining, with a preset for a laptop's CPU and one for a GPU, and of `avppc bench-train`."""
 
 from __future__ import annotations
 
@@ -7,95 +7,36 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
-from avppc.data.config_augment import AugmentConfig
-from avppc.models.config import CutConfig, EncoderConfig
+from avppc.data.config import AugmentConfig
+from avppc.losses.config import ObjectiveConfig
+from avppc.models.config import EncoderConfig
 from avppc.ops.log_mel.config import LogMelConfig
-from avppc.train.config_scale import ScaleConfig
+from avppc.tasks.config import TaskConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
-TaskName = Literal["synchronization", "time-arrow", "correspondence", "visual-permutative", "av-permutative"]
-TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
-"""In the order of the published table."""
-WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-norm"]
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The loss: embeddings, their fusion and the weights of the 42 sub-tasks."""
+class ScaleConfig:
+    """How a step is computed; except sync_batch_norm and cached_negatives, nothing here changes what is learned."""
 
-    dim: int = 128
-    """Width of the embeddings that are scored."""
-    fusion: Literal["mlp", "sum", "concat-linear"] = "mlp"
-    """How two elements become one embedding."""
-    normalize: Literal["layer_norm", "none"] = "layer_norm"
-    """What is done to the embeddings before they are scored; the method as published does nothing."""
-    learn_scale: bool = True
-    """Learns one factor for all logits."""
-    between_weight: float = 1.0
-    """Weight of the sub-tasks that predict sound from picture alone or picture from sound alone."""
-    other_weight: float = 0.1
-    """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
-    weighting: WeightingName = "modality"
-    """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
-    each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": sub-tasks pull in proportion to their
-    loss, raised to gradient_norm_power."""
-    group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
-    """Total weights of the groups 1to1, 1to2, 2to1 and 2to2 under weighting="group"."""
-    gradient_norm_power: float = 1.0
-    """The power to which losses are raised under "gradient-norm"; 0: all sub-tasks pull alike."""
-    chunks: Literal[2, 4] = 2
-    """Parts into which the task "visual-permutative" cuts a clip: past and future, or four chunks, of which every one
-    or two predict every other one or two."""
-    negatives: Literal["clips", "same-clip"] = "clips"
-    """What a target is told from: the targets of other clips, or also targets with past and future swapped."""
-    leave_out: Literal["none", "clip", "word"] = "none"
-    """Clips that are not used as negatives: other appearances of the same clip, or (an oracle: it needs labels) all
-    clips of the same word."""
+    sync_batch_norm: bool = True
+    """Batch norms see the batches of all processes, so that the number of processes changes nothing."""
+    cached_negatives: bool = False
+    """One loss over all `accumulate` batches instead of one each: every clip is told apart from batch_size * accumulate
+    clips, with the memory of one batch (each passes through the encoders twice). Batch norms still see one batch."""
+    activation_checkpointing: bool = False
+    """Keeps only the inputs of the encoders' blocks and computes the rest again in the backward pass."""
+    compile: bool = False
+    """Compiles the encoders with torch.compile; the first steps take minutes."""
+    max_skipped_steps: int = 10
+    """A step whose loss or gradient is not finite is skipped; more than this many in a row end the run. This is checked
+    with each line of metrics (every log_every steps): skipped steps before the last good one do not count."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_integer("dim", self.dim, 2)
-        check_choice("fusion", self.fusion, ("mlp", "sum", "concat-linear"))
-        check_choice("normalize", self.normalize, ("layer_norm", "none"))
-        check_number("between_weight", self.between_weight, 0)
-        check_number("other_weight", self.other_weight, 0)
-        check_choice("weighting", self.weighting, get_args(WeightingName))
-        if not isinstance(self.group_weights, tuple) or len(self.group_weights) != 4:
-            raise ValueError(f"group_weights must be four numbers, got {self.group_weights!r}")
-        for weight in self.group_weights:
-            check_number("group_weights", weight, 0)
-        check_number("gradient_norm_power", self.gradient_norm_power, 0, 4)
-        check_choice("chunks", self.chunks, (2, 4))
-        check_choice("negatives", self.negatives, ("clips", "same-clip"))
-        check_choice("leave_out", self.leave_out, ("none", "clip", "word"))
-        if self.between_weight == self.other_weight == 0:
-            raise ValueError("between_weight and other_weight must not both be 0")
-
-
-@dataclass(frozen=True)
-class RivalConfig:
-    """Settings of the proxy tasks that are compared with permutative predictive coding."""
-
-    sync_mode: Literal["shift", "curriculum", "multiway"] = "shift"
-    """Synchronization: "shift", is the sound aligned or shifted inside its clip; "curriculum", a margin between aligned
-    and false pairs that come closer as training goes on; "multiway", which frame of the clip belongs to which sound."""
-    min_shift_frames: int = 4
-    """The least shift of shifted sound, in video frames."""
-    far_shift_frames: int = 8
-    """The least shift in the middle stage of the curriculum, in video frames."""
-    margin: float = 1.0
-    """Distance beyond which the curriculum pushes false pairs no further apart."""
-    arrow_pool: Literal["gru", "mean"] = "gru"
-    """How the time arrow's head sees the frames: in order, or (a control that cannot tell the order) their mean."""
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_choice("sync_mode", self.sync_mode, ("shift", "curriculum", "multiway"))
-        check_integer("min_shift_frames", self.min_shift_frames, 1)
-        check_integer("far_shift_frames", self.far_shift_frames, self.min_shift_frames)
-        check_number("margin", self.margin, 0)
-        check_choice("arrow_pool", self.arrow_pool, ("gru", "mean"))
+        check_integer("max_skipped_steps", self.max_skipped_steps, 0)
 
 
 @dataclass(frozen=True)
@@ -126,8 +67,8 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """Pretrains a visual speech encoder from unlabeled clips."""
+class _Places:
+    """Where a run reads and writes, and its preset: what `--help` shows first."""
 
     data: Path
     """Directory of packed shards, as `avppc prepare` writes it."""
@@ -135,29 +76,18 @@ class PretrainConfig:
     """Directory of this run; a run that was stopped goes on from its last checkpoint."""
     preset: PresetName = "laptop"
     """Defaults of all other settings: "laptop" for a CPU and minutes, "gpu" for ResNet-34 at 88 pixels."""
-    task: TaskName = "av-permutative"
-    """The proxy task: "av-permutative" (all 42 sub-tasks), "visual-permutative" (picture alone), "synchronization",
-    "time-arrow" or "correspondence"."""
-    subtasks: str = ""
-    """Sub-tasks to learn: groups (1to1, 1to2, 2to1, 2to2, between, within, mixed) or names such as "Vp,Ap->Vf", with
-    commas between them; empty: all of the task."""
-    exclude: str = ""
-    """Sub-tasks to leave out, in the same way."""
-    steps: int = 1000
-    """Optimiser steps in all."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TaskConfig, _Places):
+    """Pretrains a visual speech encoder from unlabeled clips."""
+
     batch_size: int = 128
     """Clips of one loss, on all processes together; each is told apart from the others."""
     speakers_per_batch: int = 0
     """Each batch has this many speakers, equally many clips of each, so that who speaks tells less; 0: as they come."""
-    accumulate: int = 1
-    """Batches whose gradients are averaged before a step; with scale.cached_negatives they share one loss."""
-    gather: Literal["none", "all", "ring"] = "all"
-    """Negatives under torchrun: "none", each process's own clips; "all" or "ring", the clips of all processes: copied
-    to each, or passed round, with the memory of one process and more arithmetic."""
     seed: int = 0
     """Seed of the initial weights, the order of the clips and the augmentation."""
-    frame_stride: int = 2
-    """One frame in so many is encoded, from a random first one; motion is taken at the full rate."""
     precision: Precision = "auto"
     """Arithmetic of the encoders: "bf16", "fp32", or "auto", bf16 where the hardware is quick at it."""
     device: str = "auto"
@@ -174,47 +104,22 @@ class PretrainConfig:
     """Checks the shards' checksums before training."""
     start_anew: bool = False
     """Starts anew where the run has checkpoints but none of them is whole; without it such a run stops and says so."""
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    """The visual encoder."""
-    audio_width: int = 16
-    """Channels of the audio encoder's first layer."""
-    features: LogMelConfig = field(default_factory=lambda: LogMelConfig(bands=40))
-    """The audio features; their hop must give 4 frames a video frame."""
-    cut: CutConfig = field(default_factory=CutConfig)
-    """Past, gap and future."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Variation of the training clips."""
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The loss of the permutative tasks; its embedding width also serves the other tasks."""
-    rivals: RivalConfig = field(default_factory=RivalConfig)
-    """The other tasks."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     """Several processes, large batches, and what to do about faults."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         check_choice("preset", self.preset, get_args(PresetName))
-        check_choice("task", self.task, TASK_NAMES)
-        check_integer("steps", self.steps, 1)
         check_integer("batch_size", self.batch_size, 2)
         check_integer("speakers_per_batch", self.speakers_per_batch, 0)
-        check_integer("accumulate", self.accumulate, 1)
-        check_choice("gather", self.gather, ("none", "all", "ring"))
         check_integer("seed", self.seed, 0, MAX_SEED)
         check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("log_every", self.log_every, 1)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
         check_integer("keep_checkpoints", self.keep_checkpoints, 1)
-        check_integer("audio_width", self.audio_width, 4)
-        if self.augment.time_jitter_frames > self.cut.past_frames - 2:
-            raise ValueError(
-                f"augment.time_jitter_frames must leave 2 of cut.past_frames={self.cut.past_frames} frames, "
-                f"got {self.augment.time_jitter_frames}"
-            )
-        check_integer("frame_stride", self.frame_stride, 1, self.cut.past_frames - self.augment.time_jitter_frames)
 
     @classmethod
     def from_preset(cls, name: PresetName, data: Path, out: Path) -> PretrainConfig:
@@ -239,3 +144,32 @@ class PretrainConfig:
             objective=ObjectiveConfig(dim=512),
             optimizer=OptimizerConfig(learning_rate=1e-3),
         )
+
+
+@dataclass(frozen=True)
+class BenchTrainConfig:
+    """Times the training step on this machine: clips a second, where the time goes, share of the arithmetic ceiling."""
+
+    data: Path
+    """Directory of packed shards, as `avppc prepare` writes it."""
+    preset: PresetName = "laptop"
+    """Size of everything: "laptop" for a CPU, "gpu" for ResNet-34 at 88 pixels."""
+    batch_size: int = 0
+    """Clips a batch; 0: the preset's."""
+    steps: int = 20
+    """Steps that are timed, after three that are not."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    compile: bool = False
+    """Compiles the encoders."""
+    activation_checkpointing: bool = False
+    """Computes the encoders' blocks again in the backward pass, to save memory."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("preset", self.preset, get_args(PresetName))
+        check_integer("batch_size", self.batch_size, 0)
+        check_integer("steps", self.steps, 1)
+        check_integer("threads", self.threads, 0, MAX_THREADS)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from avppc.checks_tensors import check_device
+from avppc.checks import check_device
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 

@@ -12,15 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from avppc.data.packed.dataset import (
-    SHARD_FOLDER,
-    PackedDataset,
-    PackedIndex,
-    check_data_apart,
-    local_folder,
-    split_sha256,
-    verify_shards,
-)
+from avppc.data.packed.dataset import PackedDataset, check_data_apart, local_folder, split_sha256, verify_shards
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
 from avppc.draws import ClipGenerator
@@ -28,29 +21,31 @@ from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce.agreement import rows_known_even
 from avppc.printing import Console
-from avppc.processes_interrupts import Stopped
-from avppc.tasks.base_protocol import ProxyTask
+from avppc.processes import Stopped
+from avppc.tasks.base import ProxyTask
 from avppc.tasks.registry import make_task
 from avppc.train.checkpoint import (
+    CheckpointSaver,
     CheckpointStore,
     NoWholeCheckpoint,
     load_optimizer_tensors,
     newest_checkpoint,
     optimizer_tensors,
 )
-from avppc.train.checkpoint_saver import CheckpointSaver
 from avppc.train.config import PretrainConfig
-from avppc.train.distributed import Processes, join_processes
-from avppc.train.distributed_gradients import GradientAverager
-from avppc.train.faults import SKIPPED_FILE, SkippedReport, SkippedSteps
-from avppc.train.faults_stop import StopRequest
+from avppc.train.distributed import GradientAverager, Processes, join_processes
+from avppc.train.faults import SKIPPED_FILE, SkippedReport, SkippedSteps, StopRequest
 from avppc.train.hardware import autocast, keep_memory, use_bf16
 from avppc.train.log import Meter, RunLog, Stopwatch
-from avppc.train.run_folder import open_run
-from avppc.train.run_folder_agreement import check_same_training
-from avppc.train.step import GradientComputer
-from avppc.train.step_model import prepare_model
-from avppc.train.step_optimizer import learning_rate_at, make_optimizer, set_learning_rate, step_unless
+from avppc.train.run_folder import check_same_training, open_run
+from avppc.train.step import (
+    GradientComputer,
+    learning_rate_at,
+    make_optimizer,
+    prepare_model,
+    set_learning_rate,
+    step_unless,
+)
 
 logger = logging.getLogger(__name__)
 

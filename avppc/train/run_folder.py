@@ -1,7 +1,12 @@
-"""The directory of a run: its configuration, its clips, and the refusal to mix two runs in one place."""
+"""The directory of a run: its configuration, and the refusal to mix two runs in one place.
+
+Before the first step all processes are asked whether they train alike: else they would wait for each other, or mix two
+runs.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -11,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from avppc._version import __version__
 from avppc.data.packed.dataset import split_sha256
 from avppc.data.packed.remote import remote_url
-from avppc.settings import config_from_dict, config_to_dict
-from avppc.settings_checked_json import read_checked_json, write_checked_json
+from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.train.config import PretrainConfig
+from avppc.train.distributed import Processes
+from avppc.train.hardware import use_bf16
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
@@ -26,6 +33,8 @@ ENVIRONMENT_FILE = "environment.json"
 _HOW_NOT_WHAT = ("device", "threads")  # settings that change what is learned by rounding alone
 _OF_THE_CALL = ("out", "start_anew")  # settings of one call of the command; a run's directory may move
 logger = logging.getLogger(__name__)
+
+_OWN = ("data", "out", "device", "threads")  # settings that may differ: what lies in `data` is compared by its checksum
 
 
 def open_run(config: PretrainConfig, clips: str, task: Mapping[str, Any]) -> None:
@@ -179,3 +188,39 @@ def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
             lines += differences(wanted.get(key), found.get(key), f"{name}.{key}" if name else str(key))
         return lines
     return [] if wanted == found else [f"{name} is {found!r} there, {wanted!r} here"]
+
+
+def check_same_training(config: PretrainConfig, clips: str, processes: Processes) -> None:
+    """Raises ValueError on every process unless all have the settings, clips and precision of process 0.
+
+    Args:
+        config: this process's settings.
+        clips: the checksum of its training clips.
+        processes: those of the run.
+    """
+    if processes.size == 1:
+        return
+    settings = {name: value for name, value in config_to_dict(config).items() if name not in _OWN}
+    precision = "bf16" if use_bf16(config.precision, processes.device) else "fp32"
+    versions = {"avppc": __version__, "torch": torch.__version__.split("+")[0]}
+    # through text and back: tuples become lists on this side, too
+    own = json.loads(json.dumps({**settings, "precision": precision, "checksum of the clips": clips, **versions}))
+    first = _of_main(own)
+
+    def compare() -> None:
+        if differing := differences(own, first):
+            raise ValueError(
+                f"process {processes.rank} cannot train together with process 0: {'; '.join(differing[:5])}"
+            )
+
+    processes.together(compare)
+
+
+def _of_main(value: Any) -> Any:
+    """Process 0's value on every process, as JSON."""
+    text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    length = torch.tensor(len(text))
+    dist.broadcast(length, 0)
+    received = text if dist.get_rank() == 0 else text.new_empty(int(length))
+    dist.broadcast(received, 0)
+    return json.loads(received.numpy().tobytes())

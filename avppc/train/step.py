@@ -1,19 +1,26 @@
-"""The gradients of one optimiser step, from its batches; nothing here waits for the device."""
+"""One optimiser step: the task on its device, the optimiser and its learning rate, the gradients of the step's batches.
+
+Nothing here waits for the device.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
 from avppc.draws import ClipGenerator
-from avppc.models.batch_norm import frozen_statistics
-from avppc.tasks.base_protocol import ProxyTask, Representations, TaskOutput
-from avppc.train.distributed_gradients import GradientAverager
+from avppc.models.backbones import checkpoint_blocks
+from avppc.models.batch_norm import frozen_statistics, synchronise_batch_norm
+from avppc.tasks.base import ProxyTask, Representations, TaskOutput
+from avppc.train.config import OptimizerConfig, ScaleConfig
+from avppc.train.distributed import GradientAverager, Processes
 
 Draws = Callable[[int], ClipGenerator]
 """The draws for part `number` of a step; the same number gives the same draws again."""
@@ -112,3 +119,55 @@ def _numbers_of(batches: list[ClipBatch]) -> ClipBatch:
         clip_ids=torch.cat([batch.clip_ids for batch in batches]),
         speakers=torch.cat([batch.speakers for batch in batches]),
     )
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW that decays only matrices and filters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate_at(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The rate of a step: linear warm-up, then half a cosine down to final_fraction of the highest rate."""
+    warmup = config.warmup_fraction * steps
+    if step + 1 < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    share = min(1.0, max(0.0, step - warmup) / max(1.0, steps - warmup))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+    return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def step_unless(skip: Tensor, optimizer: torch.optim.AdamW) -> None:
+    """A step of the fused AdamW; where skip (float32 []) is 1, parameters and state stay as they are."""
+    # As torch.amp.GradScaler does it: the kernel that would make the change reads the flag on the device.
+    optimizer.found_inf = skip  # type: ignore[attr-defined]  # step() reads it where it is set
+    optimizer.step()
+
+
+def prepare_model(task: ProxyTask, config: ScaleConfig, processes: Processes) -> ProxyTask:
+    """The task on the processes' device, changed as the settings say; its state_dict stays the same."""
+    task.to(processes.device)
+    if processes.size > 1 and config.sync_batch_norm:
+        task = cast("ProxyTask", synchronise_batch_norm(task))
+    if config.activation_checkpointing:
+        checkpoint_blocks(task)
+    if config.compile:
+        for name in ("video_encoder", "audio_encoder"):
+            encoder = getattr(task, name, None)
+            if isinstance(encoder, nn.Module):
+                encoder.compile()
+    return task

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avppc.synth import clip, config_difficulty, dataset
+from avppc.synth import clip, config, dataset
 from avppc.synth.config import SynthConfig
 
 render = clip.render
@@ -22,7 +22,7 @@ def render_alike(trajectory, face, rng, level):
 
 # Here and not below: the worker processes import this file, too.
 clip.render = render_alike
-config_difficulty.DIFFICULTIES["medium"] = replace(config_difficulty.DIFFICULTIES["medium"], identity=0.0)
+config.DIFFICULTIES["medium"] = replace(config.DIFFICULTIES["medium"], identity=0.0)
 
 if __name__ == "__main__":
     dataset.run(SynthConfig(Path(sys.argv[1]), split_by="", train_speakers=1, val_speakers=1, test_speakers=1))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avppc.data.video.decode import DecodeError, decode_clip, decode_clips
+from avppc.data.video.decode import decode_clip, decode_clips
 from avppc.data.video.reader import DecodedClip
+from avppc.data.video.source import DecodeError
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ClipShape, ShardWriter
 
 SHAPE = ClipShape(frames=3, height=8, width=12)

@@ -8,9 +8,10 @@ import cheap_files
 import pytest
 from make_videos import write_video
 
-from avppc.data.features_sound import read_sound
-from avppc.data.video import decode, inspect
-from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.features import read_sound
+from avppc.data.video import inspect, source
+from avppc.data.video.decode import decode_clip
+from avppc.data.video.source import DecodeError
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_claims_are_refused_before_room_is_made_for_them(content, message, tmp_p
     """FFmpeg allocated 700 MiB for a file of 539 bytes."""
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    monkeypatch.setattr(decode.av, "open", lambda *_, **__: pytest.fail("the decoder has opened it"))
+    monkeypatch.setattr(source.av, "open", lambda *_, **__: pytest.fail("the decoder has opened it"))
     for read in (inspect.probe, decode_clip, read_sound):
         with pytest.raises(DecodeError, match=message):
             read(path)

@@ -17,7 +17,8 @@ from make_videos import click_seconds, copy_cut, flash_frame, lose_packet, set_m
 
 import avppc.data
 from avppc.data.video import torchcodec
-from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.decode import decode_clip
+from avppc.data.video.source import DecodeError
 
 
 def _missing() -> str | None:

@@ -19,9 +19,10 @@ from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, first_clips
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
 from avppc.data.video.crop import Crop
-from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.decode import decode_clip
 from avppc.data.video.inspect import VideoFacts, probe
 from avppc.data.video.picked import read_sound_and_frames
+from avppc.data.video.source import DecodeError
 
 VP9 = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "rate": 48_000, "options": {"crf": "10", "b": "2M"}}
 EVENT = 0.6

@@ -16,12 +16,12 @@ from packed_sets import write_packed
 
 from avppc.clip import Clip, ClipBatch
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
-from avppc.data.config_augment import AugmentConfig
+from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.loader import ClipLoader, iterate_once
 from avppc.data.packed.sampler import EpochSampler
 from avppc.files import write_atomically
-from avppc.models.config import CutConfig
+from avppc.tasks.config import CutConfig
 from avppc.tasks.cuts import cut_elements
 
 VIDEO = torch.randint(0, 256, (2, 5, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -21,11 +21,12 @@ from make_videos import (
 )
 
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, VIDEO_FPS
-from avppc.data.features_sound import read_sound
+from avppc.data.features import read_sound
 from avppc.data.video.crop import Crop
-from avppc.data.video.decode import DecodeError, decode_clip, decode_clips
+from avppc.data.video.decode import decode_clip, decode_clips
 from avppc.data.video.inspect import probe
 from avppc.data.video.reader import ClipError, missing_sound
+from avppc.data.video.source import DecodeError
 
 EVENT = 0.6  # seconds from the video's start: a flash and a click together
 TOGETHER = {"flashes": (EVENT,), "clicks": (EVENT,)}

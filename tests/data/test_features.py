@@ -18,8 +18,8 @@ from PIL import Image
 from avppc import LogMelConfig, log_mel
 from avppc.cli import main
 from avppc.config import FeaturesConfig
-from avppc.data.features_sound import read_sound
-from avppc.data.video.decode import DecodeError
+from avppc.data.features import read_sound
+from avppc.data.video.source import DecodeError
 
 
 def tone(seconds: float, hz: float, rate_hz: int = 16_000) -> NDArray[np.int16]:

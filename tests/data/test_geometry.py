@@ -10,10 +10,10 @@ import pytest
 from blob_faces import BlobFinder, paint_face, write_face_video
 from make_videos import moving_pattern, set_matrix, write_video
 
-from avppc.data.video.crop import Crop
-from avppc.data.video.crop_geometry import Geometry
-from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.crop import Crop, Geometry
+from avppc.data.video.decode import decode_clip
 from avppc.data.video.inspect import probe
+from avppc.data.video.source import DecodeError
 from avppc.data.video.track import track_mouth
 
 EXACT = {"qp": "0", "preset": "ultrafast"}

@@ -5,9 +5,10 @@ import io
 import pytest
 from make_videos import copy_cut, write_video
 
-from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.video.decode import decode_clip
 from avppc.data.video.inspect import probe
 from avppc.data.video.mp4_boxes import check_mp4
+from avppc.data.video.source import DecodeError
 
 SMALL = {"size": (64, 64), "options": {"preset": "ultrafast"}}
 

@@ -7,7 +7,7 @@ import pytest
 from make_videos import write_video
 
 from avppc.cli import main
-from avppc.data.prepare.worker_notes import Notes, kind_of
+from avppc.data.prepare.worker import Notes, kind_of
 
 
 @pytest.mark.parametrize(

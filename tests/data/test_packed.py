@@ -13,7 +13,8 @@ from hand_edited import read_plain
 from packed_sets import SHAPE, clip_audio, clip_video, write_packed
 from safetensors import safe_open
 
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
 from avppc.data.packed.shard import ShardWriter

@@ -9,11 +9,9 @@ import pytest
 import torch
 from packed_sets import write_packed
 
+from avppc.data.packed import dataset as dataset_read_ahead
 from avppc.data.packed import dataset as packed_module
-from avppc.data.packed import dataset_read_ahead
-from avppc.data.packed.dataset import PackedDataset
-from avppc.data.packed.dataset_buffers import BufferPool
-from avppc.data.packed.dataset_read_ahead import ReadAhead, blocks_read
+from avppc.data.packed.dataset import BufferPool, PackedDataset, ReadAhead, blocks_read
 from avppc.data.packed.shard import Shard
 
 

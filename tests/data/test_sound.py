@@ -13,8 +13,8 @@ from make_videos import beep_with_clicks, click_seconds
 from numpy.typing import NDArray
 from ogg_pages import add_empty_packets
 
-from avppc.data.features_sound import read_sound
-from avppc.data.video.decode import DecodeError
+from avppc.data.features import read_sound
+from avppc.data.video.source import DecodeError
 
 SAMPLES = np.arange(-4000, 4000, dtype=np.int16)
 FORMAT = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)

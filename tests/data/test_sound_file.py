@@ -15,9 +15,10 @@ from avppc.cli import main
 from avppc.clip import CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.on_the_fly.dali import dali_problem
 from avppc.data.packed.dataset import PackedDataset
-from avppc.data.video.decode import DecodeError, decode_clip, decode_clips
+from avppc.data.video.decode import decode_clip, decode_clips
 from avppc.data.video.inspect import probe
 from avppc.data.video.picked import read_sound_and_frames
+from avppc.data.video.source import DecodeError
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 MOMENTS = (0.6, 6.0)

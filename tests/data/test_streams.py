@@ -11,11 +11,12 @@ import torch
 from make_videos import click_seconds, write_video
 from ogg_pages import add_empty_packets
 
-from avppc.data.features_sound import read_sound
-from avppc.data.video.decode import DecodeError, decode_clip
+from avppc.data.features import read_sound
+from avppc.data.video.decode import decode_clip
 from avppc.data.video.inspect import probe
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.reader import INTERLACED
+from avppc.data.video.source import DecodeError
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from avppc.cli import main
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ClipShape, ShardWriter
-from avppc.evaluate.diagnose.check_sync_sync import estimate_offset
+from avppc.evaluate.diagnose.check_sync import estimate_offset
 
 SHAPE = ClipShape(29, 24, 24)
 

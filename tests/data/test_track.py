@@ -16,7 +16,8 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.data.prepare import prepare
 from avppc.data.video import faces as mouth
 from avppc.data.video.crop import Crop
-from avppc.data.video.decode import DecodeError, decode_clips
+from avppc.data.video.decode import decode_clips
+from avppc.data.video.source import DecodeError
 from avppc.data.video.track import FaceSearch, Found, MouthTrack, similarity, smooth_track, track_mouth
 
 TIMES = np.arange(100) / 25

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from avppc.data import augment_variations
-from avppc.data.augment import augment_video, crop_video
-from avppc.data.augment_variations import draw_variations, vary
-from avppc.data.config_augment import AugmentConfig
+from avppc.data import augment
+from avppc.data.augment import augment_video, crop_video, draw_variations, vary
+from avppc.data.config import AugmentConfig
 
 ALL = AugmentConfig(
     gamma_range=0.3, contrast_range=0.3, brightness_range=0.2, pixel_noise=0.05, time_mask_frames=4, shift_pixels=3
@@ -31,7 +30,7 @@ def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def by_hand(video: np.ndarray, draws: augment_variations.Variations, crop: int, out: int) -> np.ndarray:
+def by_hand(video: np.ndarray, draws: augment.Variations, crop: int, out: int) -> np.ndarray:
     """Clip by clip, frame by frame, in float64; without noise."""
     result = np.empty((*video.shape[:2], out, out))
     for n in range(len(video)):

@@ -9,7 +9,7 @@ import time
 
 from avppc.data.prepare.index import ProbeJob
 from avppc.data.prepare.worker import DecodeJob
-from avppc.data.video.decode import DecodeError, damage_as_decode_error
+from avppc.data.video.source import DecodeError, damage_as_decode_error
 
 
 class TroubledJob(DecodeJob):

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from avppc.config import CutConfig, EvaluateConfig, OptimizerConfig, PretrainConfig
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ClipShape, ShardWriter
-from avppc.evaluate.lipreading.results import RowResult, write_row
-from avppc.evaluate.lipreading.results_statistics import mean_and_interval
+from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, write_row
 from avppc.files import sha256_of, write_json
 from avppc.losses.permutative_info_nce import SUBTASKS
 from avppc.settings import config_to_dict

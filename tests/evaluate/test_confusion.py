@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from avppc.evaluate.lipreading.results_confusion import confusion_rates, most_confused, order_by_confusion
+from avppc.evaluate.lipreading.results import confusion_rates, most_confused, order_by_confusion
 
 
 def test_words_taken_for_each_other_stand_side_by_side() -> None:

@@ -11,14 +11,13 @@ import torch
 from tiny_runs import tiny_config
 
 from avppc.cli import main
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ClipShape, ShardWriter
-from avppc.evaluate.lipreading.fits_labels import check_words, draw_labelled_clips
-from avppc.evaluate.lipreading.results_statistics import limited, mean_and_interval
+from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
+from avppc.evaluate.lipreading.results import limited, mean_and_interval
 from avppc.models.encoder_file import save_encoder
 from avppc.models.video import VideoEncoder
-from avppc.settings import config_to_dict
-from avppc.settings_checked_json import write_checked_json
+from avppc.settings import config_to_dict, write_checked_json
 
 SHAPE = ClipShape(29, 96, 96)
 

@@ -23,14 +23,13 @@ import avppc.evaluate.lipreading.fits as fits
 from avppc import load_encoder
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
-from avppc.data.packed.dataset import PackedIndex
+from avppc.data.packed.index import PackedIndex
 from avppc.evaluate.config import RowName
 from avppc.evaluate.lipreading.classifier import FitConfig, fit_classifier, predict
-from avppc.evaluate.lipreading.evaluate_fit_pool import FitPool
-from avppc.evaluate.lipreading.fits_labels import draw_labelled_clips
+from avppc.evaluate.lipreading.evaluate import FitPool
+from avppc.evaluate.lipreading.fits import draw_labelled_clips
 from avppc.evaluate.lipreading.inputs import EncoderWithHead, FeatureSource
-from avppc.evaluate.lipreading.results import RowResult, print_table, read_rows, write_row
-from avppc.evaluate.lipreading.results_statistics import mean_and_interval
+from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_rows, write_row
 from avppc.train.loop import pretrain
 
 

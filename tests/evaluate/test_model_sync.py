@@ -13,7 +13,7 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.cli import main
 from avppc.data.packed.dataset import PackedDataset
-from avppc.evaluate.diagnose.check_sync_model_sync import estimate_offset_by_model
+from avppc.evaluate.diagnose.check_sync import estimate_offset_by_model
 from avppc.tasks.base import ElementTask
 from avppc.train.loop import pretrain
 

@@ -14,12 +14,10 @@ from tiny_runs import WORDS, tiny_config, write_tiny_set
 
 from avppc.cli import main
 from avppc.config import ProbeConfig
-from avppc.evaluate.diagnose.diagnose import probe
-from avppc.evaluate.diagnose.diagnose_viseme_confusion import confusions_by_visemes, edit_distance, viseme_strings
-from avppc.evaluate.diagnose.task import load_task
-from avppc.evaluate.diagnose.task_ranking import accuracy_among, ranks_of_positives, recall_at, vote_of_neighbours
+from avppc.evaluate.diagnose.diagnose import confusions_by_visemes, edit_distance, probe, viseme_strings
+from avppc.evaluate.diagnose.task import accuracy_among, load_task, ranks_of_positives, recall_at, vote_of_neighbours
 from avppc.evaluate.lipreading.results import RowResult, write_row
-from avppc.train.config import TASK_NAMES
+from avppc.tasks.config import TASK_NAMES
 from avppc.train.loop import pretrain
 
 pytest.importorskip("espeakng_loader", reason="visemes need the extra synth")

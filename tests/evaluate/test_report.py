@@ -27,9 +27,9 @@ from avppc.evaluate.record import Metrics, RunRecord, read_record
 from avppc.evaluate.report.clip_strips import make_clip_sheet
 from avppc.evaluate.report.report import duration, percent, render, run
 from avppc.files import sha256_of
+from avppc.losses.config import ObjectiveConfig
 from avppc.losses.permutative_info_nce import SUBTASKS
-from avppc.train.config import ObjectiveConfig
-from avppc.train.config_scale import ScaleConfig
+from avppc.train.config import ScaleConfig
 from avppc.train.loop import pretrain
 
 SECTIONS = ("lipreading", "confusions", "training", "subtasks", "clips", "settings", "commands")

@@ -22,10 +22,9 @@ from avppc.evaluate.lipreading.results import RowResult
 from avppc.evaluate.table import table as table_module
 from avppc.evaluate.table.pages import NOTHING, seeds_text, to_markdown
 from avppc.evaluate.table.plan import Cell, Entry, cells_of, entries_of
-from avppc.evaluate.table.results import CellResult, combine
-from avppc.evaluate.table.results_published import PUBLISHED
+from avppc.evaluate.table.results import PUBLISHED, CellResult, combine
 from avppc.evaluate.table.table import make_table
-from avppc.train.config import TASK_NAMES
+from avppc.tasks.config import TASK_NAMES
 
 TINY = "batch_size=8;encoder.width=4;encoder.features=16;audio_width=4;objective.dim=16;checkpoint_every=1"
 OURS, RIVAL = f"av-permutative:{TINY}", f"time-arrow:{TINY}"

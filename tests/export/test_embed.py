@@ -18,7 +18,8 @@ from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.cli import main
 from avppc.config import EmbedConfig
 from avppc.data.augment import crop_video
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.export import embed as embed_module
 from avppc.export.embed import embed, skipped_list
 from avppc.files import sha256_of

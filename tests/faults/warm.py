@@ -27,7 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _MODULES = ("cv2", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure")
 _MODULES += ("pyarrow.compute", "pyarrow.parquet", "onnx", "onnxscript", "torch.export", "torch.onnx")
 _MODULES += ("networkx", "numpy.fft", "torch._dynamo", "torch.utils.tensorboard", "typeguard")
-_MODULES += ("avppc.synth.worker", "avppc.synth.worker_contact_sheet", "avppc.data.prepare.worker")
+_MODULES += ("avppc.synth.worker", "avppc.synth.worker", "avppc.data.prepare.worker")
 
 
 def main() -> None:

@@ -18,7 +18,8 @@ from safetensors.torch import save
 from avppc import EncoderConfig, VideoEncoder
 from avppc.config import EvaluateConfig, PretrainConfig, SynthConfig
 from avppc.data.manifest import read_list, read_manifest
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.prepare.index import read_known
 from avppc.evaluate.lipreading.inputs import read_trajectory
 from avppc.evaluate.lipreading.results import RowResult, read_row, read_rows, write_row

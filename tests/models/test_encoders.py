@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from avppc import EncoderConfig, VideoEncoder, load_encoder
-from avppc.evaluate.lipreading.heads import HEADS, ElementPool, MultiScaleHead, make_head
+from avppc.evaluate.lipreading.heads import HEADS, MultiScaleHead, make_head
 from avppc.models.audio import AudioEncoder
 from avppc.models.backbones import ResNet
 from avppc.models.encoder_file import save_encoder
 from avppc.ops.clips import motion_frames
+from avppc.tasks.base import ElementPool
 
 LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
 CONFIGS = {

@@ -43,7 +43,7 @@ def real_speech(samples: int) -> Tensor:
 @functools.cache
 def _spoken() -> NDArray[np.float32]:
     pytest.importorskip("espeakng_loader", reason="real speech comes from espeak-ng: pip install 'avppc[synth]'")
-    from avppc.synth.voice_espeak import Espeak
+    from avppc.synth.voice import Espeak
 
     speech = Espeak().say("The birch canoe slid on the smooth planks.", "en+m3", rate_wpm=160, pitch=45, pitch_range=50)
     seconds = np.arange(int(len(speech.samples) / speech.sample_rate_hz * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ

@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from avppc import bilinear_info_nce
 from avppc.ops import constant_tensors
 from avppc.ops.info_nce.problem import make_problem
-from avppc.ops.info_nce.triton.forward_info_nce_triton_plan import plan_of
+from avppc.ops.info_nce.triton.forward import plan_of
 
 PAIRS = [(0, 1), (1, 0), (0, 0)]
 

@@ -11,7 +11,7 @@ from make_audio import hard_cases, speech_like
 
 from avppc import LogMelConfig, log_mel
 from avppc.ops import _library
-from avppc.ops.reference import log_mel_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 MISSING = _library.missing_reason("cuda")
 pytestmark = pytest.mark.skipif(

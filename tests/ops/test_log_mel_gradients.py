@@ -10,7 +10,7 @@ from make_audio import speech_like
 from torch import Tensor
 
 from avppc import LogMelConfig
-from avppc.ops.reference import log_mel_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from avppc import LogMel, LogMelConfig, log_mel
 from avppc.ops import _library
 from avppc.ops.log_mel.op import _pick_backend
-from avppc.ops.reference import log_mel_reference
+from avppc.ops.log_mel.reference import log_mel_reference
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from avppc.clip import SPLITS
-from avppc.synth.config_words import AFTER, BEFORE, WORDS
+from avppc.synth.config import AFTER, BEFORE, WORDS
 from avppc.synth.speaker import ACCENTS, VARIANTS, split_variants
 from avppc.synth.visemes import (
     OPEN,
@@ -19,7 +19,7 @@ from avppc.synth.visemes import (
     mouth_trajectory,
     segments_of,
 )
-from avppc.synth.voice_espeak import Espeak, Phoneme, Speech, voice_variants
+from avppc.synth.voice import Espeak, Phoneme, Speech, voice_variants
 
 BILABIALS = {"p", "b", "m", "m-"}
 VOWELS = {name for name, viseme in VISEMES.items() if not np.isnan(viseme.targets).any()}

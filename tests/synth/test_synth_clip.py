@@ -13,13 +13,11 @@ import pytest
 
 from avppc.synth import visemes, voice
 from avppc.synth.clip import Job, MadeClip, make_clip
-from avppc.synth.config import SynthConfig
-from avppc.synth.config_difficulty import DIFFICULTIES
-from avppc.synth.config_words import WORDS
+from avppc.synth.config import DIFFICULTIES, WORDS, SynthConfig
 from avppc.synth.render import render
 from avppc.synth.speaker import Cast, make_face
-from avppc.synth.voice_espeak import Espeak, Speech
-from avppc.synth.worker_files import encode_mp4
+from avppc.synth.voice import Espeak, Speech
+from avppc.synth.worker import encode_mp4
 
 _EASY = DIFFICULTIES["easy"]
 

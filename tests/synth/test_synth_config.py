@@ -10,8 +10,7 @@ import pytest
 
 from avppc.synth import config as synth
 from avppc.synth import dataset
-from avppc.synth.config import SynthConfig
-from avppc.synth.config_words import WORDS
+from avppc.synth.config import WORDS, SynthConfig
 
 
 def test_word_list() -> None:

@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from avppc.clip import SPLITS
-from avppc.synth.config import SynthConfig
-from avppc.synth.config_words import WORDS
+from avppc.synth.config import WORDS, SynthConfig
 from avppc.synth.dataset import read_records
-from avppc.synth.voice_espeak import voice_variants
-from avppc.synth.worker_contact_sheet import write_contact_sheet
+from avppc.synth.voice import voice_variants
+from avppc.synth.worker import write_contact_sheet
 
 
 def test_files_lie_as_in_lrw(small_set: Path) -> None:

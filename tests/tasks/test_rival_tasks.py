@@ -12,13 +12,12 @@ from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
 from avppc.config import RivalConfig
 from avppc.tasks.base import ElementTask
-from avppc.tasks.cuts_spans import cut_audio, cut_video, draw_shifted, draw_starts
-from avppc.tasks.pairs_correspondence import CorrespondenceTask, draw_other_clips
-from avppc.tasks.pairs_time_arrow import TimeArrowTask
+from avppc.tasks.config import TASK_NAMES
+from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask, draw_other_clips
 from avppc.tasks.permutative import ChunkTask
 from avppc.tasks.registry import TASKS, make_task
 from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
-from avppc.train.config import TASK_NAMES
 
 CASES = [
     *((name, {}) for name in TASK_NAMES),

@@ -11,8 +11,14 @@ from task_cases import make_batch, make_config, make_numbered_batch
 
 from avppc import SUBTASKS, PermutativeInfoNCE
 from avppc.config import ObjectiveConfig
-from avppc.losses.subtasks import GradientNormWeighting, UncertaintyWeighting, fixed_weights, task_gradients
-from avppc.losses.subtasks_subtask_choice import choose_subtasks, modality_group
+from avppc.losses.subtasks import (
+    GradientNormWeighting,
+    UncertaintyWeighting,
+    choose_subtasks,
+    fixed_weights,
+    modality_group,
+    task_gradients,
+)
 from avppc.tasks.permutative import ChunkTask, PermutativeTask
 from avppc.tasks.registry import make_task
 

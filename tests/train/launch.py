@@ -14,7 +14,7 @@ import torch.multiprocessing
 from gloo_threads import check_gloo_has_ended
 
 from avppc.config import PretrainConfig
-from avppc.processes_interrupts import Stopped
+from avppc.processes import Stopped
 from avppc.train import loop
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from avppc.train.log_events import EventLog
+from avppc.train.log import EventLog
 
 
 def steps_of(path: Path) -> list[int]:

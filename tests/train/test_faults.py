@@ -19,14 +19,15 @@ from test_pretrain import start_run, wait_for_rows
 from tiny_runs import SHAPE, WORDS, make_clip, tiny_config
 
 from avppc.config import ScaleConfig
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedDataset, PackedIndex
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ShardWriter
 from avppc.files import sole_use
 from avppc.ops.log_mel.op import log_mel
 from avppc.tasks import base
+from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.registry import make_task
 from avppc.train import checkpoint
-from avppc.train.config import TASK_NAMES
 from avppc.train.distributed import Processes
 from avppc.train.faults import SkippedReport, SkippedSteps
 from avppc.train.log import MetricsLog, read_metrics

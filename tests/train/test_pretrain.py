@@ -23,8 +23,7 @@ from tiny_runs import tiny_config, write_tiny_set
 from avppc import load_encoder
 from avppc.cli import main
 from avppc.config import OptimizerConfig, RivalConfig
-from avppc.settings import config_to_dict
-from avppc.settings_checked_json import read_checked_json
+from avppc.settings import config_to_dict, read_checked_json
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
 from avppc.train.run_folder import read_run_config

@@ -15,7 +15,7 @@ from avppc.data.packed.dataset import split_sha256
 from avppc.evaluate.diagnose.diagnose import probe
 from avppc.evaluate.lipreading.evaluate import evaluate
 from avppc.evaluate.report.report import render
-from avppc.export.export_card import _describe_data
+from avppc.export.export import _describe_data
 from avppc.files import sole_use
 from avppc.train import loop, run_folder
 from avppc.train.loop import pretrain

@@ -15,17 +15,14 @@ from torch import nn
 from avppc.clip import ClipBatch
 from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig, ScaleConfig
 from avppc.draws import ClipGenerator
-from avppc.models.backbones_checkpointing import checkpoint_blocks
+from avppc.models.backbones import checkpoint_blocks
 from avppc.models.batch_norm import frozen_statistics
-from avppc.tasks.base_protocol import ProxyTask
+from avppc.tasks.base import ProxyTask
 from avppc.tasks.permutative import ChunkTask, PermutativeTask
-from avppc.train.distributed import Processes
-from avppc.train.distributed_gradients import GradientAverager
+from avppc.train.distributed import GradientAverager, Processes
 from avppc.train.faults import SkippedSteps
 from avppc.train.log import Meter
-from avppc.train.step import GradientComputer
-from avppc.train.step_model import prepare_model
-from avppc.train.step_optimizer import make_optimizer, step_unless
+from avppc.train.step import GradientComputer, make_optimizer, prepare_model, step_unless
 
 PARTS, CLIPS = 3, 4  # clips a part
 ALONE = Processes(0, 1, torch.device("cpu"))

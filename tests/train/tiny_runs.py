@@ -8,7 +8,7 @@ import numpy as np
 
 from avppc.clip import CLIP_FRAMES
 from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig
-from avppc.data.packed.dataset import SHARD_FOLDER, PackedIndex
+from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ClipShape, ShardWriter
 
 SHAPE = ClipShape(CLIP_FRAMES, 96, 96)

@@ -27,15 +27,14 @@ from avppc.data.on_the_fly.nvdec import nvdec_problem
 from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, as_batch
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
-from avppc.data.prepare.worker_notes import kind_of
+from avppc.data.prepare.worker import kind_of
 from avppc.data.sound_file import SOUND_FILE
-from avppc.data.video.crop import LUMA_WEIGHTS, Crop
-from avppc.data.video.crop_geometry import SHOWN_OTHERWISE
-from avppc.data.video.decode import DecodeError
+from avppc.data.video.crop import LUMA_WEIGHTS, SHOWN_OTHERWISE, Crop
 from avppc.data.video.inspect import VideoFacts, probe
 from avppc.data.video.picked import SoundAndFrames, read_sound_and_frames
 from avppc.data.video.pictures import HIDDEN_FRAMES
 from avppc.data.video.reader import SEVERAL_VIDEOS
+from avppc.data.video.source import DecodeError
 from avppc.files import read_bytes
 
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU

@@ -12,7 +12,7 @@ from typing import Any
 from avppc.clip import SAMPLE_RATE_HZ, SPLITS, VIDEO_FPS
 from avppc.data.packed.shard import ClipShape, ShardRecord
 from avppc.files import json_bytes, read_bytes
-from avppc.settings_checked_json import is_version, parse_checked_json, read_checked_json, write_checked_json
+from avppc.settings import is_version, parse_checked_json, read_checked_json, write_checked_json
 
 FORMAT = "avppc-packed"
 VERSION = 1

@@ -11,8 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from avppc.checks import check_integer
-from avppc.checks_tensors import check_device
+from avppc.checks import check_device, check_integer
 from avppc.clip import ClipBatch
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.sampler import EpochSampler

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avppc.checks import check_integer
-from avppc.checks_tensors import INTEGER_DTYPES, check_tensor
+from avppc.checks import INTEGER_DTYPES, check_integer, check_tensor
 from avppc.draws import bits_of, splitmix64
 
 

@@ -20,10 +20,10 @@ from typing import Any
 from avppc.data.config import IndexConfig
 from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
 from avppc.data.prepare.pool import PASSING, Report, Unit, run_units
-from avppc.data.prepare.summary_prepare_progress import PrepareProgress, print_kinds
+from avppc.data.prepare.summary import PrepareProgress, print_kinds
 from avppc.data.sound_file import SOUND_FILE
-from avppc.data.video.decode import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.data.video.inspect import VideoFacts, probe
+from avppc.data.video.source import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.printing import Console, as_line
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
@@ -13,18 +13,20 @@ from avppc.data.manifest import Video
 from avppc.data.packed.index import SHARD_FOLDER, UNIT_FOLDER
 from avppc.data.packed.shard import ClipShape, ShardRecord, ShardWriter
 from avppc.data.prepare.pool import Report, Unit
-from avppc.data.prepare.worker_notes import Notes
 from avppc.data.video.crop import Crop
-from avppc.data.video.decode import DecodeError, damage_as_decode_error, decode_clips
+from avppc.data.video.decode import decode_clips
 from avppc.data.video.faces import make_finder
 from avppc.data.video.reader import DecodedClip
+from avppc.data.video.source import DecodeError, damage_as_decode_error
 from avppc.data.video.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
 from avppc.files import remove_leftovers, sha256_of
-from avppc.settings_checked_json import write_checked_json
+from avppc.settings import write_checked_json
 
 SHARD_OF_UNIT = re.compile(r"(.+)-\d\d+\.safetensors")
 """The name of a unit's shard; the group is the unit's."""
 CHANGED = "changed"  # begins the reason for a file that is not what the manifest says
+
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
 def unit_name(split: str, number: int) -> str:
@@ -160,3 +162,42 @@ class DecodeJob:
 def clip_id(source: str) -> int:
     """63 bits of a hash of the source: the same number whatever else is in the data set."""
     return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def kind_of(text: str) -> str:
+    """What a note or a reason is about, without its details and values."""
+    return re.sub(r" [\d.]+(-[\d.]+)?$", "", text.split(":")[0].split("(")[0].strip())
+
+
+class Notes:
+    """The notes on the clips of one video, one a kind."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, list[str]] = {}
+
+    def add(self, notes: Iterable[str]) -> None:
+        """Adds the notes on a clip."""
+        for note in notes:
+            found = self._kinds.setdefault(kind_of(note), [])
+            if note not in found:
+                found.append(note)
+
+    def lines(self) -> list[str]:
+        """One a kind: a value that differs as a range, else the first note and how many others there are."""
+        return [_merged(found) for found in self._kinds.values()]
+
+
+def _merged(notes: list[str]) -> str:
+    if len(notes) == 1:
+        return notes[0]
+    pieces = [_NUMBER.split(note) for note in notes]  # text, number, text, ...
+    first = pieces[0]
+    if all(other[::2] == first[::2] for other in pieces):
+        differing = [
+            place for place in range(1, len(first), 2) if any(other[place] != first[place] for other in pieces)
+        ]
+        if len(differing) == 1:
+            values = sorted((other[differing[0]] for other in pieces), key=float)
+            first[differing[0]] = f"{values[0]}-{values[-1]}"
+            return "".join(first)
+    return f"{notes[0]}; otherwise in other clips, {len(notes) - 1} times"

@@ -16,10 +16,10 @@ from av.video.stream import VideoStream
 
 from avppc.clip import CLIP_FRAMES, VIDEO_FPS
 from avppc.data.video.clock import MAX_DISTANCE_SECONDS, converted_rate
-from avppc.data.video.crop_geometry import geometry_of
-from avppc.data.video.decode import Source, check_container, damage_as_decode_error, open_video
+from avppc.data.video.crop import geometry_of
 from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, shows_again
 from avppc.data.video.reader import choose_streams, stream_notes
+from avppc.data.video.source import Source, check_container, damage_as_decode_error, open_video
 
 _RATE_TOLERANCE = 0.001  # of 25 frames a second: below, nothing is converted
 _JITTER_TOLERANCE_SECONDS = 0.002  # container formats round time stamps to milliseconds

@@ -17,18 +17,11 @@ from numpy.typing import NDArray
 
 from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.video.clock import AudioTimeline
-from avppc.data.video.crop_geometry import Geometry, geometry_of
-from avppc.data.video.decode import (
-    SEEK_BEYOND_FRAMES,
-    DecodeError,
-    Source,
-    check_container,
-    damage_as_decode_error,
-    open_video,
-)
-from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, frame_grid
-from avppc.data.video.pictures_packets import decode_packet
+from avppc.data.video.crop import Geometry, geometry_of
+from avppc.data.video.decode import SEEK_BEYOND_FRAMES
+from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, decode_packet, frame_grid
 from avppc.data.video.reader import PRE_ROLL_SECONDS, choose_streams, missing_sound, stream_notes
+from avppc.data.video.source import DecodeError, Source, check_container, damage_as_decode_error, open_video
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,6 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from avppc.data.video.clock import FrameGrid
-from avppc.data.video.pictures_packets import decode_packet
 
 HIDDEN_FRAMES = "hidden frames"  # begins a note
 _ANY_DEPTH = 16  # most pictures a decoder holds back, of any codec
@@ -92,3 +91,19 @@ def shows_again(container: InputContainer, time_base: Fraction) -> bool:
 def frame_grid(container: InputContainer, time_base: Fraction, origin: int, first: int = 0) -> FrameGrid:
     """The grid of instants for the pictures of a file."""
     return FrameGrid(time_base, origin, first, repeats=shows_again(container, time_base))
+
+
+def ends_stream(packet: Packet[Any]) -> bool:
+    """Whether a packet is not the file's: demuxing gives one at the end of each stream, which drains its decoder."""
+    return packet.size == 0 and packet.dts is None and packet.buffer_ptr == 0
+
+
+def decode_packet(packet: Packet[Any]) -> list[av.VideoFrame | av.AudioFrame]:
+    """The frames that a packet completes; those that the decoder still held, where it ends the stream.
+
+    A packet of the file without content is left out: it says at most "show the last frame again", as the time stamps
+    around it do, but decoders take it for the end of the stream or for damage.
+    """
+    if packet.size == 0 and not ends_stream(packet):
+        return []
+    return [frame for frame in packet.decode() if isinstance(frame, (av.VideoFrame, av.AudioFrame))]

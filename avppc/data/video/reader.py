@@ -17,10 +17,8 @@ from torch import Tensor
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.sound_file import sound_notes
 from avppc.data.video.clock import AudioTimeline, FrameGrid, Image
-from avppc.data.video.crop import NO_FACE, Crop, LumaReader
-from avppc.data.video.crop_geometry import MAX_SIDE_PIXELS
-from avppc.data.video.pictures import PictureDecoder, frame_grid
-from avppc.data.video.pictures_packets import decode_packet, ends_stream
+from avppc.data.video.crop import MAX_SIDE_PIXELS, NO_FACE, Crop, LumaReader
+from avppc.data.video.pictures import PictureDecoder, decode_packet, ends_stream, frame_grid
 
 MAX_HOURS = 24
 LONGER = "longer than the clip"  # begins the note on a video of which only the first frames are used

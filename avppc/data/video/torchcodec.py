@@ -16,12 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from avppc.data.video.crop import LUMA_WEIGHTS, Crop
-from avppc.data.video.crop_geometry import Geometry
-from avppc.data.video.decode import DecodeError, Source, damage_as_decode_error
+from avppc.data.video.crop import LUMA_WEIGHTS, Crop, Geometry
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.reader import DecodedClip
-from avppc.printing_errors import one_line
+from avppc.data.video.source import DecodeError, Source, damage_as_decode_error
+from avppc.printing import one_line
 
 _SAME_SECONDS = 1e-3  # time stamps of one picture as two decoders tell them
 

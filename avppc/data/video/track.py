@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import avg_pool2d, grid_sample
 
-from avppc.data.video.crop_geometry import geometry_of
-from avppc.data.video.decode import DecodeError, Source, damage_as_decode_error, open_video
+from avppc.data.video.crop import geometry_of
 from avppc.data.video.pictures import decode_pictures
 from avppc.data.video.reader import choose_streams
+from avppc.data.video.source import DecodeError, Source, damage_as_decode_error, open_video
 
 TRACKER_VERSION = 2  # grows when the same video would be cropped otherwise than before
 MAX_GAP_SECONDS = 0.5  # without a face that are bridged

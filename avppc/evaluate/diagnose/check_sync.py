@@ -1,23 +1,46 @@
-"""The command `avppc check-sync`: histograms, curves, numbers and a verdict."""
+"""`avppc check-sync`: the offset between sound and picture of a data set, as histograms, curves, numbers and a verdict.
+
+It is found by a pretrained model's own score of how well the two fit, or by how loud the sound is. For that no model of
+a mouth is needed: a linear read-out of the small picture is fitted to how loud the sound is, at each shift of one
+against the other, on one half of the videos; the shift at which it predicts the other half best is the offset. In
+effect it learns to read the mouth's opening, wherever the crop shows it, dark or bright.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
+from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS, ClipBatch
 from avppc.data.packed.dataset import PackedDataset
-from avppc.evaluate.config_sync import CheckSyncConfig
-from avppc.evaluate.diagnose.check_sync_model_sync import estimate_offset_by_model
-from avppc.evaluate.diagnose.check_sync_sync import SyncEstimate, estimate_offset
-from avppc.evaluate.diagnose.task import load_task
+from avppc.evaluate.config import CheckSyncConfig
+from avppc.evaluate.diagnose.task import TrainedTask, load_task
 from avppc.files import write_atomically, write_json
-from avppc.train.hardware import resolve_device
+from avppc.train.hardware import autocast, resolve_device
 
 _NAMES = {"envelope": "by loudness", "model": "by the run"}
 _CURVES = {"envelope": "correlation, held out", "model": "mean score, deviations"}
+
+_BATCH = 64
+
+_POOLED = 12  # pixels a side of the picture that is read
+_RIDGE = 0.01  # of the mean variance of the pixels
+_FLOOR = 10.0  # int16 steps: below this it is silence
+_MIN_PEAK = {"envelope": 0.15, "model": 0.25}  # below, it is chance
+_START = re.compile(r"#\d+\Z")  # where in its video a clip starts; names of videos may have a "#" of their own
+
+Array = NDArray[np.float64]
+Method = Literal["envelope", "model"]
 
 
 def run(config: CheckSyncConfig) -> int:
@@ -98,3 +121,192 @@ def _plot(path: Path, estimates: Sequence[SyncEstimate]) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=100, format="png")
     write_atomically(path, content.getvalue())
+
+
+@torch.inference_mode()
+def estimate_offset_by_model(
+    trained: TrainedTask, dataset: PackedDataset, clips: int, max_offset_frames: int
+) -> SyncEstimate:
+    """The shift of the sound at which the model finds it to fit the picture best.
+
+    The model finds the shift that it was trained with, so it must come from data that are in sync.
+
+    Args:
+        clips: the most clips to look at.
+        max_offset_frames: largest shift to either side, as far as the clips have room beside the model's spans.
+
+    Raises:
+        ValueError: the run's task does not compare sound and picture, or the clips are too short for its spans.
+    """
+    rows = chosen_rows(dataset, clips)
+    parts = []
+    for indices in torch.from_numpy(rows).split(_BATCH):
+        with autocast(trained.device, trained.bf16):
+            parts.append(_offset_scores(trained, dataset.batch(indices).to(trained.device)).float().cpu())
+    scores = torch.cat(parts).double().numpy()  # [n, L]
+    step = 1 if trained.task.matches else trained.task.offset_frames
+    middle = scores.shape[1] // 2
+    reach = min(max_offset_frames // step, middle)
+    scores = scores[:, middle - reach : middle + reach + 1]
+    scores -= scores.mean(1, keepdims=True)
+    scores /= np.maximum(scores.std(1, keepdims=True), 1e-12)
+    return make_estimate(step * np.arange(-reach, reach + 1), scores, video_numbers(dataset, rows), "model")
+
+
+def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
+    """[N, L] how well each sound fits its picture, less how well it fits the batch's pictures on average.
+
+    The latter is subtracted because some sounds, silence among them, score higher than others whatever is seen.
+    """
+    task, generator = trained.task, trained.generator()
+    if not task.matches:
+        scores = task.offset_scores(batch, generator)
+        if scores is None:
+            raise ValueError(f"run: its task, {trained.config.task}, does not compare sound and picture")
+        return scores
+    frames = task.span_frames
+    if batch.video.shape[1] < frames + 2:
+        raise ValueError(f"run: it looks at {frames} frames, clips of {batch.video.shape[1]} leave no room for shifts")
+    return torch.stack([pairs.diagonal() - pairs.mean(0) for pairs in task.offset_pairs(batch, generator)], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SyncEstimate:
+    """Offsets are in frames of 1/25 s; positive: the sound comes late."""
+
+    method: Method
+    """By how loud the sound is, or by a pretrained model."""
+    lags: NDArray[np.int64]
+    """[L] the shifts tried."""
+    curve: Array
+    """[L] how well sound and picture fit at each: the correlation between loudness and what the held-out pictures
+    predict of it; or the mean of the model's scores, each clip's with mean 0 and deviation 1 over the shifts."""
+    video_offsets: NDArray[np.int64]
+    """[videos] the best shift of each video alone: scattered where videos are short."""
+    offset_frames: float
+    """Of the whole set, between frames by a parabola through the peak."""
+
+    @property
+    def peak(self) -> float:
+        """The curve at the best shift."""
+        return float(self.curve.max())
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether sound and picture have anything to do with each other, and the peak lies inside the range."""
+        best = int(self.curve.argmax())
+        others = np.delete(self.curve, range(max(best - 1, 0), min(best + 2, len(self.curve))))
+        noise = float(np.std(others)) if len(others) > 2 else 0.0
+        inside = 0 < best < len(self.lags) - 1
+        return inside and self.peak >= _MIN_PEAK[self.method] and self.peak - float(np.median(others)) > 2 * noise
+
+    @property
+    def offset_ms(self) -> float:
+        """The same in milliseconds."""
+        return 1000 * self.offset_frames / VIDEO_FPS
+
+
+def estimate_offset(dataset: PackedDataset, clips: int, max_offset_frames: int) -> SyncEstimate:
+    """The offset of a data set.
+
+    Args:
+        clips: most clips looked at.
+        max_offset_frames: largest shift to either side.
+
+    Raises:
+        ValueError: the clips are too short for such shifts, or all come from one video.
+    """
+    frames, reach = dataset.shape.frames, max_offset_frames
+    if frames < 2 * reach + 4:
+        most = (frames - 4) // 2
+        raise ValueError(f"max_offset_frames must be at most {most} for clips of {frames} frames, got {reach}")
+    rows = chosen_rows(dataset, clips)
+    videos = video_numbers(dataset, rows)
+    if videos.max() < 1:
+        raise ValueError("the offset is learned from some videos and tested on others: there is only one")
+    pictures, loudness = _read(dataset, rows)
+    lags = np.arange(-reach, reach + 1)
+    # The same pictures for each lag, so that all lags are compared on equal terms.
+    x = pictures[:, reach : frames - reach]  # [n, t, P]
+    y = np.stack([loudness[:, reach + lag : frames - reach + lag] for lag in lags])  # [L, n, t]
+    y = y - y.mean(2, keepdims=True)
+    halves = videos % 2
+    predicted = np.empty((len(lags), *x.shape[:2]))  # [L, n, t] by the read-out of the other half
+    for half in (0, 1):
+        weights = _read_out(x[halves != half], y[:, halves != half])
+        predicted[:, halves == half] = np.einsum("ntp,pl->lnt", x[halves == half], weights)
+    correlation = np.array([_correlation(predicted[n], y[n]) for n in range(len(lags))])
+    best = int(correlation.argmax())
+    each_video = _each_video(predicted[best], y, videos, lags)
+    return SyncEstimate("envelope", lags, correlation, each_video, float(lags[best]) + _vertex(correlation, best))
+
+
+def make_estimate(
+    lags: NDArray[np.int64],
+    scores: Array,  # [n, L] of each clip at each lag
+    videos: NDArray[np.int64],  # [n]
+    method: Method,
+) -> SyncEstimate:
+    """What the clips' scores say together; each video by the mean of its clips."""
+    each_video = np.array([lags[scores[videos == video].mean(0).argmax()] for video in np.unique(videos)])
+    curve = scores.mean(0)
+    best = int(curve.argmax())
+    step = int(lags[1] - lags[0]) if len(lags) > 1 else 1
+    return SyncEstimate(method, lags, curve, each_video, float(lags[best]) + step * _vertex(curve, best))
+
+
+def chosen_rows(dataset: PackedDataset, clips: int) -> NDArray[np.int64]:
+    """At most so many clips of a set, evenly chosen."""
+    return np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(np.int64))
+
+
+def video_numbers(dataset: PackedDataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] equal for clips of the same video, 0 to the number of videos - 1."""
+    names = [_START.sub("", dataset.sources[row]) for row in rows]
+    return np.asarray(np.unique(names, return_inverse=True)[1])
+
+
+def _read(dataset: PackedDataset, rows: NDArray[np.int64]) -> tuple[Array, Array]:
+    """[n, T, P] small pictures and [n, T] ln loudness, each without its mean over time."""
+    pictures, loudness = [], []
+    for start in range(0, len(rows), _BATCH):
+        batch = dataset.batch(torch.from_numpy(rows[start : start + _BATCH]))
+        small = adaptive_avg_pool2d(batch.video.to(torch.float32), _POOLED).flatten(2)
+        power = batch.audio.double().unflatten(1, (-1, SAMPLES_PER_FRAME)).square().mean(2)
+        pictures.append((small - small.mean(1, keepdim=True)).double().numpy())
+        loud = (power.sqrt() + _FLOOR).log()
+        loudness.append((loud - loud.mean(1, keepdim=True)).numpy())
+    return np.concatenate(pictures), np.concatenate(loudness)
+
+
+def _read_out(x: Array, y: Array) -> Array:
+    """[P, L] ridge regression of each lag's loudness on the pictures."""
+    flat = x.reshape(-1, x.shape[-1])
+    centred = flat - flat.mean(0)
+    gram = centred.T @ centred
+    gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram) + 1e-9
+    return np.asarray(np.linalg.solve(gram, centred.T @ y.reshape(len(y), -1).T))
+
+
+def _correlation(one: Array, other: Array) -> float:
+    """Of two arrays of clips, each clip without its mean."""
+    one, other = one - one.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True)
+    norm = np.sqrt((one**2).sum() * (other**2).sum())
+    return float((one * other).sum() / norm) if norm > 0 else 0.0
+
+
+def _each_video(predicted: Array, y: Array, videos: NDArray[np.int64], lags: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The lag at which each video's loudness follows what the read-out of the best lag sees."""
+    scores = np.array(
+        [[_correlation(predicted[videos == v], y[n, videos == v]) for n in range(len(lags))] for v in np.unique(videos)]
+    )
+    return np.asarray(lags[scores.argmax(1)])
+
+
+def _vertex(values: Array, best: int) -> float:
+    """Where between its neighbours the peak lies, -0.5 to 0.5."""
+    if not 0 < best < len(values) - 1:
+        return 0.0
+    before, peak, after = values[best - 1 : best + 2]
+    curve = before - 2 * peak + after
+    return float(np.clip((before - after) / (2 * curve), -0.5, 0.5)) if curve < 0 else 0.0

@@ -1,4 +1,4 @@
-"""Temporal back-ends: what turns frame features [N, T, D] into one vector or into words."""
+"""Heads: what turns frame features [N, T, D] into words."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from avppc.evaluate.config import HEADS, HeadName
-
-
-class ElementPool(nn.Module):
-    """Embedding of one element: the last state of a GRU over its frames, mapped to the embedding width.
-
-    [N, T, features] -> [N, dim].
-    """
-
-    def __init__(self, features: int, dim: int, hidden: int = 128) -> None:
-        super().__init__()
-        self.gru = nn.GRU(features, hidden, batch_first=True)
-        self.project = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        states, _ = self.gru(x)
-        return self.project(states[:, -1])
 
 
 class GRUHead(nn.Module):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from avppc.clip import CLIP_FRAMES
 from avppc.data.augment import augment_video, crop_video
-from avppc.data.config_augment import AugmentConfig
+from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, HeldOutSplit
-from avppc.files_tensor_files import map_tensors, write_tensors
+from avppc.files import map_tensors, write_tensors
 from avppc.models.video import VideoEncoder
 from avppc.train.hardware import autocast
 

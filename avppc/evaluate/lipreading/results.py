@@ -1,18 +1,23 @@
-"""Rows of the lip-reading table: as JSON beside the run, and printed."""
+"""Rows of the lip-reading table, as JSON beside the run and printed; and which words are mistaken for which.
+
+Their intervals cover both the choice of labelled clips and the choice of test clips.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from avppc.checks import check_choice, check_integer, check_number, check_types
 from avppc.printing import Console
-from avppc.settings import config_from_dict
-from avppc.settings_checked_json import read_checked_json, write_checked_json
+from avppc.settings import config_from_dict, read_checked_json, write_checked_json
 
 TITLES = {
     "random": "random encoder, frozen",
@@ -23,6 +28,9 @@ TITLES = {
 }
 SHORT_TASKS = {"av-permutative": "AV-PPC", "visual-permutative": "visual PPC"}
 """What titles call the proxy tasks, if not by their name."""
+
+# Student's t, two-sided 95%, by degrees of freedom 1 to 10
+_STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -169,3 +177,94 @@ def print_table(results: Sequence[RowResult]) -> None:
         table.add_row(title_of(result), result.chosen["head"], rate, str(len(result.draws)))
     table.caption = f"Chance is {100 * first.chance:.1f} %. ±: 95% interval over label draws and test clips."
     Console(width=100).print(table)
+
+
+@dataclass(frozen=True)
+class ConfusedPair:
+    """Two words, and how often each is mistaken for the other."""
+
+    first: str
+    second: str
+    first_as_second: float
+    """Share of the clips of `first` that were read as `second`, 0 to 1."""
+    second_as_first: float
+
+
+def confusion_rates(
+    counts: Sequence[Sequence[int]],  # [words spoken, words chosen]
+) -> NDArray[np.float64]:
+    """[words, words]: each row has the shares of a spoken word's clips; zeros for a word without clips."""
+    table = np.asarray(counts, np.float64)
+    if table.ndim != 2 or table.shape[0] != table.shape[1]:
+        raise ValueError(f"confusion must be a square table, got shape {table.shape}")
+    totals = table.sum(1, keepdims=True)
+    return np.divide(table, totals, out=np.zeros_like(table), where=totals > 0)
+
+
+def most_confused(rates: NDArray[np.float64], words: Sequence[str], count: int) -> list[ConfusedPair]:
+    """The pairs most often mistaken for each other, both directions added; pairs never confused are left out."""
+    mutual = np.triu(rates + rates.T, 1)
+    ranked = np.argsort(-mutual, axis=None, kind="stable")[:count]
+    pairs = (divmod(int(place), len(words)) for place in ranked if mutual.flat[place] > 0)
+    return [ConfusedPair(words[a], words[b], float(rates[a, b]), float(rates[b, a])) for a, b in pairs]
+
+
+def order_by_confusion(rates: NDArray[np.float64]) -> list[int]:
+    """An order of the words in which those that are mistaken for each other stand side by side.
+
+    Average-linkage clustering on the mutual rates; a merged group is laid out so that its two closest ends meet. Groups
+    that are never confused keep the given order.
+    """
+    ends = rates + rates.T
+    links = ends.copy()
+    np.fill_diagonal(links, -1.0)
+    groups: list[list[int]] = [[word] for word in range(len(rates))]
+    for _ in range(len(groups) - 1):
+        first, second = divmod(int(links.argmax()), len(links))
+        if links[first, second] <= 0:
+            break
+        sizes = len(groups[first]), len(groups[second])
+        merged = (sizes[0] * links[first] + sizes[1] * links[second]) / sum(sizes)
+        merged[[first, second]] = -1.0
+        links[first], links[:, first] = merged, merged
+        links[second], links[:, second] = -1.0, -1.0  # below any rate: never the largest again
+        groups[first] = _join(groups[first], groups[second], ends)
+        groups[second] = []
+    return [word for group in groups for word in group]
+
+
+def _join(first: list[int], second: list[int], ends: NDArray[np.float64]) -> list[int]:
+    """The two groups one after the other, each possibly reversed, so that the closest ends meet."""
+    layouts = [(a, b) for a in (first, first[::-1]) for b in (second, second[::-1])]
+    head, tail = max(layouts, key=lambda layout: ends[layout[0][-1], layout[1][0]])
+    return head + tail
+
+
+def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float]:
+    """Mean of the draws' rates (0 to 1) and the half-width of its 95% interval.
+
+    Two independent parts are added in quadrature: Student's interval over the draws of the labelled clips (none for one
+    draw), and the binomial interval of the test clips, which all draws share.
+    """
+    if not rates or tested < 1:
+        raise ValueError(f"rates must hold at least one draw and tested be positive, got {len(rates)} and {tested}")
+    mean = sum(rates) / len(rates)
+    # Agresti and Coull's: two right and two wrong answers are added, so that 100% does not count as certain
+    centre = (mean * tested + 2.0) / (tested + 4.0)
+    half = 1.96 * math.sqrt(centre * (1.0 - centre) / (tested + 4.0))
+    return mean, limited(mean, math.hypot(half, student_interval(rates)) if len(rates) > 1 else half)
+
+
+def limited(rate: float, half: float) -> float:
+    """The half-width of a rate's interval, no larger than any other rate may lie away: few draws may give far more."""
+    return min(half, max(rate, 1.0 - rate))
+
+
+def student_interval(rates: Sequence[float]) -> float:
+    """Half-width of the 95% interval of the mean of two or more independent rates, by Student's distribution."""
+    if len(rates) < 2:
+        raise ValueError(f"rates must hold at least two, got {len(rates)}")
+    mean, freedom = sum(rates) / len(rates), len(rates) - 1
+    deviation = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / freedom)
+    student = _STUDENT_95[freedom - 1] if freedom <= len(_STUDENT_95) else 1.96 + 2.4 / freedom
+    return student * deviation / math.sqrt(len(rates))

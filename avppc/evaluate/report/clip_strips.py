@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME
-from avppc.data.packed.dataset import PackedDataset, PackedIndex, local_folder
-from avppc.models.config import CutConfig
+from avppc.data.packed.dataset import PackedDataset, local_folder
+from avppc.data.packed.index import PackedIndex
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.ops.log_mel.op import log_mel
+from avppc.tasks.config import CutConfig
 
 TILES = 15
 """Frames shown of a clip, at most."""

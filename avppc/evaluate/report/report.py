@@ -14,12 +14,18 @@ from markupsafe import Markup
 
 from avppc._version import __version__
 from avppc.data.packed.remote import remote_url
-from avppc.evaluate.config import ROWS, EvaluateConfig
-from avppc.evaluate.config_report import ReportConfig
-from avppc.evaluate.lipreading.results import RowResult, decisive, task_of, title_of
-from avppc.evaluate.lipreading.results_confusion import ConfusedPair, confusion_rates, most_confused, order_by_confusion
-from avppc.evaluate.pages import page_environment
-from avppc.evaluate.pages_commands import changed_settings, command_line
+from avppc.evaluate.config import ROWS, EvaluateConfig, ReportConfig
+from avppc.evaluate.lipreading.results import (
+    ConfusedPair,
+    RowResult,
+    confusion_rates,
+    decisive,
+    most_confused,
+    order_by_confusion,
+    task_of,
+    title_of,
+)
+from avppc.evaluate.pages import changed_settings, command_line, page_environment
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
 from avppc.evaluate.report import plots
 from avppc.evaluate.report.clip_strips import ClipSheet, make_clip_sheet

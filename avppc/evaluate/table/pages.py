@@ -8,13 +8,11 @@ import io
 from markupsafe import Markup
 
 from avppc._version import __version__
-from avppc.evaluate.config_table import TableConfig
-from avppc.evaluate.pages import page_environment
-from avppc.evaluate.pages_commands import changed_settings, command_line
+from avppc.evaluate.config import TableConfig
+from avppc.evaluate.pages import changed_settings, command_line, page_environment
 from avppc.evaluate.report import plots
 from avppc.evaluate.report.report import HEADS, duration
-from avppc.evaluate.table.results import Figure, Table
-from avppc.evaluate.table.results_published import PUBLISHED, SOURCE
+from avppc.evaluate.table.results import PUBLISHED, SOURCE, Figure, Table
 from avppc.files import write_atomically
 
 TEMPLATE = "table/table.html.jinja"

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from avppc.evaluate.config import HeadName, RowName
-from avppc.evaluate.config_table import TableConfig
+from avppc.evaluate.config import HeadName, RowName, TableConfig
 from avppc.settings import config_from_dict, config_to_dict
 from avppc.tasks.registry import TASKS
 from avppc.train.config import PretrainConfig

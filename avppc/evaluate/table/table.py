@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from avppc.data.packed.dataset import PackedDataset, check_data_apart, split_sha256
-from avppc.evaluate.config import EvaluateConfig
-from avppc.evaluate.config_table import TableConfig
+from avppc.evaluate.config import EvaluateConfig, TableConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS
 from avppc.evaluate.lipreading.evaluate import evaluate, settings_of
-from avppc.evaluate.lipreading.fits_labels import check_words
+from avppc.evaluate.lipreading.fits import check_words
 from avppc.evaluate.lipreading.results import read_row
 from avppc.evaluate.table.pages import to_markdown, write_pages
 from avppc.evaluate.table.plan import Cell, Entry, cells_of, entries_of
@@ -21,8 +20,7 @@ from avppc.files import check_vacant, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
 from avppc.printing import Console
-from avppc.settings import config_to_dict
-from avppc.settings_checked_json import write_checked_json
+from avppc.settings import config_to_dict, write_checked_json
 from avppc.tasks.registry import make_task
 from avppc.train.config import PretrainConfig
 from avppc.train.loop import pretrain

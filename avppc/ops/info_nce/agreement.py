@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from avppc.checks_tensors import FLOAT_DTYPES, dtype_name
+from avppc.checks import FLOAT_DTYPES, dtype_name
 from avppc.ops.info_nce.problem import Problem
 
 GATHERS = ("none", "all", "ring")

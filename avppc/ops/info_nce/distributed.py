@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from avppc.checks_tensors import without_autocast
+from avppc.checks import without_autocast
 from avppc.ops.derivatives import plain_torch_alone, refuse_second_derivative
 from avppc.ops.info_nce.agreement import check_agreement, has_others
 from avppc.ops.info_nce.op import InfoNCEStats, pick_backend, reduce_rows, solve

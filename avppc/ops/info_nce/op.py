@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avppc.checks import check_bool, check_choice
-from avppc.checks_tensors import is_autocast_on, without_autocast
+from avppc.checks import check_bool, check_choice, is_autocast_on, without_autocast
 from avppc.ops import _library
 from avppc.ops.constant_tensors import constant
 from avppc.ops.derivatives import plain_torch_alone

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avppc.checks import check_bool
-from avppc.checks_tensors import FLOAT_DTYPES, INTEGER_DTYPES, check_tensor, dtype_name
+from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name
 from avppc.ops.constant_tensors import constant
 
 NO_POSITIVE = -1

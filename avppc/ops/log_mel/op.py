@@ -8,8 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from avppc.checks import check_choice
-from avppc.checks_tensors import check_tensor, without_autocast
+from avppc.checks import check_choice, check_tensor, without_autocast
 from avppc.ops import _library
 from avppc.ops.constant_tensors import is_plain
 from avppc.ops.derivatives import derivative_of
@@ -27,7 +26,7 @@ def log_mel(
     lengths: Tensor | None = None,  # [...]
     backend: str = "auto",
 ) -> Tensor:  # [..., F, features]
-    """Log-mel features [..., F, features] of each waveform, as `avppc.ops.reference.log_mel_reference` defines them.
+    """Log-mel features [..., F, features] of each waveform, as `log_mel_reference` defines them.
 
     There is no gradient, and a waveform that requires one is refused (the reference is differentiable). Under
     derivatives by torch.func and in forward mode "auto" is the reference, with its derivatives. Warns of mel bands that
@@ -108,7 +107,7 @@ def _check_gradient(waveform: Tensor, derivative: str | None) -> None:
     if derivative is None and waveform.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "waveform must not require a gradient: log_mel has none; "
-            "detach it or use avppc.ops.reference.log_mel_reference"
+            "detach it or use avppc.ops.log_mel.reference.log_mel_reference"
         )
 
 

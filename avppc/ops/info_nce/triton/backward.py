@@ -17,10 +17,8 @@ from torch import Tensor
 from avppc.ops.info_nce.problem import Problem
 from avppc.ops.info_nce.triton import kernels_backward as kernels
 from avppc.ops.info_nce.triton import tiles
-from avppc.ops.info_nce.triton.forward import Setting, divide_up, multiply_terms, on, options_of, queries_of
-from avppc.ops.info_nce.triton.forward_info_nce_triton_plan import Plan
-from avppc.ops.info_nce.triton.tiles import Tile
-from avppc.ops.info_nce.triton.tiles_info_nce_triton_tune import with_best_tile, with_best_way
+from avppc.ops.info_nce.triton.forward import Plan, Setting, divide_up, multiply_terms, on, options_of, queries_of
+from avppc.ops.info_nce.triton.tiles import Tile, with_best_tile, with_best_way
 
 GROUP = 8
 """Row tiles that walk the columns together; their queries and the columns' targets share the second-level cache."""

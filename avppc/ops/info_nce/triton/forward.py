@@ -1,24 +1,27 @@
 """Launches the Triton kernels of the bilinear InfoNCE's forward: projection, statistics, losses.
 
 Nothing here waits for the device, so that CUDA graphs can capture it. Tensors are ordered by task, queries by slot (see
-kernels_forward.py).
+kernels_forward.py). Which sub-task uses what is in tables on the device that are kept for each list of pairs: a step
+copies nothing.
 """
 
 from __future__ import annotations
 
+import collections
+import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.problem import NO_POSITIVE, Problem
 from avppc.ops.info_nce.triton import kernels_forward as kernels
 from avppc.ops.info_nce.triton import tiles
-from avppc.ops.info_nce.triton.forward_info_nce_triton_plan import Plan, Terms, plan_of
-from avppc.ops.info_nce.triton.tiles import Place, Tile
-from avppc.ops.info_nce.triton.tiles_info_nce_triton_tune import with_best_tile
+from avppc.ops.info_nce.triton.tiles import Place, Tile, with_best_tile
 
 _NOWHERE = -(1 << 30)
 """The offset of positives that are not among the columns here."""
@@ -251,4 +254,82 @@ def _combine(
         HAS_POSITIVE=setting.offset != _NOWHERE,
         IS_COLUMN=correct is None,
         BLOCK=FINISH_BLOCK,
+    )
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Sums of products for `info_nce_product_kernel`."""
+
+    starts: Tensor
+    """[outputs + 1] int32: the terms of output o are starts[o] to starts[o + 1] - 1"""
+    a: Tensor
+    """[terms] int32: the first factor of each"""
+    b: Tensor
+    """[terms] int32: the second factor of each"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """K sub-tasks in slots, sorted by target; tables are int32 on the device."""
+
+    slot_tasks: Tensor
+    """[K]"""
+    slot_targets: Tensor
+    """[K]"""
+    target_starts: Tensor
+    """[U + 1]: the slots of target u are target_starts[u] to target_starts[u + 1] - 1"""
+    target_slots: tuple[tuple[int, int], ...]
+    """U ranges: target_starts on the host"""
+    slot_contexts: tuple[int, ...]
+    """K: the context of each slot, on the host"""
+    queries: Terms
+    """For each slot: its context, times its sub-task's weights transposed"""
+    dcontexts: Terms
+    """For each context: the dq of its slots, times their sub-tasks' weights"""
+    dweights: Terms
+    """For each sub-task: the dq of its slot transposed, times its context"""
+
+
+def plan_of(problem: Problem) -> Plan:
+    """The plan of a checked problem; once kept it stays, since a CUDA graph may read its tables."""
+    flat: list[int] = problem.pairs.flatten().tolist()
+    arguments = tuple(flat), problem.contexts.shape[0], problem.targets.shape[0], problem.contexts.device
+    return constant("plan", arguments, lambda: _make_plan(*arguments), problem.contexts)
+
+
+def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch.device) -> Plan:
+    pairs = list(zip(flat[::2], flat[1::2], strict=True))
+    for context, target in pairs:
+        for name, index, count in (("context", context, contexts), ("target", target, targets)):
+            if not 0 <= index < count:
+                raise RuntimeError(f"pairs must hold {name} indices from 0 to {count - 1}, got {index}")
+    tasks = sorted(range(len(pairs)), key=lambda task: (pairs[task][1], task))
+    slots = {task: slot for slot, task in enumerate(tasks)}
+
+    def table(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    def terms(groups: list[list[tuple[int, int]]]) -> Terms:
+        """One list of (first factor, second factor) for each output."""
+        starts = [0]
+        for group in groups:
+            starts.append(starts[-1] + len(group))
+        flat_terms = [term for group in groups for term in group]
+        return Terms(table(starts), table([a for a, _ in flat_terms]), table([b for _, b in flat_terms]))
+
+    counts = collections.Counter(target for _, target in pairs)
+    target_starts = list(itertools.accumulate((counts[target] for target in range(targets)), initial=0))
+    of_context: list[list[tuple[int, int]]] = [[] for _ in range(contexts)]
+    for k in tasks:
+        of_context[pairs[k][0]].append((slots[k], k))
+    return Plan(
+        slot_tasks=table(tasks),
+        slot_targets=table([pairs[task][1] for task in tasks]),
+        target_starts=table(target_starts),
+        target_slots=tuple(itertools.pairwise(target_starts)),
+        slot_contexts=tuple(pairs[task][0] for task in tasks),
+        queries=terms([[(pairs[task][0], task)] for task in tasks]),
+        dcontexts=terms(of_context),
+        dweights=terms([[(slots[k], pair[0])] for k, pair in enumerate(pairs)]),
     )

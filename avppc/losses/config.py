@@ -1,0 +1,63 @@
+"""Settings of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from avppc.checks import check_choice, check_integer, check_number, check_types
+
+WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-norm"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss: embeddings, their fusion and the weights of the 42 sub-tasks."""
+
+    dim: int = 128
+    """Width of the embeddings that are scored."""
+    fusion: Literal["mlp", "sum", "concat-linear"] = "mlp"
+    """How two elements become one embedding."""
+    normalize: Literal["layer_norm", "none"] = "layer_norm"
+    """What is done to the embeddings before they are scored; the method as published does nothing."""
+    learn_scale: bool = True
+    """Learns one factor for all logits."""
+    between_weight: float = 1.0
+    """Weight of the sub-tasks that predict sound from picture alone or picture from sound alone."""
+    other_weight: float = 0.1
+    """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
+    weighting: WeightingName = "modality"
+    """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
+    each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": sub-tasks pull in proportion to their
+    loss, raised to gradient_norm_power."""
+    group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    """Total weights of the groups 1to1, 1to2, 2to1 and 2to2 under weighting="group"."""
+    gradient_norm_power: float = 1.0
+    """The power to which losses are raised under "gradient-norm"; 0: all sub-tasks pull alike."""
+    chunks: Literal[2, 4] = 2
+    """Parts into which the task "visual-permutative" cuts a clip: past and future, or four chunks, of which every one
+    or two predict every other one or two."""
+    negatives: Literal["clips", "same-clip"] = "clips"
+    """What a target is told from: the targets of other clips, or also targets with past and future swapped."""
+    leave_out: Literal["none", "clip", "word"] = "none"
+    """Clips that are not used as negatives: other appearances of the same clip, or (an oracle: it needs labels) all
+    clips of the same word."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_integer("dim", self.dim, 2)
+        check_choice("fusion", self.fusion, ("mlp", "sum", "concat-linear"))
+        check_choice("normalize", self.normalize, ("layer_norm", "none"))
+        check_number("between_weight", self.between_weight, 0)
+        check_number("other_weight", self.other_weight, 0)
+        check_choice("weighting", self.weighting, get_args(WeightingName))
+        if not isinstance(self.group_weights, tuple) or len(self.group_weights) != 4:
+            raise ValueError(f"group_weights must be four numbers, got {self.group_weights!r}")
+        for weight in self.group_weights:
+            check_number("group_weights", weight, 0)
+        check_number("gradient_norm_power", self.gradient_norm_power, 0, 4)
+        check_choice("chunks", self.chunks, (2, 4))
+        check_choice("negatives", self.negatives, ("clips", "same-clip"))
+        check_choice("leave_out", self.leave_out, ("none", "clip", "word"))
+        if self.between_weight == self.other_weight == 0:
+            raise ValueError("between_weight and other_weight must not both be 0")
