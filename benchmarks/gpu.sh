@@ -29,8 +29,9 @@ tests() {
   local beside=()
   # Most of the time goes into compiling kernels, which several processes do at once where they can.
   "$PYTHON" -c "import xdist" 2>/dev/null && beside=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
-  "$PYTHON" -m pytest -q "${beside[@]}" tests/ops/test_info_nce_triton_gpu.py tests/ops/test_log_mel_cuda.py tests/data/test_clip_loader.py \
-    tests/data/test_dali.py tests/data/test_nvdec.py tests/data/test_variations.py tests/ops/test_clips.py
+  "$PYTHON" -m pytest -q "${beside[@]}" tests/ops/info_nce/triton/test_info_nce_triton_gpu.py \
+    tests/ops/log_mel/test_log_mel_cuda.py tests/data/packed/test_clip_loader.py \
+    tests/data/on_the_fly/test_dali.py tests/data/on_the_fly/test_nvdec.py tests/data/test_variations.py tests/ops/test_clips.py
 }
 
 sanitizer() {
@@ -40,8 +41,8 @@ sanitizer() {
     echo "compute-sanitizer is not on this machine: install the CUDA toolkit" >&2
     return 1
   fi
-  "$tool" --tool memcheck --error-exitcode 1 "$PYTHON" -m pytest -q tests/ops/test_log_mel_cuda.py -k "hard_signals or limited" \
-    && "$tool" --tool racecheck --error-exitcode 1 "$PYTHON" -m pytest -q tests/ops/test_log_mel_cuda.py -k limited
+  "$tool" --tool memcheck --error-exitcode 1 "$PYTHON" -m pytest -q tests/ops/log_mel/test_log_mel_cuda.py -k "hard_signals or limited" \
+    && "$tool" --tool racecheck --error-exitcode 1 "$PYTHON" -m pytest -q tests/ops/log_mel/test_log_mel_cuda.py -k limited
 }
 
 # benchmark NAME ...: pytest's arguments; the results go to NAME.json

@@ -30,7 +30,7 @@ from avppc.data.packed.shard import ClipShape, ShardWriter
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data"))  # the tests' videos serve here too
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "data" / "video"))  # the tests' videos serve here too
 from loader_baselines import bare_decode, dali_loader, decoders
 from make_videos import write_video
 from timing import take_turns

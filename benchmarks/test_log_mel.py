@@ -34,7 +34,7 @@ from timing import take_turns
 from avppc import LogMelConfig, log_mel
 from avppc.ops.log_mel.reference import mel_filter_bank_reference
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ops"))  # the tests' sounds serve here too
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ops" / "log_mel"))  # the tests' sounds serve here too
 from make_audio import speech_like
 
 BYTES_OF_A_FRAME = 160 * 4 + 80 * 4

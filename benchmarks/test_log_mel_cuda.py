@@ -22,7 +22,7 @@ from torch import Tensor
 
 from avppc import log_mel
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ops"))  # the tests' sounds serve here too
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "ops" / "log_mel"))  # the tests' sounds serve here too
 from make_audio import speech_like
 
 MISSING = None if torch.cuda.is_available() else "no CUDA device is available to torch"

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 # Helper modules of one part (such as train/tiny_runs.py) serve the tests of others.
-for folder in ("data", "evaluate", "tasks", "train"):
+for folder in (
+    "data/packed",
+    "data/prepare",
+    "data/video",
+    "evaluate/report",
+    "ops/info_nce",
+    "ops/info_nce/triton",
+    "ops/log_mel",
+    "tasks",
+    "train",
+):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(_TESTS / folder) for folder in ("data", "train")]
+sys.path[:0] = [str(_TESTS / folder) for folder in ("data/video", "train")]
 
 from make_videos import write_lrw_tree  # noqa: E402 - after the path
 from tiny_runs import write_tiny_set  # noqa: E402 - after the path

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-for place in (Path(__file__).parent, Path(__file__).parents[1] / "data", Path(__file__).parents[2]):
+TESTS = Path(__file__).parents[1]
+for place in (TESTS / "fuzz", TESTS, TESTS / "data" / "packed", TESTS / "data" / "video", TESTS.parent):
     sys.path.insert(0, str(place))
 
 MOST_SECONDS = 10

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_sync import write_talking
+from test_check_sync import write_talking
 from tiny_runs import tiny_config, write_tiny_set
 
 from avppc.cli import main

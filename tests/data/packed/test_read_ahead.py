@@ -9,7 +9,6 @@ import pytest
 import torch
 from packed_sets import write_packed
 
-from avppc.data.packed import dataset as dataset_read_ahead
 from avppc.data.packed import dataset as packed_module
 from avppc.data.packed.dataset import BufferPool, PackedDataset, ReadAhead, blocks_read
 from avppc.data.packed.shard import Shard
@@ -32,7 +31,7 @@ class TestReadAhead:
         assert not ahead.wanted
 
     def test_always_where_the_system_does_not_tell(self, monkeypatch):
-        monkeypatch.setattr(dataset_read_ahead, "_resource", None)
+        monkeypatch.setattr(packed_module, "_resource", None)
         assert blocks_read() is None
         ahead = ReadAhead()
         for _ in range(100):

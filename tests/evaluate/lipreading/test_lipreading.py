@@ -176,7 +176,7 @@ def test_a_row_that_does_not_tell_its_data_is_read_for_pages_alone(
     assert read_rows(tmp_path / "results") == [row]
     lipreading.evaluate(config)
     assert computed == ["frozen"]
-    committed = Path(__file__).parents[2] / "results" / "demo" / "frozen-10.json"
+    committed = Path(__file__).parents[3] / "results" / "demo" / "frozen-10.json"
     (tmp_path / "old" / "evaluation").mkdir(parents=True)
     shutil.copy(committed, tmp_path / "old" / "evaluation")
     assert read_rows(tmp_path / "old")[0].row == "frozen"

@@ -1,6 +1,6 @@
 """The CUDA kernels of log_mel without a GPU: their blocks run on the host and are compared with the definition.
 
-tests/ops/test_log_mel_cuda.py runs the kernels themselves where there is a GPU.
+tests/ops/log_mel/test_log_mel_cuda.py runs the kernels themselves where there is a GPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from avppc import LogMelConfig
 from avppc.ops.log_mel.reference import log_mel_reference
 
-SOURCES = Path(__file__).parents[2] / "csrc"
+SOURCES = Path(__file__).parents[3] / "csrc"
 A100_SHARED_BYTES = 163 * 1024  # the least of the architectures that are built for
 
 Blocks = Callable[..., tuple[Tensor, int]]
