@@ -13,21 +13,15 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
-from torch import Tensor
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}", re.DOTALL)
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _in_use: set[str] = set()
 """Temporary names of this process, to tell them from those of a process that ended and had the same number."""
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # not on Windows
-
-_NUMBER = re.compile(r"\(os error (\d+)\)|in read-only mode: .*\((\d+)\)")  # safetensors' words, and torch's
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -324,48 +318,3 @@ def name_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
         if named is None:
             raise
         raise OSError(error.errno, error.strerror, str(named)) from error
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors, contiguous and on the CPU; OSError where the disk is full or fails."""
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        raise _system_error(error, path) from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file.
-
-    Raises:
-        ValueError: it is not a whole safetensors file.
-        OSError: it cannot be read.
-    """
-    try:
-        return load(read_bytes(path))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def map_tensors(path: Path) -> dict[str, Tensor]:
-    """As read_tensors, for a large file that several processes read: it is in memory once. A file that is cut short
-    while it is in use ends the process."""
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:  # so says the library of whatever keeps it from opening the file
-        if path.exists():
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
-        raise
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    except RuntimeError as error:
-        raise _system_error(error, path) from error
-
-
-def _system_error(error: Exception, path: Path) -> OSError:
-    """What the system said, with the file's name."""
-    found = _NUMBER.search(str(error))
-    if found is None:
-        return OSError(f"{path}: {error}")
-    number = int(found[1] or found[2])
-    return OSError(number, os.strerror(number), str(path))

@@ -17,6 +17,7 @@ ROOMS = [
     "_version",
     "checks",
     "files",
+    "tensor_files",
     "settings",
     "clip",
     "draws",

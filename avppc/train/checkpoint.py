@@ -20,16 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from avppc.files import (
-    read_tensors,
     remove_files,
     remove_leftovers,
     sha256_of,
     sync_directory,
     sync_file,
     temporary_place,
-    write_tensors,
 )
 from avppc.settings import is_version, read_checked_json, write_checked_json
+from avppc.tensor_files import read_tensors, write_tensors
 
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"

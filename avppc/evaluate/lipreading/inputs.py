@@ -15,8 +15,8 @@ from avppc.data.augment import augment_video, crop_video
 from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, HeldOutSplit
-from avppc.files import map_tensors, write_tensors
 from avppc.models.video import VideoEncoder
+from avppc.tensor_files import map_tensors, write_tensors
 from avppc.train.hardware import autocast
 
 BATCH = 64
