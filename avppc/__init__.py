@@ -1,12 +1,13 @@
-"""Audio-visual permutative predictive coding: a visual speech encoder from unlabeled talking-face video.
+"""Audio-visual permutative predictive coding: a visual speech encoder from unlabelled talking-face video.
 
-The loss, the features and the encoders need torch alone; the commands (`avppc --help`) need the package's other
-dependencies.
+Importing it, the losses, the audio features and the encoders need torch alone; the commands (`avppc --help`) and
+`make_video_loader` need the package's other dependencies.
 """
 
 from avppc._version import __version__
 from avppc.clip import Clip, ClipBatch
 from avppc.data.augment import crop_video
+from avppc.data.on_the_fly.loader import make_video_loader
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.losses.permutative_info_nce import SUBTASKS, PermutativeInfoNCE, SubTask
 from avppc.models.config import EncoderConfig
@@ -33,5 +34,6 @@ __all__ = [
     "crop_video",
     "load_encoder",
     "log_mel",
+    "make_video_loader",
     "save_encoder",
 ]

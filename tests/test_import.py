@@ -52,3 +52,20 @@ print(sorted(new - set(sys.stdlib_module_names) - {"avppc", "torch"}), "torch._d
     result = run_hidden(code, [])
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[] False"
+
+
+def test_star_import_needs_torch_alone_and_decoding_names_what_it_lacks() -> None:
+    code = """
+from avppc import *
+import avppc
+print(all(name in globals() for name in avppc.__all__), "av" in sys.modules)
+try:
+    make_video_loader([], None, "cpu")
+except ImportError as error:
+    print(error.name)
+"""
+    result = run_hidden(code, HIDDEN)
+    assert result.returncode == 0, result.stderr
+    complete, decoder, lacking = result.stdout.split()
+    assert (complete, decoder) == ("True", "False")
+    assert lacking in HIDDEN

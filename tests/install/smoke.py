@@ -25,9 +25,8 @@ import torch
 import torch.nn.functional as F
 
 import avppc
+from avppc import crop_video, save_encoder
 from avppc.cli import COMMANDS
-from avppc.data.augment import crop_video
-from avppc.models.encoder_file import save_encoder
 
 PLACE = Path(avppc.__file__).parent
 DATA_FILES = (

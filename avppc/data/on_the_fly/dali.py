@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ from torch import Tensor
 from avppc.checks import check_integer
 from avppc.clip import CLIP_FRAMES, ClipBatch
 from avppc.data.on_the_fly.nvdec import nvdec_problem
-from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, as_batch
-from avppc.data.packed.loader import ClipLoader
+from avppc.data.on_the_fly.videos import VideoClip, as_batch
 from avppc.data.packed.sampler import EpochSampler
 from avppc.data.prepare.worker import kind_of
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.crop import LUMA_WEIGHTS, SHOWN_OTHERWISE, Crop
-from avppc.data.video.inspect import VideoFacts, probe
+from avppc.data.video.inspect import VideoFacts
 from avppc.data.video.picked import SoundAndFrames, read_sound_and_frames
 from avppc.data.video.pictures import HIDDEN_FRAMES
 from avppc.data.video.reader import SEVERAL_VIDEOS
@@ -40,7 +38,6 @@ from avppc.files import read_bytes
 _CPU_CODECS = ("vp8", "vp9", "mjpeg")  # those that DALI decodes without a GPU
 # Kinds of notes on what PyAV's way does to pictures and DALI's does not. DALI chooses the video stream itself.
 _PYAV_ONLY = (*SHOWN_OTHERWISE, HIDDEN_FRAMES, SEVERAL_VIDEOS)
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,31 +87,6 @@ def load_dali() -> Any:
         needed = "decoding with DALI needs nvidia-dali-cuda130: pip install 'avppc[dali]'"
         raise ImportError(f"{needed} ({error})") from error
     return dali
-
-
-def make_video_loader(
-    clips: Sequence[VideoClip], sampler: EpochSampler, device: torch.device | str, **options: Any
-) -> ClipLoader | DaliLoader:
-    """A loader of clips that are still in their videos, with the best decoder for the first of them; logs the choice.
-
-    Args:
-        clips: at least one; the decoder is chosen by the first one's video, so all should be coded alike.
-        sampler: the order of the clips; its num_clips is their number.
-        device: where the batches are wanted; DALI decodes there.
-        options: num_frames and crop.
-
-    Raises:
-        ValueError: there are no clips, or the sampler orders another number of them.
-        DecodeError: the first clip's video cannot be read.
-    """
-    if not clips:
-        raise ValueError("clips must hold at least one clip, got none")
-    device = torch.device(device)
-    choice = choose_backend(probe(clips[0].path), device)
-    _log.info("decoding with %s%s", choice.backend, f" ({choice.reason})" if choice.reason else "")
-    if choice.backend == "dali":
-        return DaliLoader(clips, sampler, device_id=(device.index or 0) if device.type == "cuda" else None, **options)
-    return ClipLoader(VideoDataset(clips, **options), sampler, device=device)  # type: ignore[arg-type]  # the same batch() and len
 
 
 class ClipSource:

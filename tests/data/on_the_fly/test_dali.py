@@ -13,6 +13,7 @@ import pytest
 import torch
 from make_videos import click_seconds, copy_cut, flash_frame, join_tracks, set_matrix, write_video
 
+from avppc import make_video_loader
 from avppc.data.manifest import scan
 from avppc.data.on_the_fly import dali
 from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, first_clips
@@ -212,14 +213,14 @@ class TestChoice:
 
         monkeypatch.setattr(dali, "load_dali", gone)
         with caplog.at_level(logging.INFO, "avppc"):
-            loader = dali.make_video_loader(clips, EpochSampler(7, 3, seed=0), "cpu", crop=Crop("centre"))
+            loader = make_video_loader(clips, EpochSampler(7, 3, seed=0), "cpu", crop=Crop("centre"))
         assert "decoding with pyav (not DALI: it is not there)" in caplog.text
         with loader:
             assert next(loader).video.shape == (3, 29, 96, 96)
 
     def test_no_clips(self):
         with pytest.raises(ValueError, match="clips must hold at least one clip, got none"):
-            dali.make_video_loader([], EpochSampler(1, 1, seed=0), "cpu")
+            make_video_loader([], EpochSampler(1, 1, seed=0), "cpu")
 
 
 class TestLoader:
