@@ -1,22 +1,30 @@
-"""mkdocs hook: figures of `benchmarks/results` in the pages, from where they lie, so that links hold on GitHub too."""
+"""mkdocs hook: figures and tables of results in the pages, from where they lie, so that the links hold on GitHub, too."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+ROOT = Path(__file__).parents[1]
 RESULTS = "benchmarks/results"
+SHOWN = (f"{RESULTS}/*/*.png", "results/*/table.html")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds every figure to the site, under the path that it has in the repository."""
-    root = Path(config.config_file_path).parent
-    for figure in sorted((root / RESULTS).glob("*/*.png")):
-        path = str(figure.relative_to(root))
-        files.append(File.generated(config, path, abs_src_path=str(figure)))
+    """Adds every figure and table to the site, under the path that it has in the repository."""
+    for pattern in SHOWN:
+        for shown in sorted(ROOT.glob(pattern)):
+            files.append(File.generated(config, shown.relative_to(ROOT).as_posix(), abs_src_path=str(shown)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to a figure as the site has it: beside the pages, not beside their folder."""
-    return markdown.replace(f"](../{RESULTS}/", f"]({RESULTS}/")
+    """Links as the site has them: figures beside the pages; for a folder of results its table, or no link without one."""
+    markdown = markdown.replace(f"](../{RESULTS}/", f"]({RESULTS}/")
+    return re.sub(r"\[([^]]*)\]\(\.\./(results/[\w-]+)\)", _to_table, markdown)
+
+
+def _to_table(link: re.Match[str]) -> str:
+    table = f"{link[2]}/table.html"
+    return f"[{link[1]}]({table})" if (ROOT / table).exists() else link[1]

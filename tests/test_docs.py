@@ -5,6 +5,8 @@ A comment `<!-- setup ... -->` in a page holds Python that runs but is not shown
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 import shlex
 from collections.abc import Iterator
@@ -29,11 +31,13 @@ _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
 
-def python_of(page: Path) -> str:
-    """The page's Python, each line at its own number, so that an error names it."""
+def python_of(page: Path, *, shown_alone: bool = False) -> str:
+    """The page's Python, or what is shown of it, each line at its own number, so that an error names it."""
     text = page.read_text(encoding="utf-8")
     lines = [""] * text.count("\n")
     for match in _BLOCK.finditer(text):
+        if shown_alone and match[1] is None:
+            continue
         code = match[1] if match[1] is not None else match[2]
         first = text[: match.start()].count("\n") + 1
         lines[first : first + code.count("\n")] = code.splitlines()
@@ -69,6 +73,26 @@ def test_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     exec(code, {"__name__": "__main__"})
 
 
+def undefined_names(code: str) -> set[str]:
+    """Names that the code reads and defines nowhere."""
+    read, defined = set(), set(dir(builtins))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else defined).add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+    return read - defined
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_of_the_page_is_understood_without_what_is_hidden(page: Path) -> None:
+    assert undefined_names(python_of(page, shown_alone=True)) == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_of_the_page_are_understood(page: Path) -> None:
     for name, *flags in commands_of(page):
@@ -89,6 +113,9 @@ def test_the_pages_hold_what_is_tested() -> None:
     """The patterns above find what a reader sees."""
     readme = ROOT / "README.md"
     assert "bilinear_info_nce(contexts, targets, weights, pairs)" in python_of(readme)
+    first = next(match for match in _BLOCK.finditer(readme.read_text(encoding="utf-8")) if match[1])
+    assert "PermutativeInfoNCE(dim=128)(" in first[1] and first.start() < 1000  # on the first screen
+    assert undefined_names("import a\nb = a + c\ndef d(e): return e, len(f)") == {"c", "f"}
     assert {"prepare", "pretrain", "evaluate"} <= {name for name, *_ in commands_of(readme)}
     assert [name for name, *_ in commands_of(ROOT / "docs" / "scaling.md")].count("pretrain") >= 2  # under torchrun
     assert "where-is-the-mouth" in anchors_of(ROOT / "docs" / "your-data.md")
