@@ -1,4 +1,4 @@
-"""mkdocs hook: figures and tables of results in the pages, from where they lie, so that the links hold on GitHub, too."""
+"""mkdocs hook: figures and tables of results in the pages, from where they lie: the links hold on GitHub, too."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links as the site has them: figures beside the pages; for a folder of results its table, or no link without one."""
+    """Links as the site has them: figures beside the pages; of a folder of results its table, or no link."""
     markdown = markdown.replace(f"](../{RESULTS}/", f"]({RESULTS}/")
     return re.sub(r"\[([^]]*)\]\(\.\./(results/[\w-]+)\)", _to_table, markdown)
 

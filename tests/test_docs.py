@@ -114,7 +114,8 @@ def test_the_pages_hold_what_is_tested() -> None:
     readme = ROOT / "README.md"
     assert "bilinear_info_nce(contexts, targets, weights, pairs)" in python_of(readme)
     first = next(match for match in _BLOCK.finditer(readme.read_text(encoding="utf-8")) if match[1])
-    assert "PermutativeInfoNCE(dim=128)(" in first[1] and first.start() < 1000  # on the first screen
+    assert "PermutativeInfoNCE(dim=128)(" in first[1]
+    assert first.start() < 1000  # on the first screen
     assert undefined_names("import a\nb = a + c\ndef d(e): return e, len(f)") == {"c", "f"}
     assert {"prepare", "pretrain", "evaluate"} <= {name for name, *_ in commands_of(readme)}
     assert [name for name, *_ in commands_of(ROOT / "docs" / "scaling.md")].count("pretrain") >= 2  # under torchrun
