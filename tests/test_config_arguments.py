@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import avppc.config
 from avppc.settings import config_from_dict, config_to_dict
 
-CONFIGS = [getattr(avppc.config, name) for name in avppc.config.__all__]
+CONFIGS = [value for value in vars(avppc.config).values() if dataclasses.is_dataclass(value)]
 PATHS = ("data", "encoder", "out", "run", "source")
 
 

@@ -13,6 +13,8 @@ from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
 from avppc.ops.log_mel.config import PRESETS, Framing, LogMelConfig, Padding, Preset, Window
 from avppc.processes import count_cores
 
+__all__ = ["AugmentConfig", "FeaturesConfig", "IndexConfig", "PrepareConfig"]
+
 Layout = Literal["auto", "words", "tree"]
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
 TRACKED_CROPS = ("mesh", "cascade")

@@ -13,6 +13,8 @@ from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
 from avppc.train.config import Precision, PresetName
 
+__all__ = ["CheckSyncConfig", "EvaluateConfig", "ProbeConfig", "RecipeConfig", "ReportConfig", "TableConfig"]
+
 RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
 HeadName = Literal["gru", "tconv", "bins", "mstcn"]
 EvaluatePreset = Literal["few-labels", "lrw"]

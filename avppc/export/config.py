@@ -10,6 +10,8 @@ from avppc.checks import MAX_THREADS, check_choice, check_integer, check_types
 from avppc.clip import SPLITS, SplitName
 from avppc.train.config import Precision
 
+__all__ = ["EmbedConfig", "ExportConfig"]
+
 FormatName = Literal["safetensors", "torch-export", "onnx"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 EMBEDDING_SUFFIXES = (".npz", ".parquet")

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from avppc.checks import check_choice, check_integer, check_number, check_types
 
+__all__ = ["ObjectiveConfig"]
+
 WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-norm"]
 
 

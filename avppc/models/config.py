@@ -8,6 +8,8 @@ from typing import Literal
 from avppc.checks import check_choice, check_integer, check_types
 from avppc.clip import CROP_SIZE
 
+__all__ = ["EncoderConfig"]
+
 
 @dataclass(frozen=True)
 class EncoderConfig:

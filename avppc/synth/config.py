@@ -9,6 +9,8 @@ from typing import Literal
 from avppc.checks import MAX_SEED, check_choice, check_integer, check_types
 from avppc.processes import count_cores
 
+__all__ = ["SynthConfig"]
+
 # Sizes of the lists of words; here so that the settings can be checked without the generator's extra packages.
 MAX_WORDS = 186
 RESERVED_WORDS = 20

@@ -12,6 +12,8 @@ from avppc.losses.config import ObjectiveConfig
 from avppc.models.config import EncoderConfig
 from avppc.ops.log_mel.config import LogMelConfig
 
+__all__ = ["CutConfig", "RivalConfig", "TaskConfig"]
+
 TaskName = Literal["synchronization", "time-arrow", "correspondence", "visual-permutative", "av-permutative"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 """In the order of the published table."""

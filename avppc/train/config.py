@@ -13,6 +13,8 @@ from avppc.models.config import EncoderConfig
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.tasks.config import TaskConfig
 
+__all__ = ["BenchTrainConfig", "OptimizerConfig", "PretrainConfig", "ScaleConfig"]
+
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
 

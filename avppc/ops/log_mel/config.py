@@ -11,6 +11,8 @@ import torch
 
 from avppc.checks import check_bool, check_choice, check_integer, check_number
 
+__all__ = ["LogMelConfig"]
+
 MelScale = Literal["htk", "slaney", "kaldi"]
 MelNorm = Literal["none", "slaney"]
 Framing = Literal["center", "left", "snip_edges", "mid_hop", "exact"]
