@@ -17,7 +17,6 @@ from typing import Any, TextIO
 
 import rich.console
 import rich.progress
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -173,22 +172,3 @@ def drop_held_back(stream: TextIO) -> None:
             os.dup2(kept, descriptor)
             os.close(kept)
             os.close(nowhere)
-
-
-def clip_progress() -> Progress:
-    """A bar on standard error whose tasks count clips."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _ClipRate(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-class _ClipRate(ProgressColumn):
-    """Clips a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.1f} clips/s")

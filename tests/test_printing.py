@@ -12,7 +12,8 @@ from make_videos import write_video
 from rich.table import Table
 
 from avppc.cli import main
-from avppc.printing import Console, as_line, clip_progress, escaped_output, visible
+from avppc.printing import Console, as_line, escaped_output, visible
+from avppc.progress import ProgressBar
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
 SHOWN = r"a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
@@ -106,9 +107,10 @@ def test_no_markup_anywhere():
     table.add_row("r[red]\x1b[2K")
     console.print("encoder written to x[/b]/v[bold]x:smile:")
     console.print(table)
-    with clip_progress() as progress:
-        progress.add_task("exp[lr=0.1][/b]\x1b]0;x", total=3)
-        console.print(*progress.get_renderables())
+    for is_terminal in (False, True):
+        with ProgressBar("exp[lr=0.1][/b]\x1b]0;x", 3, "clips", console=Console(file=file, force_terminal=is_terminal)):
+            pass
+        assert r"exp[lr=0.1][/b]\x1b]0;x" in file.getvalue()
     for text in ("x[/b]/v[bold]x:smile:", "t[/b]", "c[bold]", "h[/x]", r"r[red]\x1b[2K", r"exp[lr=0.1][/b]\x1b]0;x"):
         assert text in file.getvalue()
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,7 +24,8 @@ from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_em
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
-from avppc.printing import Console, as_line, clip_progress
+from avppc.printing import Console, as_line
+from avppc.progress import ProgressBar
 from avppc.settings import config_to_dict
 from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
 
@@ -76,9 +76,8 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     directory, index = _open_index(config, encoder)
     skipped: list[SkippedClip] = []
     total = sum(record.clips for split in _splits(config, index) for record in index.splits[split])
-    with clip_progress() as progress:
-        bar = progress.add_task("embed", total=total)
-        batches = _embed_all(config, _load(config, directory, index), encoder, skipped, partial(progress.advance, bar))
+    with ProgressBar("embed", total, "clips") as progress:
+        batches = _embed_all(config, _load(config, directory, index), encoder, skipped, progress.advance)
         clips = write_embeddings(config.out, batches, _about(config, encoder))
     lines = "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in skipped)
     if skipped:

@@ -26,8 +26,8 @@ from avppc.files import (
     sole_use,
     write_atomically,
 )
-from avppc.printing import clip_progress
 from avppc.processes import ctrl_c_waits
+from avppc.progress import ProgressBar
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.synth.config import WORDS, SynthConfig
 
@@ -201,14 +201,13 @@ def _make_all(config: SynthConfig, jobs: list[Job], records: dict[str, Record], 
     with (
         name_in_errors(path),
         path.open("a", encoding="utf-8", buffering=1) as journal,
-        clip_progress() as progress,
+        ProgressBar("talking mouths", total, "clips", done=total - len(jobs)) as progress,
     ):
         journal.write("\n")  # a line cut short by a kill stays alone
-        task = progress.add_task("talking mouths", total=total, completed=total - len(jobs))
         for record in _in_workers(config, jobs):
             journal.write(json.dumps(record) + "\n")
             records[record["path"]] = record
-            progress.advance(task)
+            progress.advance()
 
 
 def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:

@@ -16,14 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
-from avppc.draws import ClipGenerator
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
 from avppc.train.config import BenchTrainConfig, PretrainConfig
 from avppc.train.distributed import Processes, join_processes
-from avppc.train.faults import SkippedSteps
-from avppc.train.hardware import autocast, keep_memory, use_bf16
-from avppc.train.step import make_optimizer, prepare_model, step_unless
+from avppc.train.hardware import keep_memory, use_bf16
+from avppc.train.step import Lap, TrainingStep, make_optimizer, no_lap, prepare_model
 
 WARM_UP_STEPS = 3
 
@@ -78,34 +76,21 @@ def measure(config: BenchTrainConfig) -> BenchResult:
 
 
 class _Stepper:
-    """The step of `pretrain`, one part after the other."""
+    """Takes the steps of a pretraining, one after the other, and saves nothing."""
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
         self.config, self.device = config, processes.device
         dataset = PackedDataset(config.data, "train", verify=False)
         sampler = EpochSampler(len(dataset), config.batch_size, seed=0)
         self.loader = ClipLoader(dataset, sampler, device=self.device)
-        self.bf16 = use_bf16(config.precision, self.device)
         torch.manual_seed(0)
         self.task = prepare_model(make_task(config.task, config), config.scale, processes).train()
-        self.optimizer = make_optimizer(self.task, config.optimizer)
-        self.skipped = SkippedSteps(self.task, config.batch_size, 0, self.device)
-        self.number = 0
+        self._step = TrainingStep(config, self.task, make_optimizer(self.task, config.optimizer), processes)
+        self._taken = 0
 
-    def step(self, lap: Callable[[str], None] = lambda _: None) -> None:
-        batch = next(self.loader)
-        lap("data")
-        self.skipped.before()
-        with autocast(self.device, self.bf16):
-            output = self.task(batch, ClipGenerator(self.number, 0, len(batch)))
-        lap("forward")
-        output.loss.backward()
-        lap("backward")
-        norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.config.optimizer.clip_norm)
-        self.number += 1
-        step_unless(self.skipped.judge(norm, self.number, batch.clip_ids), self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
-        lap("optimiser")
+    def step(self, lap: Lap = no_lap) -> None:
+        self._step.take(self._taken, self.loader, lap)
+        self._taken += 1
 
 
 def _measure(stepper: _Stepper, steps: int) -> BenchResult:
@@ -125,7 +110,8 @@ def _measure(stepper: _Stepper, steps: int) -> BenchResult:
     total = sum(parts.values())
     subtasks = len(stepper.task.loss.subtasks) if isinstance(stepper.task, PermutativeTask) else 0
     tflop = step_flop(stepper.config, stepper.step, subtasks) / 1e12
-    ceiling = product_tflops(stepper.device, torch.bfloat16 if stepper.bf16 else torch.float32)
+    bf16 = use_bf16(stepper.config.precision, stepper.device)
+    ceiling = product_tflops(stepper.device, torch.bfloat16 if bf16 else torch.float32)
     return BenchResult(
         clips_per_second=stepper.config.batch_size / seconds,
         step_seconds=seconds,
@@ -135,7 +121,7 @@ def _measure(stepper: _Stepper, steps: int) -> BenchResult:
         ceiling_tflops=ceiling,
         model_flop_utilisation=tflop / seconds / ceiling,
         peak_mib=peak_mib(stepper.device),
-        precision="bf16" if stepper.bf16 else "fp32",
+        precision="bf16" if bf16 else "fp32",
     )
 
 

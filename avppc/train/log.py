@@ -15,19 +15,16 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import torch
-from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor
 
 from avppc.files import parse_json, read_bytes, write_atomically
-from avppc.printing import Console, TextColumn
+from avppc.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -102,31 +99,31 @@ class RunLog:
 
     def __init__(self, run: Path, steps: int, done: int, main: bool) -> None:
         self._metrics = MetricsLog(run, done) if main else None
-        self._bar = TrainingProgress("pretrain", steps, done) if main else None
+        self._bar = ProgressBar("pretrain", steps, "steps", done=done) if main else None
 
     def __enter__(self) -> RunLog:
         if self._bar is not None:
-            self._bar.start()
+            self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.__exit__(kind, error, trace)
         if self._metrics is not None:
             self._metrics.close()
 
-    def write(self, row: Mapping[str, Any], figures: str) -> None:
-        """Writes a row of metrics, and shows the figures below the bar."""
+    def write(self, row: Mapping[str, Any], text: str) -> None:
+        """Writes a row of metrics, and shows a text about it with the progress."""
         if self._metrics is not None and self._bar is not None:
             self._metrics.write(row)
-            self._bar.show(row["step"], figures)
+            self._bar.show(text)
 
-    def step_to(self, step: int) -> None:
-        """Moves the bar."""
+    def count_step(self) -> None:
+        """Moves the bar by one step."""
         if self._bar is not None:
-            self._bar.step_to(step)
+            self._bar.advance()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -147,35 +144,6 @@ def _finite_or_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite_or_none(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class TrainingProgress(Progress):
-    """A bar, and below it loss, clips a second, share of time spent waiting for data, and accuracies."""
-
-    def __init__(self, name: str, steps: int, done: int) -> None:
-        self._figures = ""
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._bar = self.add_task(name, total=steps, completed=done)
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield Text(self._figures)
-
-    def show(self, step: int, figures: str) -> None:
-        """Moves the bar and changes the text below it."""
-        self._figures = figures
-        self.update(self._bar, completed=step)
-
-    def step_to(self, step: int) -> None:
-        """Moves the bar alone."""
-        self.update(self._bar, completed=step)
 
 
 class Stopwatch:

@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from avppc.data.packed.dataset import PackedDataset, check_data_apart, local_folder, split_sha256, verify_shards
 from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
-from avppc.draws import ClipGenerator
 from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce.agreement import rows_known_even
@@ -33,19 +31,12 @@ from avppc.train.checkpoint import (
     optimizer_tensors,
 )
 from avppc.train.config import PretrainConfig
-from avppc.train.distributed import GradientAverager, Processes, join_processes
+from avppc.train.distributed import Processes, join_processes
 from avppc.train.faults import SKIPPED_FILE, SkippedReport, SkippedSteps, StopRequest
-from avppc.train.hardware import autocast, keep_memory, use_bf16
+from avppc.train.hardware import keep_memory
 from avppc.train.log import Meter, RunLog, Stopwatch
 from avppc.train.run_folder import check_same_training, open_run
-from avppc.train.step import (
-    GradientComputer,
-    learning_rate_at,
-    make_optimizer,
-    prepare_model,
-    set_learning_rate,
-    step_unless,
-)
+from avppc.train.step import TrainingStep, make_optimizer, prepare_model
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +107,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
         store.clear_leftovers()
     _check_alike(task, step, processes)
 
-    averager = GradientAverager(task.parameters(), processes)
-    gradients = GradientComputer(task, averager, partial(autocast, device, use_bf16(config.precision, device)))
-    compute = gradients.cached if config.scale.cached_negatives else gradients.separate
-    skipped = SkippedSteps(task, sampler.batch_size * config.accumulate, skipped_before, device)
+    training_step = TrainingStep(config, task, optimizer, processes, skipped_before)
     report = SkippedReport(config.out, dataset, task, processes)
     saver, meter, watch, logged_step, waited = CheckpointSaver(store), Meter(), Stopwatch(), step, 0.0
     task.train()
@@ -130,29 +118,23 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
         rows_known_even(),  # the sampler deals every batch out evenly
     ):
         while step < config.steps:
-            rate = learning_rate_at(step, config.steps, config.optimizer)
-            set_learning_rate(optimizer, rate)
-            skipped.before()
-            result = compute(loader, config.accumulate, partial(_draws, config, processes, step))
-            norm = torch.nn.utils.clip_grad_norm_(task.parameters(), config.optimizer.clip_norm)
+            result = training_step.take(step, loader)
             step += 1
-            skip = skipped.judge(norm, step, result.clip_ids)
-            step_unless(skip, optimizer)
-            optimizer.zero_grad(set_to_none=True)
             for values in result.outputs:
-                meter.add(values, skip)
+                meter.add(values, result.skip)
 
             stopping = stop.agreed()
             if step % config.log_every == 0 or step == config.steps:
-                row = {"step": step, "learning_rate": rate, "grad_norm": norm.item(), **meter.take(processes.sum)}
-                row["skipped"] = _check_skipped(config, skipped, report, step)
+                row = {"step": step, "learning_rate": result.learning_rate, "grad_norm": result.gradient_norm.item()}
+                row |= meter.take(processes.sum)
+                row["skipped"] = _check_skipped(config, training_step.skipped, report, step)
                 row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
                 logged_step, waited = step, loader.wait_seconds
                 log.write(row, _figures(row, task))
-            log.step_to(step)
+            log.count_step()
             if main and (step % config.checkpoint_every == 0 or step == config.steps or stopping):
                 tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
-                saver.save(step, tensors, {"sampler": loader.state(), "skipped": skipped.counts()[0]})
+                saver.save(step, tensors, {"sampler": loader.state(), "skipped": training_step.skipped.counts()[0]})
             if stopping and step < config.steps:
                 saver.finish()
                 name = signal.Signals(stop.signal).name
@@ -255,15 +237,6 @@ def _check_alike(task: ProxyTask, step: int, processes: Processes) -> None:
     sums = [parameter.detach().double().abs().sum() for parameter in task.parameters()]
     state = torch.stack([torch.full_like(sums[0], step), torch.stack(sums).sum()])
     processes.check_same(state, "[step, sum of weights] (is --out on a file system that all nodes share?)")
-
-
-def _draws(config: PretrainConfig, processes: Processes, step: int, part: int) -> ClipGenerator:
-    """The draws of one batch of one step; also seeds torch's own generator, for dropout."""
-    sequence = np.random.SeedSequence([config.seed, step])
-    state, dropout = (int(word >> np.uint64(1)) for word in sequence.generate_state(2, np.uint64))
-    torch.manual_seed((dropout + part * processes.size + processes.rank) % (1 << 63))
-    own = processes.share(config.batch_size)
-    return ClipGenerator(state, part * config.batch_size + processes.rank * own, own)
 
 
 def _check_skipped(config: PretrainConfig, skipped: SkippedSteps, report: SkippedReport, step: int) -> int:

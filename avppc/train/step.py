@@ -1,4 +1,4 @@
-"""One optimiser step: the task on its device, the optimiser and its learning rate, the gradients of the step's batches.
+"""One optimiser step, as `pretrain` takes it and `bench-train` times it: gradients, learning rate, optimiser.
 
 Nothing here waits for the device.
 """
@@ -9,8 +9,10 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,21 +21,83 @@ from avppc.draws import ClipGenerator
 from avppc.models.backbones import checkpoint_blocks
 from avppc.models.batch_norm import frozen_statistics, synchronise_batch_norm
 from avppc.tasks.base import ProxyTask, Representations, TaskOutput
-from avppc.train.config import OptimizerConfig, ScaleConfig
+from avppc.train.config import OptimizerConfig, PretrainConfig, ScaleConfig
 from avppc.train.distributed import GradientAverager, Processes
+from avppc.train.faults import SkippedSteps
+from avppc.train.hardware import autocast, use_bf16
 
 Draws = Callable[[int], ClipGenerator]
-"""The draws for part `number` of a step; the same number gives the same draws again."""
+"""The random draws for batch number i of a step's batches; the same number gives the same draws again."""
+Lap = Callable[[str], None]
+"""Is told the name of each part of a step as it ends: "data", "forward", "backward" or "optimiser"."""
+
+
+def no_lap(name: str) -> None:
+    """For a step that nobody times."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """The result of a step's losses."""
+    """What a step leaves to be logged; the tensors stay on their device."""
 
     outputs: list[dict[str, Tensor]]
     """Loss and metrics of each loss."""
-    clip_ids: Tensor
-    """[n] of all clips of this process."""
+    learning_rate: float
+    gradient_norm: Tensor
+    """float32 [], before clipping."""
+    skip: Tensor
+    """float32 []: 1.0 if loss or gradient were not finite, so that the step changed nothing; else 0.0."""
+
+
+class TrainingStep:
+    """Gradients of a step's batches, clipped to a norm, and AdamW's update; a step that is not finite changes nothing.
+
+    Args:
+        skipped_before: steps that the run has skipped so far.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        task: ProxyTask,
+        optimizer: torch.optim.AdamW,
+        processes: Processes,
+        skipped_before: int = 0,
+    ) -> None:
+        self._config, self._task, self._optimizer, self._processes = config, task, optimizer, processes
+        context = partial(autocast, processes.device, use_bf16(config.precision, processes.device))
+        gradients = GradientComputer(task, GradientAverager(task.parameters(), processes), context)
+        self._compute = gradients.cached if config.scale.cached_negatives else gradients.separate
+        clips = processes.share(config.batch_size) * config.accumulate
+        self.skipped = SkippedSteps(task, clips, skipped_before, processes.device)
+        """Counts the steps that were skipped, and knows their clips."""
+
+    def take(self, number: int, batches: Iterator[ClipBatch], lap: Lap = no_lap) -> StepResult:
+        """Takes step `number`, counted from 0, on the next config.accumulate batches."""
+        rate = learning_rate_at(number, self._config.steps, self._config.optimizer)
+        set_learning_rate(self._optimizer, rate)
+        self.skipped.before()
+        draws = partial(_draws, self._config, self._processes, number)
+        outputs, clip_ids = self._compute(batches, self._config.accumulate, draws, lap)
+        norm = torch.nn.utils.clip_grad_norm_(self._task.parameters(), self._config.optimizer.clip_norm)
+        skip = self.skipped.judge(norm, number + 1, clip_ids)
+        step_unless(skip, self._optimizer)
+        self._optimizer.zero_grad(set_to_none=True)
+        lap("optimiser")
+        return StepResult(outputs, rate, norm, skip)
+
+
+def _draws(config: PretrainConfig, processes: Processes, step: int, part: int) -> ClipGenerator:
+    """The draws of one batch of one step; also seeds torch's own generator, for dropout."""
+    sequence = np.random.SeedSequence([config.seed, step])
+    state, dropout = (int(word >> np.uint64(1)) for word in sequence.generate_state(2, np.uint64))
+    torch.manual_seed((dropout + part * processes.size + processes.rank) % (1 << 63))
+    own = processes.share(config.batch_size)
+    return ClipGenerator(state, part * config.batch_size + processes.rank * own, own)
+
+
+Gradients = tuple[list[dict[str, Tensor]], Tensor]
+"""Loss and metrics of each loss of a step, and the ids [n] of this process's clips."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +108,26 @@ class GradientComputer:
     averager: GradientAverager
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
 
-    def separate(self, batches: Iterator[ClipBatch], parts: int, draws: Draws) -> StepResult:
+    def separate(self, batches: Iterator[ClipBatch], parts: int, draws: Draws, lap: Lap = no_lap) -> Gradients:
         """The mean of `parts` losses, each of one batch."""
         outputs, ids = [], []
         for part in range(parts):
             batch = next(batches)
+            lap("data")
             with self.autocast():
                 output = self.task(batch, draws(part))
+            lap("forward")
             if part == parts - 1:
                 self.averager.arm()
             _backward(output.loss, parts)
-            outputs.append(_figures(output))
+            lap("backward")
+            outputs.append(_loss_and_metrics(output))
             ids.append(batch.clip_ids)
         self.averager.finish()
-        return StepResult(outputs, torch.cat(ids))
+        lap("backward")
+        return outputs, torch.cat(ids)
 
-    def cached(self, batches: Iterator[ClipBatch], parts: int, draws: Draws) -> StepResult:
+    def cached(self, batches: Iterator[ClipBatch], parts: int, draws: Draws, lap: Lap = no_lap) -> Gradients:
         """One loss over the clips of `parts` batches, with the activations of one batch at a time.
 
         First the representations of all clips are computed, and nothing else is kept; then the loss from them and its
@@ -70,11 +138,13 @@ class GradientComputer:
         2021.
         """
         held = [next(batches) for _ in range(parts)]
+        lap("data")
         with torch.no_grad(), frozen_statistics(self.task):
             pieces = [self._represent(batch, draws(part)) for part, batch in enumerate(held)]
         whole = [_join(column) for column in zip(*pieces, strict=True)]
         with self.autocast():
             output = self.task.score(whole, _numbers_of(held))
+        lap("forward")
         _backward(output.loss, 1)
         start = 0
         for part, batch in enumerate(held):
@@ -88,7 +158,8 @@ class GradientComputer:
             ]
             torch.autograd.backward([piece for piece, _ in pairs], [gradient for _, gradient in pairs])
         self.averager.finish()
-        return StepResult([_figures(output)], torch.cat([batch.clip_ids for batch in held]))
+        lap("backward")
+        return [_loss_and_metrics(output)], torch.cat([batch.clip_ids for batch in held])
 
     def _represent(self, batch: ClipBatch, generator: ClipGenerator) -> Representations:
         with self.autocast():
@@ -101,7 +172,7 @@ def _backward(loss: Tensor, parts: int) -> None:
     loss.backward(torch.where(loss.isfinite(), share, torch.nan))
 
 
-def _figures(output: TaskOutput) -> dict[str, Tensor]:
+def _loss_and_metrics(output: TaskOutput) -> dict[str, Tensor]:
     return {"loss": output.loss.detach(), **output.metrics}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ import torch
 from avppc.cli import main
 from avppc.config import ObjectiveConfig, PretrainConfig
 from avppc.tasks.permutative import PermutativeTask
-from avppc.train.bench import step_flop
+from avppc.train.bench import WARM_UP_STEPS, step_flop
+from avppc.train.step import StepResult, TrainingStep
 
 
 def test_figures_of_the_step_fit_each_other(
@@ -25,6 +27,14 @@ def test_figures_of_the_step_fit_each_other(
         make(task, *args)
 
     monkeypatch.setattr(PermutativeTask, "__init__", count)
+    taken = []
+    take = TrainingStep.take
+
+    def count_steps(step: TrainingStep, number: int, *args: Any) -> StepResult:
+        taken.append(number)
+        return take(step, number, *args)
+
+    monkeypatch.setattr(TrainingStep, "take", count_steps)
     flags = ["--batch-size", "8", "--steps", "2", "--device", "cpu", "--threads", "1"]
     assert main(["bench-train", "--data", str(tiny_set), *flags]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -38,6 +48,7 @@ def test_figures_of_the_step_fit_each_other(
     assert found["model_flop_utilisation"] == pytest.approx(utilisation)
     assert found["peak_mib"] > 100
     assert len(made) == 1  # the one that is timed
+    assert taken == list(range(WARM_UP_STEPS + 2 + 2 + 1))  # as `pretrain` takes them: timed, by parts, and counted
 
 
 def test_the_loss_is_counted_by_its_formula() -> None:

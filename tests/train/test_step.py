@@ -20,9 +20,8 @@ from avppc.models.batch_norm import frozen_statistics
 from avppc.tasks.base import ProxyTask
 from avppc.tasks.permutative import ChunkTask, PermutativeTask
 from avppc.train.distributed import GradientAverager, Processes
-from avppc.train.faults import SkippedSteps
 from avppc.train.log import Meter
-from avppc.train.step import GradientComputer, make_optimizer, prepare_model, step_unless
+from avppc.train.step import GradientComputer, TrainingStep, make_optimizer, prepare_model, step_unless
 
 PARTS, CLIPS = 3, 4  # clips a part
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -45,9 +44,9 @@ def draws(part: int) -> ClipGenerator:
 
 def cached_gradients(task: ProxyTask) -> dict[str, torch.Tensor]:
     computer = GradientComputer(task, GradientAverager(task.parameters(), ALONE), contextlib.nullcontext)
-    result = computer.cached(iter(make_batches()), PARTS, draws)
-    assert result.clip_ids.tolist() == list(range(PARTS * CLIPS))
-    return {"loss": result.outputs[0]["loss"], **gradients_of(task)}
+    (output,), clip_ids = computer.cached(iter(make_batches()), PARTS, draws)
+    assert clip_ids.tolist() == list(range(PARTS * CLIPS))
+    return {"loss": output["loss"], **gradients_of(task)}
 
 
 def gradients_of(task: ProxyTask) -> dict[str, torch.Tensor]:
@@ -198,17 +197,19 @@ def test_nothing_is_read_back_from_the_device(cached: bool, monkeypatch: pytest.
     """Tensors without content stand for those of a GPU: whoever asks for a value, and so would wait, gets an error."""
     meta = torch.device("meta")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
-    task = make_task().to(meta)
+    scale = ScaleConfig(cached_negatives=cached)
+    config = dataclasses.replace(CONFIG, batch_size=CLIPS, accumulate=2, scale=scale, precision="fp32")
+    task = make_task(config=config).to(meta)
     empty = make_batches()[0].to(meta)
-    processes = Processes(0, 1, meta)
-    computer = GradientComputer(task, GradientAverager(task.parameters(), processes), contextlib.nullcontext)
-    skipped, meter = SkippedSteps(task, 2 * CLIPS, 0, meta), Meter()
-    skipped.before()
-    result = (computer.cached if cached else computer.separate)(iter([empty, empty]), 2, draws)
-    norm = nn.utils.clip_grad_norm_(task.parameters(), 5.0)
-    skip = skipped.judge(norm, 1, result.clip_ids)
+    optimizer = make_optimizer(task, config.optimizer)
+    monkeypatch.setattr(optimizer, "step", lambda: None)  # the fused one knows no such device
+    training_step = TrainingStep(config, task, optimizer, Processes(0, 1, meta))
+    meter, laps = Meter(), []
+    result = training_step.take(0, iter([empty, empty]), laps.append)
     for values in result.outputs:
-        meter.add(values, skip)
-    assert skip.device == meta
+        meter.add(values, result.skip)
+    each = ["data", "forward", "backward"]
+    assert laps == [*(each if cached else [*each, *each, "backward"]), "optimiser"]
+    assert result.skip.device == meta
     with pytest.raises(RuntimeError, match="meta"):
-        skip.item()
+        result.skip.item()

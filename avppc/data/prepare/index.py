@@ -20,12 +20,13 @@ from typing import Any
 from avppc.data.config import IndexConfig
 from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
 from avppc.data.prepare.pool import PASSING, Report, Unit, run_units
-from avppc.data.prepare.summary import PrepareProgress, print_kinds
+from avppc.data.prepare.summary import print_kinds
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.inspect import VideoFacts, probe
 from avppc.data.video.source import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.printing import Console, as_line
+from avppc.progress import ProgressBar
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0
@@ -170,9 +171,9 @@ def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Pa
     groups = [tuple(todo[start : start + _VIDEOS_PER_UNIT]) for start in range(0, len(todo), _VIDEOS_PER_UNIT)]
     units = [Unit(str(number), "", videos) for number, videos in enumerate(groups)]
     saved = time.monotonic()
-    with PrepareProgress(console, len(todo), "index") as progress:
+    with ProgressBar("index", len(todo), "videos", console=console) as progress:
         for step in run_units(ProbeJob(config.data, config.frames), units, config.processes, config.timeout_seconds):
-            progress.add(step.videos, 0)
+            progress.advance(step.videos)
             if step.unit is None:
                 continue
             for path, facts in step.record.items():

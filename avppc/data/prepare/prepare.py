@@ -34,13 +34,14 @@ from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_F
 from avppc.data.packed.remote import upload_packed
 from avppc.data.packed.shard import ClipShape
 from avppc.data.prepare.pool import PASSING, Unit, run_units
-from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, PrepareProgress, print_summary
+from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_summary
 from avppc.data.prepare.worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRecord, unit_name
 from avppc.data.video.faces import make_finder
 from avppc.data.video.source import UNREADABLE
 from avppc.data.video.track import TRACKER_VERSION
 from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_atomically
 from avppc.printing import Console
+from avppc.progress import ProgressBar
 from avppc.settings import read_checked_json, write_checked_json
 
 LAYOUT_VERSION = 1
@@ -257,11 +258,12 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
 
 
 def _decode(config: PrepareConfig, todo: list[Unit], records: dict[str, UnitRecord], console: Console) -> None:
-    with PrepareProgress(console, sum(len(unit.videos) for unit in todo)) as progress:
+    videos = sum(len(unit.videos) for unit in todo)
+    with ProgressBar("prepare", videos, "videos", rated="clips", console=console) as progress:
         for step in run_units(DecodeJob(config), todo, config.processes, config.timeout_seconds):
             if step.unit is not None:
                 records[step.unit.name] = step.record
-            progress.add(step.videos, step.clips)
+            progress.advance(step.videos, step.clips)
 
 
 def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records: dict[str, UnitRecord]) -> None:

@@ -1,26 +1,21 @@
-"""What `avppc index` and `prepare` say: progress while they work, as lines in a log, and what was found."""
+"""What `avppc index` and `prepare` print at their end: what they found."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from avppc.clip import NO_LABEL, SPLITS, VIDEO_FPS
 from avppc.data.config import PrepareConfig
 from avppc.data.manifest import Scan
 from avppc.data.prepare.worker import UnitRecord, kind_of
 from avppc.data.video.reader import LONGER
-from avppc.printing import Console, TextColumn, as_line
+from avppc.printing import as_line
 
 REFUSED_NAME = "refused.jsonl"
 NOTES_NAME = "notes.jsonl"
 SHEET_NAME = "crops.png"
 
-_LOG_SECONDS = 15.0
 KINDS_SHOWN = 8
 
 
@@ -99,60 +94,6 @@ def describe_crop(config: PrepareConfig) -> str:
         "mesh": "the mouth, as the face mesh finds it",
         "cascade": "the mouth, as the cascade finds it",
     }[config.crop]
-
-
-class PrepareProgress:
-    """Counts videos and clips (or, where there are none, the videos a second)."""
-
-    def __init__(self, console: Console, videos: int, title: str = "prepare") -> None:
-        self._title = title
-        self._console = console
-        self._videos = videos
-        self._done = 0
-        self._clips = 0
-        self._started = self._logged = time.monotonic()
-        self._bar = Progress(
-            TextColumn(title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("videos  {task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(title, total=videos, rate="")
-
-    def add(self, videos: int, clips: int) -> None:
-        """Counts what was done since the last call."""
-        self._done += videos
-        self._clips += clips
-        self._bar.update(self._task, completed=self._done, rate=self._rate())
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._logged >= _LOG_SECONDS:
-            self._logged = now
-            left = (now - self._started) / max(self._done, 1) * (self._videos - self._done)
-            self._line(f", {left:.0f} s left")
-
-    def _rate(self) -> str:
-        count, what = (self._clips, "clips") if self._title == "prepare" else (self._done, "videos")
-        return f"{count / max(time.monotonic() - self._started, 1e-3):.0f} {what}/s"
-
-    def _line(self, end: str = "") -> None:
-        text = f"{self._title}: {self._done} of {self._videos} videos, {self._rate()}{end}"
-        self._console.print(text)
-
-    def __enter__(self) -> PrepareProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-        if not self._console.is_terminal:
-            self._line()
 
 
 def print_kinds(title: str, name: str, texts: list[str]) -> None:

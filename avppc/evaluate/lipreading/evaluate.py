@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from torch import Tensor
 
 from avppc.data.packed.dataset import data_sha256
@@ -28,8 +27,8 @@ from avppc.evaluate.lipreading.inputs import FeatureSource
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_row, write_row
 from avppc.files import sha256_of, temporary_place
 from avppc.models.encoder_file import find_encoder
-from avppc.printing import Console, TextColumn
 from avppc.processes import ctrl_c_waits, follow_parent
+from avppc.progress import ProgressBar
 from avppc.settings import config_to_dict
 from avppc.train.hardware import keep_memory
 from avppc.train.run_folder import data_of, read_run_config
@@ -144,18 +143,18 @@ class RowWork:
 def _run_rows(bench: Bench, rows: list[RowWork]) -> Iterator[RowWork]:
     """Runs all fits, those of the first rows first; yields each row when it is finished."""
     running: dict[Future[FitResult], tuple[RowWork, Fit]] = {}
-    with _progress() as progress, FitPool(bench) as pool:
-        bar = progress.add_task("lip reading", total=sum(row.fits for row in rows))
+    total = sum(row.fits for row in rows)
+    with ProgressBar("lip reading", total, "fits") as progress, FitPool(bench) as pool:
         while running or any(row.ready for row in rows):
             for row in rows:
                 while row.ready and len(running) < pool.workers:
                     fit = row.ready.popleft()
-                    progress.update(bar, description=str(fit))
+                    progress.show(str(fit))
                     running[pool.submit(fit)] = row, fit
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 row, fit = running.pop(future)
                 row.add(fit, future.result())
-                progress.advance(bar)
+                progress.advance()
                 if row.finished:
                     yield row
 
@@ -181,16 +180,6 @@ def settings_of(config: EvaluateConfig, data: Path) -> dict[str, Any]:
     settings["encoder_sha256"] = sha256_of(find_encoder(config.run))
     settings["data_sha256"] = data_sha256(data)
     return settings
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<40}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
 
 
 class FitPool:
