@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,9 @@ TESTED = os.environ.get("AVPPC_TESTED")
 
 def pytest_configure() -> None:
     import avppc
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background: the tests of Ctrl-C want it heard
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if TESTED and not Path(avppc.__file__).is_relative_to(Path(TESTED).resolve()):
         raise pytest.UsageError(f"{TESTED} was to be tested, but {avppc.__file__} is imported")

@@ -195,7 +195,7 @@ def assert_equals_kaldi(waveform: Tensor, config: LogMelConfig, options: Any) ->
     assert features.shape == expected.shape
     error = (features - expected).abs()
     assert error.max() < 0.01
-    assert (error <= 1e-4).double().mean() >= 0.99
+    assert (error > 1e-4).sum() <= max(1, error.numel() // 100)
     check(waveform, config, log_mel_reference(waveform.double(), config))
 
 
