@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from avppc.data.manifest import scan
+from avppc.data.scan import scan
 
 
 def touch(root, *paths) -> None:

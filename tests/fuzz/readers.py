@@ -14,10 +14,11 @@ from hand_edited import change_json
 from packed_sets import write_packed
 
 from avppc.config import EncoderConfig, PretrainConfig
-from avppc.data.manifest import read_list, scan
+from avppc.data.manifest import read_list
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.prepare.index import read_known
+from avppc.data.scan import scan
 from avppc.evaluate.lipreading.inputs import read_trajectory
 from avppc.evaluate.lipreading.results import RowResult, read_rows, write_row
 from avppc.files import sha256_of, write_json

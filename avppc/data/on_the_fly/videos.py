@@ -13,8 +13,8 @@ from torch import Tensor
 
 from avppc.checks import check_integer
 from avppc.clip import CLIP_FRAMES, NO_LABEL, Clip, ClipBatch
-from avppc.data.manifest import Video
 from avppc.data.prepare.worker import clip_id
+from avppc.data.scan import Video
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import Backend, decode_clip
 

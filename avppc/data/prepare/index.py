@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from avppc.data.config import IndexConfig
-from avppc.data.manifest import MANIFEST_NAME, VIDEO_SUFFIXES, Scan, Video, is_portable, read_manifest_lines, scan
+from avppc.data.manifest import MANIFEST_NAME, is_portable, read_manifest_lines
 from avppc.data.prepare.pool import PASSING, Report, Unit, run_units
 from avppc.data.prepare.summary import print_kinds
+from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.inspect import VideoFacts, probe
 from avppc.data.video.source import UNREADABLE, DecodeError, damage_as_decode_error

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from avppc.data.limits import is_held_up, limit_memory, limit_seconds
-from avppc.data.manifest import Video
+from avppc.data.scan import Video
 from avppc.processes import ctrl_c_waits, follow_parent
 
 TIMED_OUT = "the decoder gives nothing for"

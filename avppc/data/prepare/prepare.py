@@ -28,7 +28,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avppc.clip import CROP_SIZE, SAMPLES_PER_FRAME, SPLITS
 from avppc.data.config import TRACKED_CROPS, PrepareConfig
-from avppc.data.manifest import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.packed.dataset import PackedDataset, verify_shards
 from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_FOLDER, PackedIndex, parse_record
 from avppc.data.packed.remote import upload_packed
@@ -36,6 +35,7 @@ from avppc.data.packed.shard import ClipShape
 from avppc.data.prepare.pool import PASSING, Unit, run_units
 from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_summary
 from avppc.data.prepare.worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRecord, unit_name
+from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.video.faces import make_finder
 from avppc.data.video.source import UNREADABLE
 from avppc.data.video.track import TRACKER_VERSION

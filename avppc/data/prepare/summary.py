@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from avppc.clip import NO_LABEL, SPLITS, VIDEO_FPS
 from avppc.data.config import PrepareConfig
-from avppc.data.manifest import Scan
 from avppc.data.prepare.worker import UnitRecord, kind_of
+from avppc.data.scan import Scan
 from avppc.data.video.reader import LONGER
 from avppc.printing import as_line
 

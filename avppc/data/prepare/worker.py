@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 
 from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
 from avppc.data.config import TRACKED_CROPS, PrepareConfig
-from avppc.data.manifest import Video
 from avppc.data.packed.index import SHARD_FOLDER, UNIT_FOLDER
 from avppc.data.packed.shard import ClipShape, ShardRecord, ShardWriter
 from avppc.data.prepare.pool import Report, Unit
+from avppc.data.scan import Video
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clips
 from avppc.data.video.faces import make_finder

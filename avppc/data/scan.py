@@ -1,0 +1,234 @@
+"""Finds the videos of a data set, and what their places and its manifest say about them.
+
+What the folders mean is in avppc/data/layout.py, what the manifest may say in avppc/data/manifest.py; the label of a
+clip is its word's number among the sorted words. Instead of all below ROOT, a list may name the videos: another
+manifest, or a text file of one path below ROOT a line.
+
+Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in a manifest or a list.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from avppc.clip import NO_LABEL
+from avppc.data.config import Layout
+from avppc.data.layout import find_places
+from avppc.data.manifest import (
+    INDEX_COMMAND,
+    MANIFEST_NAME,
+    Box,
+    Entry,
+    is_portable,
+    printable,
+    read_list,
+    read_manifest,
+)
+from avppc.data.sound_file import sound_beside, sound_names
+from avppc.files import real_path
+
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".divx", ".ogv"}
+VIDEO_SUFFIXES |= {".ogg", ".ogm", ".mpg", ".mpeg", ".vob", ".mod", ".ts", ".mts", ".m2ts", ".tod", ".flv", ".wmv"}
+VIDEO_SUFFIXES |= {".asf", ".mxf", ".dv"}
+
+
+@dataclass(frozen=True)
+class SoundFile:
+    """A file beside a video that holds its sound, if the video itself has none."""
+
+    name: str
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Video:
+    """One file to be decoded."""
+
+    path: str
+    """Below the data's root, with "/"."""
+    split: str
+    label: int
+    """Index into the words, or -1."""
+    speaker: int
+    """As the manifest says, or -1."""
+    bytes: int
+    mtime_ns: int
+    box: Box | None = None
+    """Where the manifest says that the mouth is."""
+    sha256: str | None = None
+    """What the manifest says of the file's content."""
+    sound: SoundFile | None = None
+    """Beside it, whether it is needed or not."""
+    sound_sha256: str | None = None
+    """What the manifest says of the sound's content."""
+
+    @property
+    def sound_path(self) -> str | None:
+        """Of the sound file, below the data's root."""
+        return None if self.sound is None else PurePosixPath(self.path).with_name(self.sound.name).as_posix()
+
+
+@dataclass
+class Scan:
+    """What lies below a root."""
+
+    words: tuple[str, ...] = ()
+    videos: list[Video] = field(default_factory=list)
+    """Sorted by path."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Paths that are not even opened, and why."""
+    others: Counter[str] = field(default_factory=Counter)
+    """How many files of which ending are neither videos nor the manifest, nor share the name of a video beside them;
+    and how many hidden folders there are."""
+
+
+def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None, layout: Layout = "auto") -> Scan:
+    """Lists the videos below a root, in the same order on every machine.
+
+    Args:
+        listed: a manifest or a text file of paths below root; only these are taken.
+        clip_frames: refuse what the manifest says to give no clip of so many frames; None: take it all the same.
+        layout: which folders are words, see find_places.
+
+    Raises:
+        ValueError: root is not a folder, or does not have the layout, or a manifest or list is damaged or names paths
+            outside root.
+    """
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder")
+    manifest = read_manifest(root / MANIFEST_NAME)
+    result = Scan()
+    if listed is None:
+        found = dict(_files(root, result))
+    else:
+        if not listed.is_file():
+            raise ValueError(f"there is no list of videos {listed}")
+        is_manifest = listed.suffix == ".jsonl"
+        named = read_manifest(listed) if is_manifest else read_list(listed)
+        manifest = {path: entry if is_manifest else manifest.get(path, entry) for path, entry in named.items()}
+        found = dict(_listed_files(root, named, result))
+    places = find_places(found, root, layout)
+    result.words = tuple(sorted({place.word for place in places.values() if place.word is not None}))
+    labels = {word: label for label, word in enumerate(result.words)}
+    for path, (bytes_, mtime_ns, sound) in sorted(found.items()):
+        word, split = places[path].word, places[path].split
+        entry = manifest.pop(path, Entry())
+        if result.words and word is None and split != "train":
+            result.refused.append((path, f"no word is known of it, and its folders say {split!r}: not trained on"))
+        elif entry.unusable is not None and entry.unusable.still_holds(bytes_, clip_frames, sound and sound.bytes):
+            result.refused.append((path, f"left out: {INDEX_COMMAND} has found: {entry.unusable.reason}"))
+        else:
+            label = NO_LABEL if word is None else labels[word]
+            facts = (split, label, entry.speaker, bytes_, mtime_ns, entry.box, entry.sha256, sound, entry.sound_sha256)
+            result.videos.append(Video(path, *facts))
+    name = MANIFEST_NAME if listed is None else listed.name
+    not_found = manifest.keys() - {path for path, _ in result.refused}
+    result.refused += [(path, f"listed in {name}, but there is no such video") for path in not_found]
+    result.refused.sort()
+    return result
+
+
+Found = tuple[str, tuple[int, int, SoundFile | None]]
+"""Path below root; bytes and mtime_ns of the video; the sound beside it."""
+
+
+def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Found]:
+    """As _files, of the given paths only."""
+    inside = real_path(root)
+    for path in paths:
+        place = root / path
+        try:
+            os.lstat(place)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                result.refused.append((path, f"cannot be read: {error.strerror}"))
+            continue
+        if not real_path(place).is_relative_to(inside):
+            result.refused.append((path, "a link that leaves the data's folder is not followed"))
+        elif not place.is_file():
+            result.refused.append((path, "not a regular file"))
+        elif place.suffix.lower() not in VIDEO_SUFFIXES:
+            result.refused.append((path, f"not the name of a video ({', '.join(sorted(VIDEO_SUFFIXES))})"))
+        else:
+            sound = sound_beside(place)
+            yield path, (*_size_and_time(place.stat()), sound and SoundFile(sound.name, *_size_and_time(sound.stat())))
+
+
+def _size_and_time(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+def _files(root: Path, result: Scan) -> Iterator[Found]:
+    """Each video; everything else goes into the result."""
+    inside = real_path(root)
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        try:
+            entries = list(os.scandir(root / folder))
+        except OSError as error:
+            if not folder:
+                raise
+            result.refused.append((printable(folder), f"a folder that cannot be read: {error.strerror}"))
+            continue
+        sounds = {entry.name: entry for entry in entries if entry.is_file(follow_symlinks=False)}
+        beside = {os.path.splitext(entry.name)[0] for entry in entries if _is_video_name(entry.name)}
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name.startswith(".") or entry.name == "lost+found":
+                    result.others["hidden folders" if entry.name.startswith(".") else entry.name] += 1
+                else:
+                    pending.append(path)
+                continue
+            try:
+                if (problem := _file_problem(entry, path, inside)) is not None:
+                    result.refused.append((printable(path), problem))
+                elif _is_video_name(entry.name):
+                    yield path, (*_size_and_time(entry.stat()), _sound_in(sounds, os.path.splitext(entry.name)[0]))
+                else:
+                    stem, suffix = os.path.splitext(entry.name)
+                    if stem not in beside and path != MANIFEST_NAME:
+                        result.others[suffix.lower() or entry.name] += 1
+            except OSError as error:  # it is gone by now, say
+                result.refused.append((printable(path), f"cannot be read: {error.strerror}"))
+
+
+def _file_problem(entry: os.DirEntry[str], path: str, inside: Path) -> str | None:
+    """Why a file is not even opened; None for videos, and for all else that is left alone."""
+    is_video = _is_video_name(entry.name)
+    if (problem := _link_problem(entry, inside, is_video)) is not None or not is_video:
+        return problem
+    if not is_portable(path):
+        return "its name has a backslash"
+    if printable(path) != path:
+        return "its name is not valid UTF-8"
+    return None if entry.is_file() else "not a regular file"
+
+
+def _sound_in(files: Mapping[str, os.DirEntry[str]], stem: str) -> SoundFile | None:
+    """As sound_beside, without asking for each name that there may be."""
+    name = next((name for name in sound_names(stem) if name in files), None)
+    return None if name is None else SoundFile(name, *_size_and_time(files[name].stat()))
+
+
+def _is_video_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
+def _link_problem(entry: os.DirEntry[str], inside: Path, is_video: bool) -> str | None:
+    if not entry.is_symlink():
+        return None
+    target = real_path(Path(entry.path))
+    if target.is_dir():  # DirEntry's own raises where links go round
+        return "a link to a folder is not followed"
+    if not is_video:
+        return None
+    if not target.is_relative_to(inside):
+        return "a link that leaves the data's folder is not followed"
+    return None if target.is_file() else "a link to nothing"
