@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from avppc.checks import check_device, check_tensor
+from avppc.checks import check_device, check_integer, check_tensor
 
 VIDEO_FPS = 25
 SAMPLE_RATE_HZ = 16_000
@@ -31,13 +31,6 @@ def _check(name: str, value: Tensor, dtype: torch.dtype, dims: int) -> None:
         raise TypeError(f"{name} must have dtype {dtype}, got {value.dtype}")
     if value.ndim != dims:
         raise ValueError(f"{name} must have {dims} dimensions, got shape {tuple(value.shape)}")
-
-
-def _check_integer(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(f"{name} must fit into 64 bits, got {value}")
 
 
 def _check_clock(video: Tensor, audio: Tensor, time_dim: int) -> None:
@@ -73,7 +66,7 @@ class Clip:
         if self.audio.device != self.video.device:
             raise ValueError(f"audio must be on {self.video.device} like video, got {self.audio.device}")
         for name in ("label", "clip_id", "speaker"):
-            _check_integer(name, getattr(self, name))
+            check_integer(name, getattr(self, name), -(1 << 63), (1 << 63) - 1)
         for name in ("label", "speaker"):
             if getattr(self, name) < -1:
                 raise ValueError(f"{name} must be at least 0, or -1 where it is not known; got {getattr(self, name)}")

@@ -36,10 +36,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with temporary_place(path) as trial:
-        try:
-            trial.touch()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        trial.touch()
 
 
 def check_apart(out: Path, data: Path) -> None:
@@ -242,6 +239,11 @@ def write_json(path: Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """The content of a JSON file; a NaN is an error, since JSON has none."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Writes a file of JSON values, one a line, atomically."""
+    write_atomically(path, "".join(json.dumps(value) + "\n" for value in values).encode())
 
 
 def read_json(path: Path) -> Any:

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext, SpawnContext
 from types import FrameType
 
 
@@ -28,8 +29,21 @@ def ctrl_c_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def process_context(module: str) -> SpawnContext | ForkServerContext:
+    """How to start worker processes: not as forks of this one, whose threads decoders and torch do not survive.
+
+    Args:
+        module: what the workers run; it is imported once for all of them, where the system can share it.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    return context
+
+
 def follow_parent() -> None:
-    """Leaves Ctrl-C to the process that started this one, and from now on ends with it, even in the middle of work."""
+    """Called once in a worker process: from now on it ignores Ctrl-C, and ends as soon as its parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it and ends its processes itself
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -23,7 +23,7 @@ def test_numbers_of_a_clip_are_integers(name, value):
     [
         ({"label": -2}, "label must be at least 0, or -1 where it is not known; got -2"),
         ({"speaker": -5}, "speaker must be at least 0"),
-        ({"clip_id": 1 << 63}, "clip_id must fit into 64 bits"),
+        ({"clip_id": 1 << 63}, "clip_id must be from -9223372036854775808 to 9223372036854775807"),
         ({"audio": torch.zeros(1279, dtype=torch.int16)}, "2 frames need 1280 samples, got 1279"),
         ({"video": torch.zeros(0, 4, 4, dtype=torch.uint8)}, "at least 1 frame"),
     ],

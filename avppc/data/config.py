@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,11 +22,34 @@ TRACKED_CROPS = ("mesh", "cascade")
 _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
 
 
+@dataclass(frozen=True)
 class _SharedWork:
-    """Settings of work that several processes, or machines, share."""
+    """Settings of work on videos that several processes, or machines, share."""
 
-    workers: int
-    shard: str
+    data: Path
+    """Folder of the videos."""
+    _: KW_ONLY
+    paths: Path | None = None
+    """A list of the videos to take: a text file with one path below DATA a line, or a manifest as `avppc index` writes
+    it. None: all below DATA."""
+    frames: int = CLIP_FRAMES
+    """Frames of a clip, of 1/25 s each; shorter videos give none."""
+    workers: int = 0
+    """Processes; 0: one for each core."""
+    shard: str = ""
+    """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
+    one that ends last writes the manifest or index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
+    environment has them, else everything."""
+    timeout_seconds: float = 120.0
+    """A video that twice gives nothing for so long is refused, and tried again by the next command. It is the decoder's
+    own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_integer("frames", self.frames, 1, 10_000)
+        check_integer("workers", self.workers, 0, 1024)
+        check_number("timeout_seconds", self.timeout_seconds, 1.0)
+        self.share()
 
     @property
     def processes(self) -> int:
@@ -45,19 +68,19 @@ class _SharedWork:
             raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
         return int(match[1]), int(match[2])
 
-    def share_reason(self) -> str | None:
-        """Why this is but a share of the work, where nobody gave `shard`; None where somebody did, or it is all."""
+    def end_of_share(self) -> int | None:
+        """Says why this was but a share of the work, where nobody gave `shard`.
+
+        Returns:
+            4, a command's exit code, where no launcher has started this process: nobody does the other shares.
+        """
         launcher = self._launcher()
         if launcher is None or self.share()[1] == 1:
             return None
-        number, count = launcher[:2]
+        number, count, of_launcher = launcher
         share = "share {} of {}".format(*self.share())
-        return f"this was {share}, as {number} and {count} in the environment say; --shard 0/1 does all"
-
-    def is_alone(self) -> bool:
-        """Whether the environment asks for a share but no launcher has started this process: who does the others?"""
-        launcher = self._launcher()
-        return launcher is not None and self.share()[1] > 1 and launcher[2] not in os.environ
+        print(f"this was {share}, as {number} and {count} in the environment say; --shard 0/1 does all")
+        return None if of_launcher in os.environ else 4
 
     def _launcher(self) -> tuple[str, str, str] | None:
         """The variables that say which share this is; None where `shard` does, or nothing."""
@@ -75,28 +98,11 @@ class IndexConfig(_SharedWork):
     out: Path | None = None
     """Manifest to write, NAME.jsonl, a JSON object a line; None: DATA/manifest.jsonl. Speakers and boxes that it has
     already are kept, and files that have not changed since are not read again."""
-    paths: Path | None = None
-    """A list of the videos to take: a text file with one path below DATA a line, or a manifest. None: all."""
-    frames: int = CLIP_FRAMES
-    """Frames, of 1/25 s, that a clip needs; shorter videos are listed as a problem."""
-    workers: int = 0
-    """Processes; 0: one for each core."""
-    shard: str = ""
-    """"i/n" (0/4 to 3/4, say): read the i-th of n shares of the videos, each on a machine of its own with the same OUT;
-    the one that ends last writes the manifest. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
-    environment has them, else everything."""
-    timeout_seconds: float = 120.0
-    """A video that twice cannot be read within this time is listed as a problem, and read again by the next command. It
-    is the reader's own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         if self.out is not None and self.out.suffix != ".jsonl":  # a video or a list of them, say
             raise ValueError(f"out must end in .jsonl, got {self.out}")
-        check_integer("frames", self.frames, 1, 10_000)
-        check_integer("workers", self.workers, 0, 1024)
-        check_number("timeout_seconds", self.timeout_seconds, 1.0)
-        self.share()
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,9 @@ class PrepareConfig(_SharedWork):
     that have changed since are refused."""
     out: Path
     """Folder of the packed data set."""
-    paths: Path | None = None
-    """A list of the videos to take: a text file with one path below DATA a line, or a manifest as `avppc index` writes
-    it. None: all below DATA."""
     layout: Layout = "auto"
     """Which folders are words. "words": all that hold videos as DATA/WORD/{train,val,test}/*; "tree": none; "auto": as
     "words", but no folder with videos further down, and no single one unless its files are named WORD_* after it."""
-    frames: int = CLIP_FRAMES
-    """Frames of a clip, of 1/25 s each."""
     stride: int = CLIP_FRAMES
     """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
     video gives one clip, its first frames."""
@@ -133,25 +134,15 @@ class PrepareConfig(_SharedWork):
     """Side of the middle square as a share of the frame's shorter side."""
     clips_per_shard: int = 512
     """The most clips of a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
-    workers: int = 0
-    """Processes; 0: one for each core."""
-    shard: str = ""
-    """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
-    one that ends last writes the index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the environment
-    has them, else everything."""
     upload: str = ""
     """Where to copy the finished set, if anywhere: an address that fsspec knows, such as s3://BUCKET/SET.
     Training takes the address for its --data."""
-    timeout_seconds: float = 120.0
-    """A video that twice gives no clip for so long is refused, and tried again by the next command. It is the decoder's
-    own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
     overwrite: bool = False
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         check_choice("layout", self.layout, get_args(Layout))
-        check_integer("frames", self.frames, 1, 10_000)
         check_integer("stride", self.stride, 0)
         check_choice("crop", self.crop, get_args(CropName))
         for name in ("crop_rows", "crop_columns"):
@@ -162,9 +153,6 @@ class PrepareConfig(_SharedWork):
             check_integer(f"{name}, second", pair[1], pair[0] + 1)
         check_number("centre_fraction", self.centre_fraction, 0.01, 1.0)
         check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
-        check_integer("workers", self.workers, 0, 1024)
-        check_number("timeout_seconds", self.timeout_seconds, 1.0)
-        self.share()
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,9 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None,
         entry = manifest.pop(path, Entry())
         if result.words and word is None and split != "train":
             result.refused.append((path, f"no word is known of it, and its folders say {split!r}: not trained on"))
-        elif entry.unusable is not None and entry.unusable.still_holds(bytes_, clip_frames, sound and sound.bytes):
+        elif entry.unusable is not None and entry.unusable.still_holds(
+            bytes_, clip_frames, None if sound is None else sound.bytes
+        ):
             result.refused.append((path, f"left out: {INDEX_COMMAND} has found: {entry.unusable.reason}"))
         else:
             label = NO_LABEL if word is None else labels[word]
@@ -156,11 +158,18 @@ def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Fo
             result.refused.append((path, f"not the name of a video ({', '.join(sorted(VIDEO_SUFFIXES))})"))
         else:
             sound = sound_beside(place)
-            yield path, (*_size_and_time(place.stat()), sound and SoundFile(sound.name, *_size_and_time(sound.stat())))
+            yield (
+                path,
+                (*_size_and_time(place.stat()), None if sound is None else _sound_file(sound.name, sound.stat())),
+            )
 
 
 def _size_and_time(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
+
+
+def _sound_file(name: str, status: os.stat_result) -> SoundFile:
+    return SoundFile(name, *_size_and_time(status))
 
 
 def _files(root: Path, result: Scan) -> Iterator[Found]:
@@ -214,7 +223,7 @@ def _file_problem(entry: os.DirEntry[str], path: str, inside: Path) -> str | Non
 def _sound_in(files: Mapping[str, os.DirEntry[str]], stem: str) -> SoundFile | None:
     """As sound_beside, without asking for each name that there may be."""
     name = next((name for name in sound_names(stem) if name in files), None)
-    return None if name is None else SoundFile(name, *_size_and_time(files[name].stat()))
+    return None if name is None else _sound_file(name, files[name].stat())
 
 
 def _is_video_name(name: str) -> bool:

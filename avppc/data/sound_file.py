@@ -8,7 +8,6 @@ from fractions import Fraction
 from heapq import merge
 from operator import itemgetter
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import av
@@ -127,9 +126,7 @@ class JoinedContainer:
     def __enter__(self) -> JoinedContainer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _moved(self, packets: Iterable[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
@@ -24,9 +23,9 @@ from avppc.files import (
     read_bytes,
     remove_files,
     sole_use,
-    write_atomically,
+    write_json_lines,
 )
-from avppc.processes import ctrl_c_waits
+from avppc.processes import ctrl_c_waits, process_context
 from avppc.progress import ProgressBar
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.synth.config import WORDS, SynthConfig
@@ -214,12 +213,10 @@ def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
     """The records of the clips as they are finished, in any order."""
     from avppc.synth.worker import make_and_write, start_worker
 
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(["avppc.synth.worker"])  # imports once, for all workers
     workers = min(config.worker_processes, len(jobs))
-    pool = ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(config,))
+    pool = ProcessPoolExecutor(
+        workers, process_context("avppc.synth.worker"), initializer=start_worker, initargs=(config,)
+    )
     pending: set[Future[Record]] = set()
     try:
         for job in jobs:
@@ -235,7 +232,7 @@ def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
 
 
 def _write_manifest(root: Path, records: list[Record]) -> None:
-    write_atomically(root / _MANIFEST, "".join(json.dumps(record) + "\n" for record in records).encode())
+    write_json_lines(root / _MANIFEST, records)
     remove_files(root, [_JOURNAL])
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import gc
 import importlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from avppc.checks import check_integer
 from avppc.clip import CLIP_FRAMES, ClipBatch
 from avppc.data.on_the_fly.nvdec import nvdec_problem
 from avppc.data.on_the_fly.videos import VideoClip, as_batch
+from avppc.data.packed.loader import SampledBatches
 from avppc.data.packed.sampler import EpochSampler
 from avppc.data.prepare.worker import kind_of
 from avppc.data.sound_file import SOUND_FILE
-from avppc.data.video.crop import LUMA_WEIGHTS, SHOWN_OTHERWISE, Crop
+from avppc.data.video.crop import SHOWN_OTHERWISE, Crop, luma_of
 from avppc.data.video.inspect import VideoFacts
 from avppc.data.video.picked import SoundAndFrames, read_sound_and_frames
 from avppc.data.video.pictures import HIDDEN_FRAMES
@@ -124,7 +124,7 @@ def _check_shown_as_stored(path: Path, parts: SoundAndFrames) -> None:
             raise DecodeError(str(path), f"DALI shows pictures as they are stored, decode it with PyAV ({note})")
 
 
-class DaliLoader:
+class DaliLoader(SampledBatches):
     """An endless stream of batches in the sampler's order, decoded by DALI; used like a ClipLoader.
 
     Args:
@@ -153,29 +153,15 @@ class DaliLoader:
             raise ValueError(f"the sampler orders {sampler.num_clips} clips, there are {len(clips)}")
         if crop is not None and crop.track is not None:
             raise ValueError("crop must not follow a track: DALI decodes windows, boxes and middle squares")
+        super().__init__(sampler)
         self.clips = tuple(clips)
-        self.sampler = sampler
         self.device_id = device_id
         self.num_frames = num_frames
         self.crop = crop or Crop()
         self.prefetch = prefetch
         self.workers = workers
         self.threads = threads
-        self.wait_seconds = 0.0
-        """Time the consumer has waited for data, in all."""
         self._pipeline: Any = None
-
-    def state(self) -> dict[str, int]:
-        """The sampler's state after the batches handed out so far."""
-        return self.sampler.state()
-
-    def load_state(self, state: dict[str, int]) -> None:
-        """Goes on where `state` was taken; what was prefetched is thrown away."""
-        self.close()
-        self.sampler.load_state(state)
-
-    def __iter__(self) -> Iterator[ClipBatch]:
-        return self
 
     def __next__(self) -> ClipBatch:
         """The next batch; RuntimeError of DALI's where a video cannot be decoded."""
@@ -187,7 +173,7 @@ class DaliLoader:
         expected = self.sampler.batch(state["epoch"], state["batches_consumed"])
         if not torch.equal(rows[:, 0], expected):
             raise RuntimeError(f"DALI hands out the clips {rows[:, 0].tolist()}, {expected.tolist()} come next")
-        batch = as_batch([self.clips[row] for row in expected.tolist()], _luma(pictures), audio)
+        batch = as_batch([self.clips[row] for row in expected.tolist()], luma_of(pictures), audio)
         self.sampler.advance()
         self.wait_seconds += time.perf_counter() - start
         return batch
@@ -235,18 +221,3 @@ class DaliLoader:
         target = torch.empty(dense.shape(), dtype=dtypes[dense.dtype.name], device=f"cuda:{self.device_id}")
         feed_ndarray(dense, target, cuda_stream=torch.cuda.current_stream(target.device))
         return target
-
-    def __enter__(self) -> DaliLoader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _luma(
-    colours: Tensor,  # [N, T, H, W, 3] uint8 red, green, blue
-) -> Tensor:  # [N, T, H, W] uint8, video range
-    weights = torch.tensor(LUMA_WEIGHTS, device=colours.device)
-    return (colours.to(torch.float32) @ weights + 16).round_().clamp_(0, 255).to(torch.uint8)

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,14 +19,49 @@ from avppc.data.packed.sampler import EpochSampler
 _POLL_SECONDS = 0.1  # how soon the thread notices that it is to end
 
 
-class ClipLoader:
+class SampledBatches:
+    """An endless stream of batches in a sampler's order, made ahead of time by whoever inherits it.
+
+    `state()` counts the batches handed out, not those made ahead: a run that loads it gets exactly the clips that were
+    to come next. Use as a context manager, or call close().
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+        self.wait_seconds = 0.0
+        """Time the consumer has waited for data, in all."""
+
+    def state(self) -> dict[str, int]:
+        """The sampler's state after the batches handed out so far."""
+        return self.sampler.state()
+
+    def load_state(self, state: dict[str, int]) -> None:
+        """Goes on where `state` was taken; what was made ahead is thrown away."""
+        self.close()
+        self.sampler.load_state(state)
+
+    def close(self) -> None:
+        """Ends what makes batches ahead; the next batch asked for starts it anew."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ClipBatch:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ClipLoader(SampledBatches):
     """An endless stream of batches in the sampler's order, on `device`.
 
     A thread keeps up to `prefetch` batches ready. On a GPU they are gathered in page-locked memory and copied on a
-    stream of their own, so that neither the gather nor the copy holds up the training step. `state()` counts the
-    batches handed out, not those prefetched: a run that loads it gets exactly the clips that were to come next.
-
-    Use as a context manager, or call close().
+    stream of their own, so that neither the gather nor the copy holds up the training step.
     """
 
     def __init__(
@@ -43,25 +78,11 @@ class ClipLoader:
             raise TypeError(f"sampler must be an EpochSampler, got {type(sampler).__name__}")
         if sampler.num_clips != len(dataset):
             raise ValueError(f"sampler must order the {len(dataset)} clips of the data set, it has {sampler.num_clips}")
+        super().__init__(sampler)
         self.dataset = dataset
-        self.sampler = sampler
         self.device = check_device("device", device)
         self.prefetch = prefetch
-        self.wait_seconds = 0.0
-        """Time the consumer has waited for data, in all."""
         self._worker: _Worker | None = None
-
-    def state(self) -> dict[str, int]:
-        """The sampler's state after the batches handed out so far."""
-        return self.sampler.state()
-
-    def load_state(self, state: dict[str, int]) -> None:
-        """Goes on where `state` was taken; what was prefetched is thrown away."""
-        self.close()
-        self.sampler.load_state(state)
-
-    def __iter__(self) -> Iterator[ClipBatch]:
-        return self
 
     def __next__(self) -> ClipBatch:
         """The next batch; an error of the thread is raised here."""
@@ -84,14 +105,6 @@ class ClipLoader:
             self._worker.close()
             self._worker = None
 
-    def __enter__(self) -> ClipLoader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def iterate_once(dataset: PackedDataset, batch_size: int = 64) -> Iterator[ClipBatch]:
     """All clips once and in order, for evaluation; the last batch may be smaller."""
@@ -102,7 +115,7 @@ def iterate_once(dataset: PackedDataset, batch_size: int = 64) -> Iterator[ClipB
 
 
 def _check_dataset(dataset: PackedDataset) -> None:
-    # a wrapper that slows one down or leaves clips out will do as well
+    # By what it can do, not by its class: a wrapper around a data set, or a VideoDataset, does as well.
     if not callable(getattr(dataset, "batch", None)) or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset must be a PackedDataset, got {type(dataset).__name__}")
 

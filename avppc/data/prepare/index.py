@@ -8,7 +8,6 @@ Nothing is decoded: headers and packets tell enough. What the manifest already s
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.inspect import VideoFacts, probe
 from avppc.data.video.source import UNREADABLE, DecodeError, damage_as_decode_error
-from avppc.files import check_writable, remove_files, sha256_of, write_atomically
+from avppc.files import check_writable, remove_files, sha256_of, write_json_lines
 from avppc.printing import Console, as_line
 from avppc.progress import ProgressBar
 
@@ -69,10 +68,8 @@ def run(config: IndexConfig) -> int:
     _print_summary(out, found, entries, len(todo), time.monotonic() - started)
     if missing:
         print(f"{missing:,} videos are for other shares (--shard); the one that ends last writes {out}")
-        if (reason := config.share_reason()) is not None:
-            print(reason)
-        if config.is_alone():
-            return 4
+        if (code := config.end_of_share()) is not None:
+            return code
     return 3 if any(entry.get("problems") for entry in entries.values()) else 0
 
 
@@ -208,8 +205,7 @@ def _others(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _write(out: Path, entries: Entries) -> None:
     # A path that no manifest may name belongs to a file that is refused whatever the manifest says.
-    lines = (json.dumps(entries[path]) + "\n" for path in sorted(entries) if is_portable(path))
-    write_atomically(out, "".join(lines).encode())
+    write_json_lines(out, [entries[path] for path in sorted(entries) if is_portable(path)])
 
 
 def _print_summary(out: Path, found: Scan, entries: Entries, read: int, seconds: float) -> None:

@@ -8,14 +8,12 @@ it, this process or the machine is stopped does not count.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -23,7 +21,7 @@ import torch
 
 from avppc.data.limits import is_held_up, limit_memory, limit_seconds
 from avppc.data.scan import Video
-from avppc.processes import ctrl_c_waits, follow_parent
+from avppc.processes import ctrl_c_waits, follow_parent, process_context
 
 TIMED_OUT = "the decoder gives nothing for"
 KILLED = "it crashes the decoder (signal 9"  # by somebody, or for lack of memory
@@ -151,7 +149,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        context = _process_context()
+        context = process_context("avppc.data.prepare.worker")
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(
             target=_work, args=(theirs, self._job, self._timeout_seconds), daemon=True
@@ -210,26 +208,15 @@ class _Worker:
         return f"{TIMED_OUT} {self._timeout_seconds:g} s"
 
     def restart(self) -> None:
-        self._kill()
+        """Replaces the process by a new one."""
+        self.stop()
         self._start()
 
     def stop(self) -> None:
         """Ends the process at once."""
-        self._kill()
-
-    def _kill(self) -> None:
         self.connection.close()
         self._process.kill()
         self._process.join()
-
-
-def _process_context() -> SpawnContext | ForkServerContext:
-    """Where processes come from: never a fork of this one, whose threads decoders and torch do not survive."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["avppc.data.prepare.worker"])  # torch is imported once, not once a process
-    return context
 
 
 def _work(connection: Connection[Any, Any], job: Job, timeout_seconds: float) -> None:

@@ -11,11 +11,10 @@ OUT/index.json                              written last, when every unit is fin
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
@@ -24,10 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from avppc.clip import CROP_SIZE, SAMPLES_PER_FRAME, SPLITS
 from avppc.data.config import TRACKED_CROPS, PrepareConfig
+from avppc.data.contact_sheet import spread, strip, write_contact_sheet
 from avppc.data.packed.dataset import PackedDataset, verify_shards
 from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_FOLDER, PackedIndex, parse_record
 from avppc.data.packed.remote import upload_packed
@@ -39,7 +38,7 @@ from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.video.faces import make_finder
 from avppc.data.video.source import UNREADABLE
 from avppc.data.video.track import TRACKER_VERSION
-from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_atomically
+from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_json_lines
 from avppc.printing import Console
 from avppc.progress import ProgressBar
 from avppc.settings import read_checked_json, write_checked_json
@@ -49,7 +48,6 @@ _TARGET_UNITS = 64  # small data sets are cut finer, so that all processes have 
 _MIN_UNIT_BYTES = 1 << 20
 
 _GAP_PIXELS = 2
-_TITLE_PIXELS = 14
 _SOUND_PIXELS = 16  # height of the strip below each row
 
 
@@ -98,8 +96,8 @@ def run(config: PrepareConfig) -> int:
         _remove_superseded(config, units, records)
     refused = sorted(found.refused + [item for record in records.values() for item in record.refused])
     notes = sorted(item for record in records.values() for item in record.notes)
-    _write_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
-    _write_lines(config.out / NOTES_NAME, ({"path": path, "note": note} for path, note in notes))
+    write_json_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
+    write_json_lines(config.out / NOTES_NAME, ({"path": path, "note": note} for path, note in notes))
     clips = sum(shard.clips for record in records.values() for shard in record.shards)
     if complete and config.upload and clips:  # an index that is there without them is an earlier run's
         sent = upload_packed(config.out, config.upload)
@@ -109,10 +107,8 @@ def run(config: PrepareConfig) -> int:
     if not complete:
         missing = f"{len(units) - len(records)} of {len(units)} units"
         print(f"half prepared: {missing} are for other shares (--shard); the one that ends last writes {INDEX_NAME}")
-        if (reason := config.share_reason()) is not None:
-            print(reason)
-        if config.is_alone():
-            return 4
+        if (code := config.end_of_share()) is not None:
+            return code
     if complete and clips == 0:
         return 1
     return 3 if refused else 0
@@ -275,7 +271,7 @@ def _write_index(config: PrepareConfig, found: Scan, units: list[Unit], records:
     splits = {split: shards for split, shards in splits.items() if shards}
     PackedIndex(ClipShape(config.frames, CROP_SIZE, CROP_SIZE), found.words, splits).write(config.out)
     with PackedDataset(config.out, next(iter(splits)), verify=False) as dataset:
-        write_contact_sheet(dataset, config.out / SHEET_NAME)
+        _write_sheet(dataset, config.out / SHEET_NAME)
 
 
 def _remove_superseded(config: PrepareConfig, units: Sequence[Unit], records: dict[str, UnitRecord]) -> None:
@@ -292,38 +288,17 @@ def _remove_superseded(config: PrepareConfig, units: Sequence[Unit], records: di
         _write_claim(config, counts)
 
 
-def _write_lines(path: Path, entries: Iterable[dict[str, str]]) -> None:
-    write_atomically(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
-
-
-def write_contact_sheet(dataset: PackedDataset, path: Path, *, rows: int = 12, columns: int = 10) -> None:
+def _write_sheet(dataset: PackedDataset, path: Path, *, rows: int = 12, columns: int = 10) -> None:
     """Writes a PNG: for some clips where they come from, and a row of their frames; below each frame how loud it is."""
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(rows, len(dataset))).round().astype(np.int64))
-    frames = np.unique(np.linspace(0, dataset.shape.frames - 1, min(columns, dataset.shape.frames)).round().astype(int))
+    frames = spread(dataset.shape.frames, columns)
     strips = []
-    for row in chosen:
-        clip = dataset.batch(torch.tensor([int(row)]))
+    for row in spread(len(dataset), rows).tolist():
+        clip = dataset.batch(torch.tensor([row]))
         video: NDArray[np.uint8] = clip.video[0].numpy()
         power = clip.audio[0].double().view(-1, SAMPLES_PER_FRAME).square().mean(1).sqrt().numpy()
         loudness = power / max(power.max(), 1.0)
-        strip = np.concatenate([_with_sound(video[n], float(loudness[n])) for n in frames], axis=1)
-        strips += [_title(dataset.sources[int(row)], strip.shape[1]), strip]
-    sheet = np.concatenate(strips, axis=0)
-    content = io.BytesIO()  # the library does not say why a file could not be written
-    Image.fromarray(sheet).save(content, format="PNG")
-    write_atomically(path, content.getvalue())
-
-
-def _title(text: str, width: int) -> NDArray[np.uint8]:
-    """A line of text, [_TITLE_PIXELS, width]; of a long one the end, which tells most."""
-    plain = text.encode("ascii", "replace").decode()  # the font at hand may have no others
-    known = "".join(letter if letter.isprintable() else "?" for letter in plain)
-    image = Image.new("L", (width, _TITLE_PIXELS))
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
-    while draw.textlength(known, font=font) > width - 4 and len(known) > 4:
-        known = "..." + known[4:]
-    draw.text((2, 1), known, fill=255, font=font)
-    return np.asarray(image)
+        strips.append((dataset.sources[row], strip([_with_sound(video[n], float(loudness[n])) for n in frames])))
+    write_contact_sheet(path, strips)
 
 
 def _with_sound(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import groupby
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import av
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from avppc.clip import SAMPLE_RATE_HZ, VIDEO_FPS
 
-Image = NDArray[np.uint8]
+Frame = TypeVar("Frame")
 Samples = NDArray[np.int16 | np.float32]
 
 MAX_VIDEO_GAP_SECONDS = 10
@@ -36,7 +36,7 @@ def converted_rate(fps: float) -> str:
     return f"frame rate {fps:.4g}: converted to {VIDEO_FPS} by nearest time stamp"
 
 
-class FrameGrid:
+class FrameGrid(Generic[Frame]):
     """Picks for each instant k / 25 s after the origin the frame whose time stamp is nearest (the earlier of two).
 
     An instant from which the nearest frame is more than 100 ms away gets None: a frame is missing there.
@@ -54,7 +54,7 @@ class FrameGrid:
         self._origin = origin
         self._next = first
         self._repeats = repeats
-        self._previous: tuple[int, Image] | None = None
+        self._previous: tuple[int, Frame] | None = None
         self._last_gap = 0
         self._frames = 0
         self._start_seconds = 0.0
@@ -91,9 +91,9 @@ class FrameGrid:
             notes.append(f"frames held: until the next one came, up to {longest_ms:.0f} ms")
         return notes
 
-    def push(self, stamp: int, image: Image) -> list[Image | None]:
-        """Takes the next frame; returns the images of the instants that it settles."""
-        settled: list[Image | None] = []
+    def push(self, stamp: int, frame: Frame) -> list[Frame | None]:
+        """Takes the next frame, a picture or its number; returns the frames of the instants that it settles."""
+        settled: list[Frame | None] = []
         position = (stamp - self._origin) * self._tick
         if self._previous is not None:
             before, last = self._previous
@@ -108,9 +108,9 @@ class FrameGrid:
                 self._longest_held = max(self._longest_held, gap)
                 for repeated in range(before + self._tick, position, self._tick):
                     settled += self._take(repeated, last)
-        return settled + self._take(position, image)
+        return settled + self._take(position, frame)
 
-    def _take(self, position: int, image: Image) -> list[Image | None]:
+    def _take(self, position: int, frame: Frame) -> list[Frame | None]:
         settled = []
         if self._previous is not None:
             self._last_gap = position - self._previous[0]
@@ -118,12 +118,12 @@ class FrameGrid:
                 settled.append(self._nearest())
         else:
             self._start_seconds = position / (self._step * VIDEO_FPS)
-        self._previous = (position, image)
+        self._previous = (position, frame)
         self._frames += 1
         return settled
 
-    def finish(self) -> list[Image | None]:
-        """Returns the images of the instants that the last frame covers."""
+    def finish(self) -> list[Frame | None]:
+        """Returns the frames of the instants that the last frame covers."""
         settled = []
         while self._previous is not None and self._next * self._step - self._previous[0] < self._last_covered():
             settled.append(self._nearest())
@@ -133,9 +133,9 @@ class FrameGrid:
         """How long the last frame is shown: as long as the one before it, at least a step of the grid."""
         return max(self._step, min(self._last_gap, int(MAX_DISTANCE_SECONDS * VIDEO_FPS * self._step)))
 
-    def _nearest(self) -> Image | None:
+    def _nearest(self) -> Frame | None:
         assert self._previous is not None
-        position, image = self._previous
+        position, frame = self._previous
         distance = abs(self._next * self._step - position)
         self._next += 1
         self._off_grid |= distance > 0
@@ -143,7 +143,7 @@ class FrameGrid:
             return None
         if distance >= self._step:
             self._longest_held = max(self._longest_held, self._last_gap)
-        return image
+        return frame
 
 
 class AudioTimeline:

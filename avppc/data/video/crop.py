@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from av import VideoFrame
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from avppc.checks import check_choice, check_integer, check_number
-from avppc.clip import CROP_SIZE, LRW_COLUMNS, LRW_ROWS
+from avppc.clip import CROP_SIZE, LRW_COLUMNS, LRW_ROWS, LUMA_BLACK
 
 LRW_SIZE = 256  # pixels a side, frames of LRW
-LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
-"""ITU-R BT.601: of red, green and blue from 0 to 255; 16 more makes the luma of video range."""
+_LUMA_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, of red, green and blue
 
 # Formats whose first plane is the luma alone, one value after another, in the low bits.
 _LUMA_FIRST = re.compile(r"(?:yuva?j?4\d\dp|nv\d\d|gray)(?:(\d+)le)?")
@@ -304,6 +304,14 @@ def _quarter_turn(
     transpose = nearest[0, 0] == 0
     (right_x, right_y), (down_x, down_y) = nearest.tolist()
     return (True, right_y < 0, down_x < 0) if transpose else (False, down_y < 0, right_x < 0)
+
+
+def luma_of(
+    colours: Tensor,  # [..., 3] uint8 red, green, blue
+) -> Tensor:  # [...] uint8
+    """The luma of colours, in video range: 16 black to 235 white."""
+    weights = torch.tensor(_LUMA_WEIGHTS, device=colours.device)
+    return (colours.to(torch.float32) @ weights + LUMA_BLACK).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def scale(

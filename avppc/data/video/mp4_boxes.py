@@ -34,7 +34,7 @@ _OTHERS = b"""
 
 Boxes = list[tuple[bytes, memoryview]]
 
-_FIRST_CLAIMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"sidx", b"moof")
+_FIRST_CLAIMS = (*_FIRST, b"styp", b"sidx", b"moof")
 _INSIDE = (b"trak", b"mdia", b"minf", b"stbl", b"traf")  # boxes that lead to the counts
 _SAMPLES_PER_BYTE = 8  # QuickTime counts the sound samples before compression: 6 a byte with MACE 6:1
 _MAX_TRACKS = 100
@@ -64,30 +64,41 @@ def check_mp4(file: BinaryIO) -> list[str]:
 def _find_movie(file: BinaryIO) -> memoryview | None:
     """Content of the first moov box; None where there is none, which the decoder notices too."""
     file_bytes = file.seek(0, 2)
+    for name, start, header_bytes, size in _top_boxes(file, file_bytes, _FIRST):
+        if name != b"moov":
+            continue
+        if size > file_bytes - start:
+            missing = size - (file_bytes - start)
+            raise ValueError(f"damaged: its table of contents (moov) lacks {missing} bytes")
+        if not header_bytes <= size <= _MAX_MOOV_BYTES:
+            raise ValueError(f"damaged: its table of contents (moov) would have {size} bytes")
+        file.seek(start + header_bytes)
+        return memoryview(file.read(size - header_bytes))
+    return None
+
+
+def _top_boxes(file: BinaryIO, file_bytes: int, first: tuple[bytes, ...]) -> Iterator[tuple[bytes, int, int, int]]:
+    """Name, place, bytes of the header and bytes in all of each box that lies in no other; what follows one that is
+    too small for its own header cannot be found.
+
+    Args:
+        first: kinds of boxes of which a file begins with one; there are none in other files.
+    """
     start = 0
     while start + 8 <= file_bytes:
         file.seek(start)
         header = file.read(16)
-        size, name = int.from_bytes(header[:4], "big"), header[4:8]
-        if start == 0 and name not in _FIRST:
-            return None
-        header_bytes = 8
+        size, name, header_bytes = int.from_bytes(header[:4], "big"), header[4:8], 8
+        if start == 0 and name not in first:
+            return
         if size == 1 and len(header) == 16:
             size, header_bytes = int.from_bytes(header[8:], "big"), 16
         elif size == 0:
             size = file_bytes - start
-        if name == b"moov":
-            if size > file_bytes - start:
-                missing = size - (file_bytes - start)
-                raise ValueError(f"damaged: its table of contents (moov) lacks {missing} bytes")
-            if not header_bytes <= size <= _MAX_MOOV_BYTES:
-                raise ValueError(f"damaged: its table of contents (moov) would have {size} bytes")
-            file.seek(start + header_bytes)
-            return memoryview(file.read(size - header_bytes))
+        yield name, start, header_bytes, size
         if size < header_bytes:
-            return None
+            return
         start += size
-    return None
 
 
 def _children(parent: bytes, content: memoryview, rules: dict[bytes, str], notes: list[str]) -> Boxes:
@@ -227,23 +238,10 @@ def check_claims(file: BinaryIO) -> None:
 
 def _tables(file: BinaryIO, file_bytes: int) -> Iterator[tuple[bytes, memoryview]]:
     """Name and content of each box at the top that has counts."""
-    start = 0
-    while start + 8 <= file_bytes:
-        file.seek(start)
-        header = file.read(16)
-        size, name, header_bytes = int.from_bytes(header[:4], "big"), header[4:8], 8
-        if start == 0 and name not in _FIRST_CLAIMS:
-            return
-        if size == 1:
-            size, header_bytes = int.from_bytes(header[8:], "big"), 16
-        elif size == 0:
-            size = file_bytes - start
-        if size < header_bytes:
-            return
-        if name in (b"moov", b"moof"):
+    for name, start, header_bytes, size in _top_boxes(file, file_bytes, _FIRST_CLAIMS):
+        if name in (b"moov", b"moof") and size >= header_bytes:
             file.seek(start + header_bytes)
             yield name, memoryview(file.read(min(size, file_bytes - start) - header_bytes))
-        start += size
 
 
 def _walk(content: memoryview) -> Iterator[tuple[bytes, memoryview]]:

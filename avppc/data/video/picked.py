@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS
-from avppc.data.video.clock import AudioTimeline
+from avppc.data.video.clock import AudioTimeline, FrameGrid
 from avppc.data.video.crop import Geometry, geometry_of
 from avppc.data.video.decode import SEEK_BEYOND_FRAMES
 from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, decode_packet, frame_grid
@@ -146,13 +146,12 @@ def _nearest_frames(
 ) -> tuple[list[int | None], list[str]]:
     """Number of the frame of each instant from start_frame on, by the same grid that cuts clips, and notes on it."""
     assert video.time_base is not None
-    grid = frame_grid(container, video.time_base, stamps[0], start_frame)
-    weights = np.array([1, 1 << 8, 1 << 16])
+    grid: FrameGrid[int] = frame_grid(container, video.time_base, stamps[0], start_frame)
     chosen: list[int | None] = []
     for number, stamp in enumerate(stamps):
-        image = np.array([[number & 255, number >> 8 & 255, number >> 16]], np.uint8)
-        chosen += [None if found is None else int(found[0] @ weights) for found in grid.push(stamp, image)]
+        chosen += grid.push(stamp, number)
         if len(chosen) >= num_frames:
-            return chosen[:num_frames], grid.notes
-    chosen += [None if found is None else int(found[0] @ weights) for found in grid.finish()]
+            break
+    else:
+        chosen += grid.finish()
     return chosen[:num_frames], grid.notes

@@ -88,7 +88,7 @@ def shows_again(container: InputContainer, time_base: Fraction) -> bool:
     return container.format.name == "avi" and time_base >= _MIN_CHUNK_SECONDS
 
 
-def frame_grid(container: InputContainer, time_base: Fraction, origin: int, first: int = 0) -> FrameGrid:
+def frame_grid(container: InputContainer, time_base: Fraction, origin: int, first: int = 0) -> FrameGrid[Any]:
     """The grid of instants for the pictures of a file."""
     return FrameGrid(time_base, origin, first, repeats=shows_again(container, time_base))
 

@@ -12,13 +12,16 @@ import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.sound_file import sound_notes
-from avppc.data.video.clock import AudioTimeline, FrameGrid, Image
+from avppc.data.video.clock import AudioTimeline, FrameGrid
 from avppc.data.video.crop import MAX_SIDE_PIXELS, NO_FACE, Crop, LumaReader
 from avppc.data.video.pictures import PictureDecoder, decode_packet, ends_stream, frame_grid
+
+Image = NDArray[np.uint8]
 
 MAX_HOURS = 24
 LONGER = "longer than the clip"  # begins the note on a video of which only the first frames are used
@@ -65,7 +68,7 @@ class StreamReader:
         self._video, self._audio = choose_streams(container)
         self._pictures = PictureDecoder(container, self._video)
         self._luma = LumaReader(crop, self._video.sample_aspect_ratio)
-        self._grid: FrameGrid | None = None
+        self._grid: FrameGrid[Image] | None = None
         self._sound: AudioTimeline | None = None
         self._waiting_audio: list[av.AudioFrame] = []
         self._images: list[Image | None] = []
@@ -190,7 +193,7 @@ class StreamReader:
         else:
             self._sound.push(frame)
 
-    def _start_clock(self, frame: av.VideoFrame) -> FrameGrid:
+    def _start_clock(self, frame: av.VideoFrame) -> FrameGrid[Image]:
         """Begins both timelines at the first picture."""
         origin, time_base = frame.pts, frame.time_base
         if origin is None or time_base is None:

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from avppc.data.video.crop import LUMA_WEIGHTS, Crop, Geometry
+from avppc.data.video.crop import Crop, Geometry, luma_of
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.reader import DecodedClip
 from avppc.data.video.source import DecodeError, Source, damage_as_decode_error
@@ -80,6 +79,4 @@ def _cropped(
 
 
 def _luma(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    weights = torch.tensor(LUMA_WEIGHTS)
-    luma: Tensor = torch.from_numpy(np.ascontiguousarray(colours)).to(torch.float32) @ weights + 16
-    return np.asarray(luma.round().clamp(0, 255).to(torch.uint8).numpy())
+    return np.asarray(luma_of(torch.from_numpy(np.ascontiguousarray(colours))).numpy())

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from avppc.clip import SAMPLES_PER_FRAME
+from avppc.data.contact_sheet import png_bytes, strip
 from avppc.data.packed.dataset import PackedDataset, local_folder
 from avppc.data.packed.index import PackedIndex
 from avppc.ops.log_mel.config import LogMelConfig
@@ -68,7 +67,7 @@ def make_clip_sheet(directory: Path, cut: CutConfig, features: LogMelConfig, cli
             ClipStrip(
                 word=dataset.words[label] if label >= 0 else None,
                 source=dataset.sources[row],
-                mouth=_png(np.concatenate(list(video[shown].numpy()), axis=1)),
+                mouth=_png(strip(list(video[shown].numpy()))),
                 sound=_png(_mel_picture(audio, frames, features)),
             )
             for row, label, video, audio in zip(
@@ -116,6 +115,4 @@ def _mel_picture(audio: Tensor, frames: int, features: LogMelConfig) -> NDArray[
 
 def _png(picture: NDArray[np.uint8]) -> str:
     """[rows, columns] gray as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture)).decode()
