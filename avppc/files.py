@@ -20,7 +20,7 @@ from typing import Any
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{8}", re.DOTALL)
 _MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _in_use: set[str] = set()
-"""Temporary names of this process, to tell them from those of a process that ended and had the same number."""
+"""Temporary names in use here; others with this process's number are from an earlier process of the same number."""
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None  # not on Windows
 
 
@@ -31,7 +31,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """OSError, with the folder's name, unless a file can be written at `path`: before hours of work, not after."""
+    """Raises OSError unless a file can be written at `path`: to be asked before hours of work, not after them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -40,7 +40,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_apart(out: Path, data: Path) -> None:
-    """ValueError where one of two folders is, or lies in, the other; links are followed."""
+    """Raises ValueError where two folders are the same or one lies in the other; links are followed."""
     for inner, outer in ((out, data), (data, out)):
         place = real_path(inner)
         if any(_same(parent, outer) for parent in (place, *place.parents)):
@@ -58,7 +58,7 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def check_vacant(folder: Path, allowed: str) -> None:
-    """ValueError where something lies in a folder that is to be filled; hidden files and lost+found do not count.
+    """Raises ValueError unless a folder is empty or missing; hidden files and lost+found do not count.
 
     Args:
         allowed: what the folder may be instead of empty, for the message.
@@ -103,7 +103,7 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what a process of this machine that has ended left half written in a folder.
+    """Removes the half-written files that processes of this machine have left in a folder when they ended.
 
     Args:
         name: of the file or directory that it was to become; None: any.
@@ -143,9 +143,9 @@ def _remove_temporary(path: Path) -> None:
 
 @contextlib.contextmanager
 def sole_use(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keeps a directory to this process while the block lasts; it is free again when the process ends, however it ends.
+    """Locks a directory for this process while the block lasts; the lock goes with the process, however that ends.
 
-    Where the file system knows no locks (some network ones), nothing is kept.
+    Where the file system knows no locks (some network ones), others are not kept out.
 
     Args:
         wait: until the process that uses it is done.
@@ -169,7 +169,7 @@ def sole_use(directory: Path, *, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """A name to write a file under, which takes the place of `path` when the block ends; a failed block leaves none."""
+    """A temporary name to write a file under, which then replaces `path`; if the block fails, the file is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_place(path) as temporary:
         yield temporary
@@ -180,7 +180,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A directory to fill, which appears at `path` when the block ends; if the block fails, nothing is left.
+    """Gives a temporary directory to fill, which becomes `path` when the block ends, and goes if it fails.
 
     Raises:
         FileExistsError: there is something at `path` already.
@@ -199,9 +199,9 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_place(path: Path) -> Iterator[Path]:
-    """A temporary name for what is to be renamed to `path`: nothing is left at it when the block ends, however it ends.
+    """Gives a temporary name for what is to be renamed to `path`; what still has that name at the end is removed.
 
-    What processes that ended before have left of `path` is removed, too. Errors name `path`.
+    Half-written files that earlier processes have left beside `path` are removed, too. Errors name `path`.
     """
     remove_leftovers(path.parent, path.name)
     temporary = temporary_name(path)
@@ -226,7 +226,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def _short(name: str) -> str:
-    """The name, or what stands for one that is too long to be made longer: systems allow 255 bytes."""
+    """The name, or its SHA-256 where it is too long to take a suffix: file systems allow 255 bytes."""
     encoded = os.fsencode(name)
     return name if len(encoded) <= 200 else hashlib.sha256(encoded).hexdigest()
 
@@ -302,11 +302,10 @@ def read_bytes(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def name_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Gives a file's name to the system's errors that come without one, as those of reading and writing do.
+    """Puts a file's name into an OSError that has none, as the errors of reading and writing an open file have not.
 
     Args:
-        temporary: what is at `path` in the end, under the name that it has meanwhile and that nobody knows: errors name
-            `path` instead.
+        temporary: the name under which `path` is being written; errors that name it are changed to name `path`.
     """
     try:
         yield

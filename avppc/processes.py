@@ -1,24 +1,42 @@
-"""Processes of ours: how a worker begins, how a signal ends a command, and how many cores there are to share.
+"""Processes: how a worker begins, what one file may cost it, how a signal ends a command, how many cores there are.
 
 The signals are SIGTERM, which clusters send before they take a machine away, and Ctrl-C, SIGINT.
+
+Decoders believe what a file says of itself. Beyond what is checked before, the system stops them: an allocation over
+the limit fails, which refuses the file, and a process that computes for too long is ended, which its parent notices.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
+import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
 from types import FrameType
+from typing import Any
+
+FILE_MEMORY_BYTES = 4 << 30
+"""Memory that a file may take. The largest pictures that are read, 33 Mpixel of 16 bits, take 100 MiB each, and a
+decoder keeps up to 17 of them; the rest is for the clips and for what finds the mouth."""
+_resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
 
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Lets a Ctrl-C wait until the block ends. Processes that are started inside never see one, not even while they
-    import what they need, before `follow_parent`."""
+    """Holds a Ctrl-C (SIGINT) back until the block ends.
+
+    A process that is started inside inherits this: no Ctrl-C ends it while it imports its modules, before it calls
+    `follow_parent`.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -61,7 +79,7 @@ def count_cores() -> int:
 
 
 def exit_code(number: int) -> int:
-    """What a shell reports of a program that a signal ended: 130 for SIGINT, 143 for SIGTERM."""
+    """The exit code by which shells report that this signal ended a program: 130 for SIGINT, 143 for SIGTERM."""
     return 128 + number
 
 
@@ -133,3 +151,57 @@ def _end_on_signal(reader: int, meanwhile: str) -> None:
         if number in (signal.SIGTERM, signal.SIGINT):
             tell(f"ended by {signal.Signals(number).name} while {meanwhile}")
             os._exit(exit_code(number))
+
+
+def limit_memory(more_bytes: int = FILE_MEMORY_BYTES) -> None:
+    """Lets this process allocate at most so much more memory than it has now, where the system can enforce it."""
+    with contextlib.suppress(OSError, ValueError):  # a lower limit is set from outside
+        used = _data_bytes()
+        if used is not None:
+            _set_soft("RLIMIT_DATA", used + more_bytes)
+
+
+def limit_seconds(more: float | None) -> None:
+    """Ends this process (SIGXCPU) after so many more seconds of processor time; None: never."""
+    with contextlib.suppress(OSError, ValueError):
+        _set_soft("RLIMIT_CPU", None if more is None else math.ceil(time.process_time() + more))
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Limits this process's memory while the block lasts."""
+    before = None if _resource is None else _resource.getrlimit(_resource.RLIMIT_DATA)
+    limit_memory()
+    try:
+        yield
+    finally:
+        if before is not None:
+            _resource.setrlimit(_resource.RLIMIT_DATA, before)
+
+
+def _set_soft(name: str, value: int | None) -> None:
+    if _resource is None:
+        return
+    kind = getattr(_resource, name)
+    hard = _resource.getrlimit(kind)[1]
+    if value is None or (hard != _resource.RLIM_INFINITY and value > hard):
+        value = hard
+    _resource.setrlimit(kind, (value, hard))
+
+
+def _data_bytes() -> int | None:
+    """Private memory of this process, as RLIMIT_DATA counts it; None where the system does not tell (not Linux)."""
+    try:
+        found = re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return None if found is None else int(found[1]) * 1024
+
+
+def is_held_up(pid: int) -> bool:
+    """Whether a process is stopped, or computes (then `limit_seconds` counts); False where the system does not tell."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in ("T", "t", "R")

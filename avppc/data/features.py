@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from avppc.clip import SAMPLE_RATE_HZ
 from avppc.data.config import FeaturesConfig
-from avppc.data.limits import limited_memory
 from avppc.data.sound_file import SOUND_FORMATS, missing_of_wave
 from avppc.data.video.clock import AudioTimeline
 from avppc.data.video.pictures import decode_packet
@@ -27,13 +26,14 @@ from avppc.ops.log_mel.config import LogMelConfig
 from avppc.ops.log_mel.op import log_mel
 from avppc.ops.log_mel.reference import band_centers_hz
 from avppc.printing import Console
+from avppc.processes import limited_memory
 
 _UNITS = {"none": "power", "ln": "ln power", "log10": "log10 power", "db": "dB"}
 _TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 7500)
 
 
 def run(config: FeaturesConfig) -> int:
-    """Prints what the features are; writes the numbers and the picture that are asked for."""
+    """Prints shape and range of the features; writes them and their picture to the files that are asked for."""
     with limited_memory():
         samples = read_sound(config.source)  # [S]
     settings = config.settings

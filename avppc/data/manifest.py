@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why a video gives no clip, and what must still hold for that."""
+    """Why `avppc index` found that a video gives no clip, and the facts without which that would not hold any more."""
 
     reason: str
     bytes: int
@@ -46,7 +46,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a manifest says of a video."""
+    """A manifest's line about a video."""
 
     speaker: int = NO_SPEAKER
     box: Box | None = None
@@ -180,10 +180,10 @@ def _unusable(entry: dict[str, Any]) -> Unusable | None:
 
 
 def is_portable(path: str) -> bool:
-    """Whether a path means the same on every system: a manifest names no other."""
+    """Whether a path means the same on every system (no backslash): manifests name no others."""
     return "\\" not in path
 
 
 def printable(path: str) -> str:
-    """The path as valid UTF-8."""
+    """The path with escapes in place of what is not valid UTF-8, as file names on Linux may hold."""
     return path.encode("utf-8", "backslashreplace").decode()

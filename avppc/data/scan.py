@@ -1,8 +1,13 @@
 """Finds the videos of a data set, and what their places and its manifest say about them.
 
-What the folders mean is in avppc/data/layout.py, what the manifest may say in avppc/data/manifest.py; the label of a
-clip is its word's number among the sorted words. Instead of all below ROOT, a list may name the videos: another
-manifest, or a text file of one path below ROOT a line.
+    ROOT/WORD/{train,val,test}/FILE      clips of a word (LRW's layout)
+    ROOT/.../{train,val,test}/.../FILE   clips without label, of that split
+    any other place                      training clips without label
+
+A video in a folder that names a split is never in another one: of several names on its path test goes before val, val
+before train. The names may be written otherwise (see SPLIT_NAMES), in capitals, too. A label is the word's number among
+the sorted words. Instead of all below ROOT, a list may name the videos: another manifest, or a text file of one path
+below ROOT a line.
 
 Nothing outside ROOT is read: links that leave it are refused, and so are paths such as "../x" in a manifest or a list.
 """
@@ -11,13 +16,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from avppc.clip import NO_LABEL
+from avppc.clip import NO_LABEL, UNLABELED_FOLDER, SplitName
 from avppc.data.config import Layout
-from avppc.data.layout import find_places
 from avppc.data.manifest import (
     INDEX_COMMAND,
     MANIFEST_NAME,
@@ -35,6 +39,22 @@ VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".qt", ".f4v", ".3gp", ".3g2", ".mkv",
 VIDEO_SUFFIXES |= {".ogg", ".ogm", ".mpg", ".mpeg", ".vob", ".mod", ".ts", ".mts", ".m2ts", ".tod", ".flv", ".wmv"}
 VIDEO_SUFFIXES |= {".asf", ".mxf", ".dv"}
 
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""Split of the videos in a folder of this name; names are compared without regard to case."""
+
+_STRICTEST_FIRST: tuple[SplitName, ...] = ("test", "val", "train")
+
 
 @dataclass(frozen=True)
 class SoundFile:
@@ -47,7 +67,7 @@ class SoundFile:
 
 @dataclass(frozen=True)
 class Video:
-    """One file to be decoded."""
+    """A video file, with what its path, the file system and the manifest say of it."""
 
     path: str
     """Below the data's root, with "/"."""
@@ -75,7 +95,7 @@ class Video:
 
 @dataclass
 class Scan:
-    """What lies below a root."""
+    """The videos below a root, and what else was found there."""
 
     words: tuple[str, ...] = ()
     videos: list[Video] = field(default_factory=list)
@@ -140,7 +160,7 @@ Found = tuple[str, tuple[int, int, SoundFile | None]]
 
 
 def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Found]:
-    """As _files, of the given paths only."""
+    """As _files, but yields the videos among these paths only."""
     inside = real_path(root)
     for path in paths:
         place = root / path
@@ -173,7 +193,7 @@ def _sound_file(name: str, status: os.stat_result) -> SoundFile:
 
 
 def _files(root: Path, result: Scan) -> Iterator[Found]:
-    """Each video; everything else goes into the result."""
+    """Walks through the folders below root and yields each video; everything else goes into the result."""
     inside = real_path(root)
     pending = [""]
     while pending:
@@ -209,7 +229,7 @@ def _files(root: Path, result: Scan) -> Iterator[Found]:
 
 
 def _file_problem(entry: os.DirEntry[str], path: str, inside: Path) -> str | None:
-    """Why a file is not even opened; None for videos, and for all else that is left alone."""
+    """Why a video is refused unopened; None where it is not, and for files that are no videos."""
     is_video = _is_video_name(entry.name)
     if (problem := _link_problem(entry, inside, is_video)) is not None or not is_video:
         return problem
@@ -221,7 +241,7 @@ def _file_problem(entry: os.DirEntry[str], path: str, inside: Path) -> str | Non
 
 
 def _sound_in(files: Mapping[str, os.DirEntry[str]], stem: str) -> SoundFile | None:
-    """As sound_beside, without asking for each name that there may be."""
+    """As sound_beside, but looked up among the folder's entries, which saves a system call for each possible name."""
     name = next((name for name in sound_names(stem) if name in files), None)
     return None if name is None else _sound_file(name, files[name].stat())
 
@@ -241,3 +261,79 @@ def _link_problem(entry: os.DirEntry[str], inside: Path, is_video: bool) -> str 
     if not target.is_relative_to(inside):
         return "a link that leaves the data's folder is not followed"
     return None if target.is_file() else "a link to nothing"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Word and split of a video, as its path below the root tells them."""
+
+    word: str | None
+    split: SplitName
+
+
+def find_places(paths: Iterable[str], root: Path, layout: Layout = "auto") -> dict[str, Place]:
+    """Word and split of each path below root.
+
+    Args:
+        layout: "words": every ROOT/WORD/{train,val,test}/FILE belongs to a word; "tree": no video does; "auto": a
+            folder is a word unless there are videos further down in it, or it is the only one and its files are not
+            named after it (as WORD_00001.mp4).
+
+    Raises:
+        ValueError: "auto", and LRW's layout begins below root; "words", and no video lies in such a place.
+    """
+    parsed = {path: PurePosixPath(path) for path in paths}
+    words = set() if layout == "tree" else _words(list(parsed.values()), layout)
+    if not words and parsed and layout == "words":
+        raise ValueError(f"layout 'words' needs videos in {root}/WORD/{{train,val,test}}; {min(parsed)} lies elsewhere")
+    if not words and layout == "auto":
+        _check_not_further_down(parsed.values(), root)
+    return {path: _place(parts, words) for path, parts in parsed.items()}
+
+
+def _place(path: PurePosixPath, words: set[str]) -> Place:
+    if path.parts[0] in words and _is_clip_of_word(path):
+        return Place(path.parts[0], SPLIT_NAMES[path.parts[1].lower()])
+    splits = {_split_of(folder) for folder in path.parts[:-1]}
+    return Place(None, next((split for split in _STRICTEST_FIRST if split in splits), "train"))
+
+
+def _words(paths: Sequence[PurePosixPath], layout: Layout) -> set[str]:
+    """The folders right below the root that are words."""
+    found = {path.parts[0] for path in paths if _is_clip_of_word(path)}
+    if layout == "words":
+        return found
+    named = {path.parts[0] for path in paths if _is_clip_of_word(path) and _is_named_after(path, path.parts[0])}
+    deeper = {path.parts[0] for path in paths if len(path.parts) > 3}
+    found = {folder for folder in found if folder in named or (folder not in deeper and _split_of(folder) is None)}
+    return found if len(found) > 1 else found & named
+
+
+def _is_clip_of_word(path: PurePosixPath) -> bool:
+    """Whether a path has the form WORD/SPLIT/FILE."""
+    parts = path.parts
+    return len(parts) == 3 and _split_of(parts[1]) is not None and parts[0] != UNLABELED_FOLDER and parts[0][0] != "."
+
+
+def _is_named_after(path: PurePosixPath, folder: str) -> bool:
+    return path.name.startswith(f"{folder}_")
+
+
+def _split_of(folder: str) -> SplitName | None:
+    return SPLIT_NAMES.get(folder.lower())
+
+
+def _check_not_further_down(paths: Iterable[PurePosixPath], root: Path) -> None:
+    """ValueError where all the words of LRW's layout lie in a folder below root: they would lose their labels."""
+    for path in sorted(paths):
+        parts = path.parts
+        if (
+            len(parts) > 3
+            and parts[0] != UNLABELED_FOLDER
+            and _split_of(parts[-2])
+            and _is_named_after(path, parts[-3])
+        ):
+            raise ValueError(
+                f"{root} has LRW's layout further down ({path}): pass --data {root.joinpath(*parts[:-3])} for its "
+                "words, or --layout tree to take all videos without labels"
+            )

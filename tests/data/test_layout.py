@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from avppc.data.layout import SPLIT_NAMES, find_places
+from avppc.data.scan import SPLIT_NAMES, find_places
 
 ROOT = Path("/data")
 

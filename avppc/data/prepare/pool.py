@@ -19,31 +19,37 @@ from typing import Any, Protocol
 
 import torch
 
-from avppc.data.limits import is_held_up, limit_memory, limit_seconds
 from avppc.data.scan import Video
-from avppc.processes import ctrl_c_waits, follow_parent, process_context
+from avppc.processes import (
+    ctrl_c_waits,
+    follow_parent,
+    is_held_up,
+    limit_memory,
+    limit_seconds,
+    process_context,
+)
 
 TIMED_OUT = "the decoder gives nothing for"
 KILLED = "it crashes the decoder (signal 9"  # by somebody, or for lack of memory
 PASSING = (TIMED_OUT, KILLED)
-"""How the reasons begin that may be no fault of the video: the next command tries it again."""
+"""Beginnings of the reasons that need not be the video's fault: the next command tries such a video again."""
 _TURN_SECONDS = 1.0
 _MAX_FAILURES = 2  # of the process that works on a video, before the video is refused
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Videos that are worked on together, by one process."""
+    """A unit of work: videos that one process decodes, one after the other, and whose result is kept as a whole."""
 
     name: str
     digest: str
-    """Of all that decides what comes of the unit: equal digests give equal results."""
+    """SHA-256 of all that the result depends on (settings and videos): equal digests give equal results."""
     videos: tuple[Video, ...]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Videos and clips done since the last message; the unit and what came of it, when it is finished."""
+    """A step forward: how many videos and clips were done, or which unit is finished and with what result."""
 
     videos: int = 0
     clips: int = 0
@@ -52,7 +58,7 @@ class Progress:
 
 
 class Report:
-    """What a process tells its parent while it works, which also renews what the video may cost."""
+    """The messages of a worker process to its parent; each one about a video also renews the video's time limit."""
 
     def __init__(self, connection: Connection[Any, Any], timeout_seconds: float) -> None:
         self._connection = connection
@@ -60,8 +66,7 @@ class Report:
         self._path = ""
 
     def video(self, path: str) -> None:
-        """This video is worked on from now on; "" for work that may take long through no fault of a video. Said again,
-        it is a sign of life."""
+        """The worker begins with this video, or is still alive with it; "": with work that no video is to blame for."""
         if path != self._path:
             limit_memory()
         self._path = path
@@ -85,14 +90,14 @@ class Job(Protocol):
     """What is done with a unit; pickled once for each process."""
 
     def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Any:
-        """Does the work and returns its record; the videos in `refused` are left out for the reasons given there."""
+        """Works through the unit's videos and returns the result; those in `refused` (path: reason) are left out."""
 
     def clean_up(self) -> None:
-        """Removes what processes that were ended at once may have left half written."""
+        """Removes half-written files of processes that were killed."""
 
 
 def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
-    """Works through the units in processes of their own; yields what they get done.
+    """Works through the units in worker processes; yields each step forward as it is made.
 
     Raises:
         OSError: a result cannot be written (the disk is full, say). Finished units stay.
@@ -128,7 +133,7 @@ def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: 
 
 
 class _WorkerLost(Exception):
-    """The process died or hangs while it works on `path`, or outside of any ("")."""
+    """The process died or hangs, while it works on the video `path` or, where that is "", on none."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(reason)
@@ -137,7 +142,7 @@ class _WorkerLost(Exception):
 
 
 class _Worker:
-    """One process, seen from the parent."""
+    """One worker process, as the parent sees it."""
 
     def __init__(self, job: Job, timeout_seconds: float) -> None:
         self._job = job
@@ -168,7 +173,7 @@ class _Worker:
             self.connection.send((unit, refused))
 
     def messages(self) -> Iterator[Progress]:
-        """What the process has said meanwhile."""
+        """The progress that the process has reported since the last call; raises _WorkerLost where it died or hangs."""
         try:
             while self.unit is not None and self.connection.poll():
                 kind, value = self.connection.recv()

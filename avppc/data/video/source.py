@@ -13,9 +13,9 @@ from typing import cast
 import av
 from av.container import InputContainer
 
-from avppc.data.limits import FILE_MEMORY_BYTES
 from avppc.data.sound_file import SOUND_FORMATS, JoinedContainer, missing_of_wave, sound_beside
 from avppc.data.video.mp4_boxes import check_claims, check_mp4
+from avppc.processes import FILE_MEMORY_BYTES
 
 Source = str | os.PathLike[str] | bytes
 
@@ -38,7 +38,11 @@ class DecodeError(ValueError):
 
 @contextlib.contextmanager
 def damage_as_decode_error(source: Source, damage: str = "damaged or not a video") -> Iterator[str]:
-    """Whatever goes wrong with a file inside becomes a DecodeError; gives the name the file has in messages."""
+    """Turns any error inside, while the file is read, into a DecodeError; gives the file's name for messages.
+
+    Args:
+        damage: what is said of the file where FFmpeg cannot read it.
+    """
     name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
     try:
         yield name
@@ -56,8 +60,8 @@ def damage_as_decode_error(source: Source, damage: str = "damaged or not a video
 
 
 def open_options(formats: str) -> dict[str, str]:
-    """FFmpeg's options for files of these formats, whose demuxers must read nothing but the file itself: no play lists,
-    no image sequences; and they must not make up time stamps."""
+    """FFmpeg's options: only these formats, and no file but this one, as a play list or an image sequence would open;
+    and no time stamps that FFmpeg makes up."""
     return {
         "format_whitelist": formats,
         "protocol_whitelist": "file",
