@@ -135,9 +135,11 @@ class Trainer:
 
     def _encode_batch(self, video: Tensor, audio: Tensor, generator: ClipGenerator) -> list[Tensor]:
         if self.parts.one_encoder_batch:
-            return list(self.task.see(video, generator).chunk(2) + self.task.hear(audio, generator).chunk(2))
-        seen = [self.task.see(half, generator) for half in video.chunk(2)]
-        return seen + [self.task.hear(half, generator) for half in audio.chunk(2)]
+            return list(
+                self.task.embed_video(video, generator).chunk(2) + self.task.embed_audio(audio, generator).chunk(2)
+            )
+        seen = [self.task.embed_video(half, generator) for half in video.chunk(2)]
+        return seen + [self.task.embed_audio(half, generator) for half in audio.chunk(2)]
 
     def _features(self, video: Tensor, audio: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Crops [T, H, W] and log-mel [F, B] of past and future of one clip, each varied at random."""

@@ -1,7 +1,4 @@
-"""What pretraining asks of a proxy task, and what the tasks share.
-
-Spans of a clip, seen and heard, become features and embeddings.
-"""
+"""The base class of the proxy tasks: the encoders that a task trains, and what pretraining and diagnosis call."""
 
 from __future__ import annotations
 
@@ -33,13 +30,37 @@ class TaskOutput:
 
 
 Representations = Sequence[Tensor | None]
-"""Tensors [N, ...], a row a clip; None for what the task does not use."""
+"""Tensors [N, ...], one row for each clip; None for what the task does not use."""
 
 
 class ProxyTask(nn.Module, ABC):
-    """A task that needs no labels. It owns the visual encoder, which is kept, and whatever else it trains beside it."""
+    """A task that needs no labels: its loss trains a visual encoder, which is kept, and what else it needs beside it.
 
-    video_encoder: VideoEncoder
+    A task is a subclass with `forward`. The rest of what it may define is optional: `represent` and `score`, which
+    make large batches possible; `pair_scores`, by which a trained task is diagnosed; and the names of its metrics.
+
+    In eval mode nothing is random: the centre crop, and every frame_stride-th frame from the first.
+
+    Args:
+        with_audio: whether the task needs sound, and so an audio encoder.
+    """
+
+    video_pool: nn.Module
+    audio_pool: nn.Module
+    offset_frames: int = 1
+    """Video frames between two neighbouring offsets of `offset_scores`."""
+
+    def __init__(self, config: TaskConfig, *, with_audio: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        dim, features = config.objective.dim, config.encoder.features
+        self.video_encoder = VideoEncoder(config.encoder)
+        if with_audio:
+            check_mel_clock(config)
+            self.audio_encoder = AudioEncoder(config.features.bands, features, config.audio_width)
+        self.video_pool = ElementPool(features, dim)
+        if with_audio:
+            self.audio_pool = ElementPool(features, dim)
 
     @abstractmethod
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
@@ -49,15 +70,10 @@ class ProxyTask(nn.Module, ABC):
             generator: the source of every random draw; what belongs to one clip is drawn by avppc.draws.
         """
 
-    @property
-    def frames_needed(self) -> int:
-        """Frames of the shortest clips that the task can learn from."""
-        return 1
-
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
         """What the encoders make of each clip by itself, each [N, ...]; `score` needs nothing else of the clips.
 
-        A task that has both this and `score` can learn from batches that do not pass through its encoders at once.
+        A task that has both this and `score` can take the loss of more clips than pass through its encoders at once.
         """
         raise NotImplementedError
 
@@ -78,36 +94,14 @@ class ProxyTask(nn.Module, ABC):
         """A few shares from 0 to 1 out of a row of logged metrics, for the progress bar."""
         return {}
 
-
-class ElementTask(ProxyTask):
-    """A task over spans of clips: a visual encoder and, if the task hears, an audio encoder beside it.
-
-    In eval mode nothing is varied: the centre crop, and every frame_stride-th frame from the first.
-
-    Args:
-        hears: whether the task needs sound.
-    """
-
-    video_pool: nn.Module
-    audio_pool: nn.Module
-    offset_frames: int = 1
-    """Video frames between two neighbouring offsets of `offset_scores`."""
-
-    def __init__(self, config: TaskConfig, *, hears: bool = True) -> None:
-        super().__init__()
-        self.config = config
-        dim, features = config.objective.dim, config.encoder.features
-        self.video_encoder = VideoEncoder(config.encoder)
-        if hears:
-            check_mel_clock(config)
-            self.audio_encoder = AudioEncoder(config.features.bands, features, config.audio_width)
-        self.video_pool = ElementPool(features, dim)
-        if hears:
-            self.audio_pool = ElementPool(features, dim)
+    @property
+    def frames_needed(self) -> int:
+        """Frames of the shortest clips that the task can learn from."""
+        return self.config.cut.frames
 
     @property
     def span_frames(self) -> int:
-        """Length of an element, after its jitter is taken off."""
+        """Frames of a span (the past or the future of a clip) after time jitter has shortened it."""
         return self.config.cut.past_frames - self.config.augment.time_jitter_frames
 
     @property
@@ -115,22 +109,18 @@ class ElementTask(ProxyTask):
         """Frames that a span needs: its jitter, and then two, for motion, or frame_stride, so that one is encoded."""
         return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
 
-    @property
-    def frames_needed(self) -> int:
-        return self.config.cut.frames
-
     def cut(self, batch: ClipBatch, generator: torch.Generator) -> Elements:
-        """Past and future of the clips, seen and heard; in training each starts at random within its jitter."""
+        """Past and future of the clips, pictures and sound; in training each starts at random within its jitter."""
         augment = self.config.augment
         draws = generator if self.training else None
         return cut_elements(batch, self.config.cut, jitter_frames=augment.time_jitter_frames, generator=draws)
 
     def draw_phase(self, generator: torch.Generator) -> int:
-        """The first frame that is encoded."""
+        """The first frame that is encoded: random in training, below frame_stride; 0 in evaluation."""
         return int(torch.randint(0, self.config.frame_stride, (), generator=generator)) if self.training else 0
 
     def frame_features(self, video: Tensor, phase: int, generator: torch.Generator) -> Tensor:
-        """Features [N, T', F] of every frame_stride-th frame of spans [N, T, H, W] uint8."""
+        """Features [N, T', F] of every frame_stride-th frame of spans [N, T, H, W] uint8, from frame `phase` on."""
         encoder = self.config.encoder
         if self.training:
             augment = self.config.augment
@@ -139,52 +129,60 @@ class ElementTask(ProxyTask):
             luma = crop_video(video, encoder.crop_pixels, encoder.input_pixels)
         return self.video_encoder(luma, frame_stride=self.config.frame_stride, frame_phase=phase)
 
-    def sound_features(self, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """Features [N, T, F] of spans of sound [N, 640 T] int16, one a video frame."""
+    def audio_features(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """Features [N, T, F], one for each video frame, of spans of sound [N, 640 T] int16."""
         frames = audio.shape[1] // SAMPLES_PER_FRAME * MEL_FRAMES_PER_VIDEO_FRAME
         features = log_mel(audio, self.config.features)[:, :frames]
         if self.training:
             features = augment_log_mel(features, self.config.augment, generator)
         return self.audio_encoder(features)
 
-    def see(self, video: Tensor, generator: torch.Generator) -> Tensor:
-        """Embeddings [N, D] of spans of picture [N, T, H, W] uint8."""
+    def embed_video(self, video: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings [N, D] of the pictures of N spans, [N, T, H, W] uint8."""
         return self.video_pool(self.frame_features(video, self.draw_phase(generator), generator)).float()
 
-    def hear(self, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """Embeddings [N, D] of spans of sound [N, 640 T] int16."""
-        return self.audio_pool(self.sound_features(audio, generator)).float()
+    def embed_audio(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings [N, D] of the sound of N spans, [N, 640 T] int16."""
+        return self.audio_pool(self.audio_features(audio, generator)).float()
 
-    @property
-    def matches(self) -> bool:
-        """Whether the task can tell how well a picture fits a sound."""
-        return False
+    def pair_scores(self, video: Tensor, audio: Tensor) -> Tensor:
+        """[N, M]: for each pair of pictures and sound, how surely the task takes them for the same moment of a clip.
 
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
-        """How well each picture fits each sound, [N, M], from embeddings [N, D] and [M, D]; only where it `matches`."""
+        Higher is surer; only scores of the same call compare. Tasks that do not learn which sound belongs to which
+        picture, such as the time arrow, have none.
+
+        Args:
+            video: [N, D], of `embed_video`.
+            audio: [M, D], of `embed_audio`.
+        """
         raise NotImplementedError
 
+    @property
+    def has_pair_scores(self) -> bool:
+        """Whether the task has `pair_scores`; `avppc diagnose` and `check-sync` measure with them."""
+        return type(self).pair_scores is not ProxyTask.pair_scores
+
     def offset_scores(self, batch: ClipBatch, generator: torch.Generator) -> Tensor | None:
-        """How well the sound fits the picture at each offset, [N, offsets], with the right offset in the middle.
+        """[N, offsets]: for each clip, how well its sound at each offset fits its pictures; offset 0 is in the middle.
 
-        A picture in the middle of the clip is matched with the sounds before it, at its time and after it; None where
-        the task has no score.
+        The pictures are a span in the middle of the clip, the sounds are those before it, at its time and after it.
+        None where the task has no pair scores.
         """
-        if not self.matches:
+        if not self.has_pair_scores:
             return None
-        return torch.stack([pairs.diagonal() for pairs in self.offset_pairs(batch, generator)], 1)
+        return torch.stack([pairs.diagonal() for pairs in self.offset_pair_scores(batch, generator)], 1)
 
-    def offset_pairs(self, batch: ClipBatch, generator: torch.Generator) -> Iterator[Tensor]:
-        """How well each sound fits each picture, [N pictures, N sounds], for one offset after the other.
+    def offset_pair_scores(self, batch: ClipBatch, generator: torch.Generator) -> Iterator[Tensor]:
+        """[N, N] for each offset in turn: `pair_scores` of the pictures of each clip with the sound of each clip.
 
-        Only where the task `matches`.
+        Only for tasks with pair scores.
         """
         frames = self.span_frames
         most = (batch.video.shape[1] - frames) // 2
         starts = torch.full((len(batch),), most)
-        seen = self.see(cut_video(batch.video, starts, frames), generator)
+        video = self.embed_video(cut_video(batch.video, starts, frames), generator)
         for offset in range(-most, most + 1):
-            yield self.match(seen, self.hear(cut_audio(batch.audio, starts + offset, frames), generator))
+            yield self.pair_scores(video, self.embed_audio(cut_audio(batch.audio, starts + offset, frames), generator))
 
 
 def check_mel_clock(config: TaskConfig) -> None:
@@ -199,10 +197,7 @@ def check_mel_clock(config: TaskConfig) -> None:
 
 
 class ElementPool(nn.Module):
-    """Embedding of one element: the last state of a GRU over its frames, mapped to the embedding width.
-
-    [N, T, features] -> [N, dim].
-    """
+    """Embedding of a span: the last state of a GRU over its frames, mapped to `dim`: [N, T, features] -> [N, dim]."""
 
     def __init__(self, features: int, dim: int, hidden: int = 128) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Spans of clips and the four elements of a clip: past and future, seen and heard.
+"""Spans of clips, and the four elements of a clip: the pictures and the sound of its past and of its future.
 
 The cut comes before anything with a reach in time (features, motion, convolutions), or the past would know the future.
 """

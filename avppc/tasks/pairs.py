@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.draws import uniform
-from avppc.tasks.base import ElementTask, TaskOutput
+from avppc.tasks.base import ProxyTask, TaskOutput
 from avppc.tasks.config import TaskConfig
 from avppc.tasks.cuts import cut_video, draw_starts
 
@@ -24,50 +24,46 @@ class PairScore(nn.Module):
         self.hidden = nn.Linear(2 * dim, dim)
         self.answer = nn.Linear(dim, 1)
 
-    def forward(self, seen: Tensor, heard: Tensor) -> Tensor:
-        return self.answer(self.hidden(torch.cat([seen, heard], -1)).relu()).squeeze(-1)
+    def forward(self, video: Tensor, audio: Tensor) -> Tensor:
+        return self.answer(self.hidden(torch.cat([video, audio], -1)).relu()).squeeze(-1)
 
-    def every_pair(self, seen: Tensor, heard: Tensor) -> Tensor:  # [N, D], [M, D] -> [N, M]
+    def every_pair(self, video: Tensor, audio: Tensor) -> Tensor:  # [N, D], [M, D] -> [N, M]
         """Logits of each picture with each sound."""
         first, second = self.hidden.weight.chunk(2, 1)
-        parts = (seen @ first.T)[:, None] + (heard @ second.T + self.hidden.bias)[None]
+        parts = (video @ first.T)[:, None] + (audio @ second.T + self.hidden.bias)[None]
         return self.answer(parts.relu()).squeeze(-1)
 
 
 def binary_output(logits: Tensor, truth: Tensor) -> TaskOutput:  # [N], [N] 0 or 1
-    """Cross-entropy, and the share of right answers; a logit of exactly 0 is no answer and counts one half."""
+    """Cross-entropy, with the share of right answers as a metric; a logit of exactly 0 counts as half right."""
     loss = functional.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype))
     with torch.no_grad():
         right = 0.5 + 0.5 * torch.sign(logits) * (2.0 * truth - 1.0)
     return TaskOutput(loss, {"right": right.mean()})
 
 
-class PairTask(ElementTask):
+class PairTask(ProxyTask):
     """Does this picture belong to this sound? As many true pairs as false ones in every batch."""
 
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
         self.head = PairScore(config.objective.dim)
 
-    def judge(self, seen: Tensor, heard: Tensor, false: Tensor) -> TaskOutput:
-        """The loss of embeddings [N, D]: in each row `heard` belongs to `seen`, and `false` does not."""
-        logits = self.head(torch.cat([seen, seen]), torch.cat([heard, false]))
-        truth = torch.arange(len(logits), device=logits.device) < len(seen)
+    def pair_loss(self, video: Tensor, audio: Tensor, false: Tensor) -> TaskOutput:
+        """The loss of embeddings [N, D]: in each row the sound `audio` belongs to the pictures, `false` does not."""
+        logits = self.head(torch.cat([video, video]), torch.cat([audio, false]))
+        truth = torch.arange(len(logits), device=logits.device) < len(video)
         return binary_output(logits, truth)
 
-    @property
-    def matches(self) -> bool:
-        return True
-
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
-        return self.head.every_pair(seen, heard)
+    def pair_scores(self, video: Tensor, audio: Tensor) -> Tensor:
+        return self.head.every_pair(video, audio)
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return binary_figures(row)
+        return share_right(row)
 
 
-def binary_figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """What the progress bar shows."""
+def share_right(row: Mapping[str, Any]) -> dict[str, float]:
+    """Out of a row of logged metrics: the share of right answers, which the progress bar shows."""
     return {"right": row["right"]}
 
 
@@ -80,11 +76,11 @@ class CorrespondenceTask(PairTask):
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         count = len(batch)
         elements = self.cut(batch, generator)
-        seen = self.see(elements.video, generator)
-        heard = self.hear(elements.audio, generator)
+        video = self.embed_video(elements.video, generator)
+        audio = self.embed_audio(elements.audio, generator)
         other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
         # Rows 0 to N - 1 are of the past and the others of the future: each half draws its other clips from itself.
-        return self.judge(seen, heard, heard[torch.cat([other, other + count])])
+        return self.pair_loss(video, audio, audio[torch.cat([other, other + count])])
 
 
 def draw_other_clips(clip_ids: Tensor, generator: torch.Generator) -> Tensor:
@@ -100,14 +96,14 @@ def draw_other_clips(clip_ids: Tensor, generator: torch.Generator) -> Tensor:
     return draws.argmax(1)
 
 
-class TimeArrowTask(ElementTask):
+class TimeArrowTask(ProxyTask):
     """Each clip is shown as it was or reversed, with even chances; only the order of the frames tells which.
 
     Reference: Wei, Lim, Zisserman, Freeman, "Learning and Using the Arrow of Time", CVPR 2018.
     """
 
     def __init__(self, config: TaskConfig) -> None:
-        super().__init__(config, hears=False)
+        super().__init__(config, with_audio=False)
         dim = config.objective.dim
         if config.rivals.arrow_pool == "mean":
             self.video_pool = _MeanPool(config.encoder.features, dim)
@@ -133,10 +129,10 @@ class TimeArrowTask(ElementTask):
         video = cut_video(batch.video, starts, frames)
         chosen = reversed_.to(video.device)
         video[chosen] = video[chosen].flip(1)
-        return self.head(self.see(video, generator)).squeeze(1)
+        return self.head(self.embed_video(video, generator)).squeeze(1)
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return binary_figures(row)
+        return share_right(row)
 
 
 class _MeanPool(nn.Module):

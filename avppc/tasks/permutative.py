@@ -14,7 +14,7 @@ from torch.nn import functional
 from avppc.clip import ClipBatch
 from avppc.losses.permutative_info_nce import ELEMENTS, SUBTASKS, PermutativeInfoNCE, SubTask
 from avppc.losses.subtasks import choose_subtasks, fixed_weights, make_weighting
-from avppc.tasks.base import ElementTask, ProxyTask, Representations, TaskOutput
+from avppc.tasks.base import ProxyTask, Representations, TaskOutput
 from avppc.tasks.config import TaskConfig
 from avppc.tasks.cuts import cut_video, draw_starts
 
@@ -29,17 +29,17 @@ def make_av_permutative(config: TaskConfig) -> ProxyTask:
 
 
 def make_visual_permutative(config: TaskConfig) -> ProxyTask:
-    """The sub-tasks of what is seen alone: two over past and future, or 42 over four chunks of the clip."""
+    """The sub-tasks of pictures alone: two over past and future, or 42 over four chunks of the clip."""
     if config.objective.chunks == 4:
         return ChunkTask(config)
     return PermutativeTask(config, choose_subtasks(VISUAL_SUBTASKS, config.subtasks, config.exclude))
 
 
-class PermutativeBase(ElementTask):
+class PermutativeBase(ProxyTask):
     """What the permutative tasks share: the losses of the sub-tasks over four elements, and their weighted mean."""
 
-    def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask], *, hears: bool) -> None:
-        super().__init__(config, hears=hears)
+    def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask], *, with_audio: bool) -> None:
+        super().__init__(config, with_audio=with_audio)
         objective = config.objective
         weights = fixed_weights(objective, subtasks)
         self.loss = PermutativeInfoNCE(
@@ -90,51 +90,51 @@ class PermutativeBase(ElementTask):
 
 
 class PermutativeTask(PermutativeBase):
-    """Sub-tasks over the past and future of each clip, seen and (if a sub-task needs it) heard.
+    """Sub-tasks over the past and future of each clip, of its pictures and (if a sub-task needs it) of its sound.
 
     Past and future go through each encoder as one batch of 2 N elements. They are cut before that: no feature, motion
     channel or convolution reaches across the cut.
     """
 
     def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask] = SUBTASKS) -> None:
-        sees, hears = (_uses(subtasks, modality) for modality in "VA")
-        if not sees:
+        if not _uses(subtasks, "V"):
             names = [task.name for task in subtasks]
-            raise ValueError(f"subtasks must use what is seen, or no visual encoder is learned; got {names}")
-        super().__init__(config, subtasks, hears=hears)
-        self.hears = hears
+            raise ValueError(f"subtasks must use pictures (V), or no visual encoder is learned; got {names}")
+        with_audio = _uses(subtasks, "A")
+        super().__init__(config, subtasks, with_audio=with_audio)
+        self.with_audio = with_audio
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
         return self.score(self.represent(batch, generator), batch)
 
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
-        """Embeddings [N, D] of Vp, Vf, Ap, Af; None for sound if the task does not hear."""
+        """Embeddings [N, D] of Vp, Vf, Ap, Af; None for sound that no sub-task uses."""
         video, audio = self.embed(batch, generator)
         count = len(batch)
-        heard: list[Tensor | None] = [None, None] if audio is None else [audio[:count], audio[count:]]
-        return [video[:count], video[count:], *heard]
+        audio_parts: list[Tensor | None] = [None, None] if audio is None else [audio[:count], audio[count:]]
+        return [video[:count], video[count:], *audio_parts]
 
     def embed(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [2 N, D] of what is seen and of what is heard: N rows of the past, then N of the future."""
+        """Embeddings [2 N, D] of pictures and sound (None if unused): N rows of the past, then N of the future."""
         elements = self.cut(batch, generator)
-        seen = self.see(elements.video, generator)
-        return seen, self.hear(elements.audio, generator) if self.hears else None
+        video = self.embed_video(elements.video, generator)
+        return video, self.embed_audio(elements.audio, generator) if self.with_audio else None
 
     @property
-    def matches(self) -> bool:
+    def has_pair_scores(self) -> bool:
         return any(task.name in SAME_TIME for task in self.loss.subtasks)
 
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
-        """The mean score of those sub-tasks from picture to sound, or back, whose elements lie at the same time."""
+    def pair_scores(self, video: Tensor, audio: Tensor) -> Tensor:
+        """The mean score of the sub-tasks between pictures and sound of the same time, past or future."""
         scores = []
         for task, weight in zip(self.loss.subtasks, self.loss.score.weight, strict=True):
             if task.name not in SAME_TIME:
                 continue
             if task.inputs[0][0] == "V":
-                scores.append((self._normalized(seen) @ weight.T) @ self._normalized(heard).T)
+                scores.append((self._normalized(video) @ weight.T) @ self._normalized(audio).T)
             else:
-                scores.append(self._normalized(seen) @ (weight @ self._normalized(heard).T))
+                scores.append(self._normalized(video) @ (weight @ self._normalized(audio).T))
         return torch.stack(scores).mean(0)
 
     def _normalized(self, embeddings: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _uses(subtasks: Sequence[SubTask], modality: str) -> bool:
 
 
 class ChunkTask(PermutativeBase):
-    """Four chunks of what is seen: every set of one or two predicts every disjoint one, 42 sub-tasks in all.
+    """Four chunks of a clip's pictures: every set of one or two predicts every disjoint one, 42 sub-tasks in all.
 
     They are the sub-tasks of SUBTASKS with V1, V2, V3, V4 in the places of Vp, Vf, Ap, Af. The jitter of a chunk is at
     most a quarter of its length.
@@ -159,13 +159,13 @@ class ChunkTask(PermutativeBase):
         chosen, excluded = (_as_elements(text) for text in (config.subtasks, config.exclude))
         if config.objective.weighting == "modality":  # there is one modality
             config = replace(config, objective=replace(config.objective, weighting="equal"))
-        super().__init__(config, choose_subtasks(SUBTASKS, chosen, excluded), hears=False)
+        super().__init__(config, choose_subtasks(SUBTASKS, chosen, excluded), with_audio=False)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         return self.score(self.represent(batch, generator), batch)
 
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
-        return self.see(self.cut_chunks(batch, generator), generator).chunk(len(CHUNKS))
+        return self.embed_video(self.cut_chunks(batch, generator), generator).chunk(len(CHUNKS))
 
     @property
     def frames_needed(self) -> int:

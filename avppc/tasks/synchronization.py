@@ -1,4 +1,4 @@
-"""Is the sound on time?"""
+"""The task synchronization: is the sound on time? Three kinds, which baselines.sync_mode chooses from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avppc.clip import ClipBatch
-from avppc.tasks.base import ElementTask, ProxyTask, TaskOutput
+from avppc.tasks.base import ProxyTask, TaskOutput
 from avppc.tasks.config import TaskConfig
 from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
-from avppc.tasks.pairs import PairTask, binary_figures, draw_other_clips
+from avppc.tasks.pairs import PairTask, draw_other_clips, share_right
 
 
 def make_synchronization(config: TaskConfig) -> ProxyTask:
@@ -23,7 +23,7 @@ def make_synchronization(config: TaskConfig) -> ProxyTask:
     return kinds[config.rivals.sync_mode](config)
 
 
-class _PairedSpans(ElementTask):
+class _PairedSpans(ProxyTask):
     """Two spans of each clip, and each one's picture with the other one's sound.
 
     So every picture and every sound is in as many aligned as false pairs: neither of them alone, nor its place in the
@@ -35,7 +35,7 @@ class _PairedSpans(ElementTask):
         return self.span_frames + 2 * self.config.rivals.min_shift_frames - 1
 
     def embed(self, batch: ClipBatch, least: int, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Embeddings, seen and heard, each [2 N, D], of one span of each clip and of another `least` to `most` away."""
+        """Embeddings of pictures and sound, each [2 N, D]: a span of each clip, then one `least` to `most` away."""
         frames = self.span_frames
         last = batch.video.shape[1] - frames
         possible = (last + 1) // 2  # for a span in the middle of the clip
@@ -48,7 +48,7 @@ class _PairedSpans(ElementTask):
         second = draw_shifted(first, last, least, most, generator)
         video = torch.cat([cut_video(batch.video, starts, frames) for starts in (first, second)])
         audio = torch.cat([cut_audio(batch.audio, starts, frames) for starts in (first, second)])
-        return self.see(video, generator), self.hear(audio, generator)
+        return self.embed_video(video, generator), self.embed_audio(audio, generator)
 
 
 def _swap_spans(embeddings: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ class ShiftTask(_PairedSpans, PairTask):
     """Sound of the same clip, aligned with the picture or shifted inside the clip; as many of each in every batch."""
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        seen, heard = self.embed(batch, self.config.rivals.min_shift_frames, batch.video.shape[1], generator)
-        return self.judge(seen, heard, _swap_spans(heard))
+        video, audio = self.embed(batch, self.config.rivals.min_shift_frames, batch.video.shape[1], generator)
+        return self.pair_loss(video, audio, _swap_spans(audio))
 
 
 class CurriculumTask(_PairedSpans):
@@ -93,27 +93,23 @@ class CurriculumTask(_PairedSpans):
         shifts = (rivals.far_shift_frames, longest) if stage == 1 else (rivals.min_shift_frames, longest)
         if stage == 2:
             shifts = (rivals.min_shift_frames, rivals.far_shift_frames)
-        seen, heard = (functional.normalize(side, dim=1) for side in self.embed(batch, *shifts, generator))
-        false = _swap_spans(heard)
+        video, audio = (functional.normalize(side, dim=1) for side in self.embed(batch, *shifts, generator))
+        false = _swap_spans(audio)
         if stage == 0:
             other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
-            false = heard[torch.cat([other, other + len(batch)])]
-        near, far = (seen - heard).square().sum(1), _distance(seen, false)
+            false = audio[torch.cat([other, other + len(batch)])]
+        near, far = (video - audio).square().sum(1), _distance(video, false)
         loss = 0.5 * (near.mean() + (rivals.margin - far).clamp_min(0).square().mean())
         if self.training:
             self.batches_done += 1
         right = (near.detach() < far.detach().square()).float().mean()
         return TaskOutput(loss, {"right": right, "stage": self.batches_done.new_tensor(stage)})
 
-    @property
-    def matches(self) -> bool:
-        return True
-
-    def match(self, seen: Tensor, heard: Tensor) -> Tensor:
-        return functional.normalize(seen, dim=1) @ functional.normalize(heard, dim=1).T
+    def pair_scores(self, video: Tensor, audio: Tensor) -> Tensor:
+        return functional.normalize(video, dim=1) @ functional.normalize(audio, dim=1).T
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return binary_figures(row)
+        return share_right(row)
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
@@ -121,7 +117,7 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).square().sum(1).add(1e-12).sqrt()
 
 
-class MultiwayTask(ElementTask):
+class MultiwayTask(ProxyTask):
     """Which frame of a clip belongs to which moment of its sound: cross-entropy over its T x T similarities, both ways.
 
     Reference: Chung, Chung, Kang, "Perfect Match: Improved Cross-Modal Embeddings for Audio-Visual Synchronisation",
@@ -163,13 +159,13 @@ class MultiwayTask(ElementTask):
     def similarity(self, video: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
         """[N, T', T'] similarity of each encoded frame with the sound at each, with the learned scale and shift."""
         phase, stride = self.draw_phase(generator), self.config.frame_stride
-        seen = self.video_pool(self.frame_features(video, phase, generator)).float()
-        heard = self.audio_pool(self.sound_features(audio, generator)[:, phase::stride]).float()
-        cosine = functional.normalize(seen, dim=2) @ functional.normalize(heard, dim=2).mT
+        frames = self.video_pool(self.frame_features(video, phase, generator)).float()
+        sounds = self.audio_pool(self.audio_features(audio, generator)[:, phase::stride]).float()
+        cosine = functional.normalize(frames, dim=2) @ functional.normalize(sounds, dim=2).mT
         return self.log_scale.exp() * cosine + self.bias
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
-        return binary_figures(row)
+        return share_right(row)
 
     def offset_scores(self, batch: ClipBatch, generator: torch.Generator) -> Tensor:
         """Mean similarities along the diagonals of the T x T table; offsets of up to half the clip."""

@@ -34,10 +34,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SkippedSteps:
-    """Judges each step by the norm of its gradient, alike on all processes; reads nothing back until asked.
+    """Finds the steps whose gradient has no finite norm, the same on all processes, and undoes what they changed.
+
+    Flags, counts and clip ids stay on the device until `counts` or `new` reads them, so that no step waits for it.
 
     Args:
-        clips: clips of a step on this process.
+        clips: number of clips of a step on this process.
+        total: steps that the run has skipped before.
     """
 
     def __init__(self, model: nn.Module, clips: int, total: int, device: torch.device) -> None:
@@ -49,13 +52,13 @@ class SkippedSteps:
         self._steps = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
         self._reported = total
 
-    def before(self) -> None:
-        """Remembers the running statistics, which the forward pass of a bad step would spoil."""
+    def save_statistics(self) -> None:
+        """Call before the forward pass: keeps the running statistics, which a bad step would spoil."""
         if self._buffers:
             self._saved = torch.cat([value.flatten() for value in self._buffers])
 
-    def judge(self, norm: Tensor, step: int, clip_ids: Tensor) -> Tensor:
-        """float32 []: 1.0 if the step must be left out; the running statistics are then put back as before it."""
+    def check(self, norm: Tensor, step: int, clip_ids: Tensor) -> Tensor:
+        """float32 []: 1.0 if the step is to be skipped, else 0.0; running statistics of a skipped one are put back."""
         bad = ~norm.isfinite()
         slot = (self._total % _SLOTS)[None]
         self._clips.index_copy_(0, slot, clip_ids[None])

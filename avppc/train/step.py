@@ -76,11 +76,11 @@ class TrainingStep:
         """Takes step `number`, counted from 0, on the next config.accumulate batches."""
         rate = learning_rate_at(number, self._config.steps, self._config.optimizer)
         set_learning_rate(self._optimizer, rate)
-        self.skipped.before()
+        self.skipped.save_statistics()
         draws = partial(_draws, self._config, self._processes, number)
         outputs, clip_ids = self._compute(batches, self._config.accumulate, draws, lap)
         norm = torch.nn.utils.clip_grad_norm_(self._task.parameters(), self._config.optimizer.clip_norm)
-        skip = self.skipped.judge(norm, number + 1, clip_ids)
+        skip = self.skipped.check(norm, number + 1, clip_ids)
         step_unless(skip, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         lap("optimiser")

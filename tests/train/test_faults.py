@@ -229,7 +229,7 @@ def test_a_good_step_takes_no_place_among_the_skipped() -> None:
     skipped = SkippedSteps(torch.nn.Linear(1, 1), 1, 0, torch.device("cpu"))
     for step in range(1, 13):
         bad = torch.tensor(torch.nan if step in range(2, 11) else 1.0)
-        skipped.judge(bad, step, torch.tensor([100 + step]))
+        skipped.check(bad, step, torch.tensor([100 + step]))
     assert skipped.new(skipped.counts()[0]) == (9, [(step, [100 + step]) for step in range(3, 11)])
 
 

@@ -144,7 +144,7 @@ def estimate_offset_by_model(
         with autocast(trained.device, trained.bf16):
             parts.append(_offset_scores(trained, dataset.batch(indices).to(trained.device)).float().cpu())
     scores = torch.cat(parts).double().numpy()  # [n, L]
-    step = 1 if trained.task.matches else trained.task.offset_frames
+    step = 1 if trained.task.has_pair_scores else trained.task.offset_frames
     middle = scores.shape[1] // 2
     reach = min(max_offset_frames // step, middle)
     scores = scores[:, middle - reach : middle + reach + 1]
@@ -159,7 +159,7 @@ def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
     The latter is subtracted because some sounds, silence among them, score higher than others whatever is seen.
     """
     task, generator = trained.task, trained.generator()
-    if not task.matches:
+    if not task.has_pair_scores:
         scores = task.offset_scores(batch, generator)
         if scores is None:
             raise ValueError(f"run: its task, {trained.config.task}, does not compare sound and picture")
@@ -167,7 +167,7 @@ def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
     frames = task.span_frames
     if batch.video.shape[1] < frames + 2:
         raise ValueError(f"run: it looks at {frames} frames, clips of {batch.video.shape[1]} leave no room for shifts")
-    return torch.stack([pairs.diagonal() - pairs.mean(0) for pairs in task.offset_pairs(batch, generator)], 1)
+    return torch.stack([pairs.diagonal() - pairs.mean(0) for pairs in task.offset_pair_scores(batch, generator)], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.loader import iterate_once
 from avppc.data.packed.sampler import EpochSampler
 from avppc.losses.subtasks import task_gradients
-from avppc.tasks.base import ElementTask
+from avppc.tasks.base import ProxyTask
 from avppc.tasks.cuts import cut_elements
 from avppc.tasks.permutative import PermutativeBase, PermutativeTask
 from avppc.tasks.registry import make_task
@@ -36,7 +36,7 @@ KINDS = ("V>V", "A>A", "V>A", "A>V", "V>M", "A>M", "M>V", "M>A", "M>M")
 class TrainedTask:
     """A proxy task with the final weights of its run."""
 
-    task: ElementTask
+    task: ProxyTask
     config: PretrainConfig
     device: torch.device
     bf16: bool
@@ -64,7 +64,6 @@ def load_task(run: Path, device: torch.device, bf16: bool) -> TrainedTask:
     if checkpoint is None:
         raise FileNotFoundError(f"{run / 'checkpoints'} holds no whole checkpoint: run must be a pretraining run")
     task = make_task(config.task, config)
-    assert isinstance(task, ElementTask)
     checkpoint.load_into(task)
     return TrainedTask(task.to(device).eval(), config, device, bf16)
 
@@ -74,16 +73,16 @@ def retrieval(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | 
     """Which sound belongs to which picture of the past, among all clips of a split; None if the task cannot tell."""
     seen, heard = [], []
     task = trained.task
-    if not task.matches:
+    if not task.has_pair_scores:
         return None
     jitter = trained.config.augment.time_jitter_frames
     for batch in trained.batches(dataset):
         elements = cut_elements(batch, trained.config.cut, jitter_frames=jitter)
         past = slice(0, len(batch))
         with autocast(trained.device, trained.bf16):
-            seen.append(task.see(elements.video[past], trained.generator()))
-            heard.append(task.hear(elements.audio[past], trained.generator()))
-    scores = task.match(torch.cat(seen), torch.cat(heard))
+            seen.append(task.embed_video(elements.video[past], trained.generator()))
+            heard.append(task.embed_audio(elements.audio[past], trained.generator()))
+    scores = task.pair_scores(torch.cat(seen), torch.cat(heard))
     return {
         "clips": len(scores),
         "sound_by_picture": recall_at(scores),

@@ -14,7 +14,7 @@ from tiny_runs import tiny_config, write_tiny_set
 from avppc.cli import main
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.diagnose.check_sync import estimate_offset_by_model
-from avppc.tasks.base import ElementTask
+from avppc.tasks.base import ProxyTask
 from avppc.train.loop import pretrain
 
 
@@ -22,21 +22,21 @@ class LoudMouths:
     """Sees how dark the mouth is and hears how loud the sound is, frame by frame; the score is their correlation, and
     more for loud sounds, whatever is seen."""
 
-    matches = True
+    has_pair_scores = True
     span_frames = 13
     biased = 0.0
-    offset_pairs = ElementTask.offset_pairs
+    offset_pair_scores = ProxyTask.offset_pair_scores
 
-    def see(self, video, generator):
+    def embed_video(self, video, generator):
         dark = -video.double().mean((2, 3))
         return torch.nn.functional.normalize(dark - dark.mean(1, keepdim=True), dim=1)
 
-    def hear(self, audio, generator):
+    def embed_audio(self, audio, generator):
         loud = audio.double().unflatten(1, (-1, 640)).square().mean(2).add(1).log()
         self.bias = self.biased * loud.mean(1)
         return torch.nn.functional.normalize(loud - loud.mean(1, keepdim=True), dim=1)
 
-    def match(self, seen, heard):
+    def pair_scores(self, seen, heard):
         return seen @ heard.T + self.bias
 
 
@@ -76,7 +76,7 @@ def test_clips_of_one_video_are_judged_together_and_the_reach_is_what_the_clips_
 
 def test_tasks_without_a_score(tmp_path):
     dataset = PackedDataset(write_talking(tmp_path / "set", [0] * 8))
-    fake = trained(matches=False, offset_scores=lambda batch, generator: None)
+    fake = trained(has_pair_scores=False, offset_scores=lambda batch, generator: None)
     with pytest.raises(ValueError, match="run: its task, fake, does not compare sound and picture"):
         estimate_offset_by_model(fake, dataset, 1000, 8)
     with pytest.raises(ValueError, match="run: it looks at 28 frames, clips of 29 leave no room"):
@@ -87,7 +87,7 @@ def test_scores_of_wider_steps(tmp_path):
     """A task that tells offsets of two frames, five of them; the best is the one before the middle."""
     dataset = PackedDataset(write_talking(tmp_path / "set", [0] * 8))
     scores = torch.tensor([0.0, 1.0, 0.5, 0.0, 0.0])
-    fake = trained(matches=False, offset_frames=2, offset_scores=lambda batch, _: scores.repeat(len(batch), 1))
+    fake = trained(has_pair_scores=False, offset_frames=2, offset_scores=lambda batch, _: scores.repeat(len(batch), 1))
     found = estimate_offset_by_model(fake, dataset, 1000, 8)
     assert found.lags.tolist() == [-4, -2, 0, 2, 4]
     assert (found.video_offsets == -2).all()

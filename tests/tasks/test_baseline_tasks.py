@@ -11,7 +11,7 @@ from task_cases import PLAIN, make_batch, make_config, make_numbered_batch, make
 from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
 from avppc.config import RivalConfig
-from avppc.tasks.base import ElementTask
+from avppc.tasks.base import ProxyTask
 from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
 from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask, draw_other_clips
@@ -145,7 +145,9 @@ def test_mean_of_the_frames_cannot_tell_the_time_arrow() -> None:
 def test_time_arrow_reverses_the_chosen_clips_alone(monkeypatch) -> None:
     task = TimeArrowTask(make_config("time-arrow")).eval()
     seen = []
-    monkeypatch.setattr(ElementTask, "see", lambda self, video, _: seen.append(video) or torch.zeros(len(video), 16))
+    monkeypatch.setattr(
+        ProxyTask, "embed_video", lambda self, video, _: seen.append(video) or torch.zeros(len(video), 16)
+    )
     batch = make_numbered_batch(4)
     task.arrow(batch, torch.tensor([False, True, False, True]), generator())
     steps = seen[0][:, 1:, 0, 0].int() - seen[0][:, :-1, 0, 0].int()
@@ -156,15 +158,15 @@ def test_time_arrow_reverses_the_chosen_clips_alone(monkeypatch) -> None:
 def spy_on_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embeddings that are the first number of the span they stand for, in every place."""
 
-    def see(self: ElementTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    def embed_video(self: ProxyTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
         return video[:, 0, 0, :1].float().expand(-1, 16).clone().requires_grad_()
 
-    def hear(self: ElementTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    def embed_audio(self: ProxyTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
         assert (audio[:, SAMPLES_PER_FRAME:] - audio[:, :-SAMPLES_PER_FRAME] == 1).all()
         return audio[:, :1].float().expand(-1, 16).clone().requires_grad_()
 
-    monkeypatch.setattr(ElementTask, "see", see)
-    monkeypatch.setattr(ElementTask, "hear", hear)
+    monkeypatch.setattr(ProxyTask, "embed_video", embed_video)
+    monkeypatch.setattr(ProxyTask, "embed_audio", embed_audio)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -249,18 +251,18 @@ def test_strangers_are_really_other_clips(monkeypatch) -> None:
     batch = dataclasses.replace(batch, clip_ids=torch.tensor([0, 1, 2, 3, 4, 0]))
     pairs = []
 
-    def see(self: ElementTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    def embed_video(self: ProxyTask, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
         return video[:, 0, 0, 0].float()[:, None].expand(-1, 16).requires_grad_()
 
-    def hear(self: ElementTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    def embed_audio(self: ProxyTask, audio: torch.Tensor, _: torch.Generator) -> torch.Tensor:
         return audio[:, 0].float()[:, None].expand(-1, 16).requires_grad_()
 
     def head(seen: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
         pairs.append(torch.stack([seen[:, 0], heard[:, 0]], 1).long())
         return seen[:, 0]
 
-    monkeypatch.setattr(ElementTask, "see", see)
-    monkeypatch.setattr(ElementTask, "hear", hear)
+    monkeypatch.setattr(ProxyTask, "embed_video", embed_video)
+    monkeypatch.setattr(ProxyTask, "embed_audio", embed_audio)
     monkeypatch.setattr(task.head, "forward", head)
     partners: set[tuple[int, int]] = set()
     for seed in range(30):
@@ -303,10 +305,10 @@ def test_multiway_finds_the_frame_that_sounds_alike() -> None:
 def test_match_scores_every_pair_like_the_task_itself(name: str, changes: dict[str, object]) -> None:
     torch.manual_seed(0)
     task = make_task(name, make_config(name, **changes))
-    assert isinstance(task, ElementTask)
+    assert isinstance(task, ProxyTask)
     seen, heard = torch.randn(4, 16), torch.randn(5, 16)
-    assert task.matches
-    scores = task.match(seen, heard)
+    assert task.has_pair_scores
+    scores = task.pair_scores(seen, heard)
     assert scores.shape == (4, 5)
     if name != "av-permutative":
         pairs = torch.stack([task.head(seen, sound.expand(4, -1)) for sound in heard], 1)
@@ -320,15 +322,15 @@ def test_match_scores_every_pair_like_the_task_itself(name: str, changes: dict[s
         logits = task.loss.logits(*elements)
         third, fourth = logits[names.index("Vf->Af")], logits[names.index("Af->Vf")].T
         torch.testing.assert_close(scores[:, :4], (first + second + third + fourth) / 4, rtol=1e-4, atol=1e-5)
-    assert not TimeArrowTask(make_config("time-arrow")).matches
+    assert not TimeArrowTask(make_config("time-arrow")).has_pair_scores
 
 
 def test_offsets_are_those_of_the_sound_against_the_picture(monkeypatch) -> None:
     """The picture stays in the middle of the clip, the sound comes from everywhere; early sound scores first."""
     task = ShiftTask(make_config("synchronization")).eval()
-    monkeypatch.setattr(ElementTask, "see", lambda self, video, _: video[:, 0, :1, 0].float())
-    monkeypatch.setattr(ElementTask, "hear", lambda self, audio, _: audio[:, :1].float())
-    monkeypatch.setattr(ShiftTask, "match", lambda self, seen, heard: heard.T - seen)
+    monkeypatch.setattr(ProxyTask, "embed_video", lambda self, video, _: video[:, 0, :1, 0].float())
+    monkeypatch.setattr(ProxyTask, "embed_audio", lambda self, audio, _: audio[:, :1].float())
+    monkeypatch.setattr(ShiftTask, "pair_scores", lambda self, video, audio: audio.T - video)
     scores = task.offset_scores(make_numbered_batch(3), generator())
     assert scores is not None
     assert scores.tolist() == [list(range(-8, 9))] * 3
