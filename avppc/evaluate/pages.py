@@ -1,4 +1,4 @@
-"""What all pages share: their templates, and the command line that reproduces a configuration."""
+"""Templates and shell commands, as the report, the table and the model card write them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,34 @@ from avppc.settings import config_to_dict
 _LINE_LENGTH = 100
 
 
-def page_environment() -> jinja2.Environment:
-    """Where templates are looked up. Values put into them are escaped, and a missing one is an error."""
+def page_environment(folder: Path = Path(__file__).parent, *, html: bool = True) -> jinja2.Environment:
+    """jinja2's environment for the templates in a folder; a value that a template names but is not given is an error.
+
+    Args:
+        html: escapes the values for HTML; other texts, such as Markdown, get them as they are.
+    """
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
 def changed_settings(config: Any, default: Any) -> dict[str, Any]:
-    """The settings that differ from the default's, by dotted name."""
+    """The settings of `config` that differ from those of `default`: {dotted name: value of `config`}."""
     ours, theirs = _flat(config_to_dict(config)), _flat(config_to_dict(default))
     return {name: value for name, value in ours.items() if value != theirs[name]}
 
 
 def command_line(command: str, settings: Mapping[str, Any]) -> str:
-    """`avppc COMMAND` for the shell, with a flag for each setting by its dotted name, over several lines if long."""
+    """The shell command that runs `avppc COMMAND` with these settings; a long one goes over several lines.
+
+    Args:
+        settings: {dotted name: value}, a flag each.
+    """
     lines = [f"avppc {command}"]
     for name, value in settings.items():
         flag = shlex.join(_flag(name.replace("_", "-"), value))
@@ -43,7 +52,7 @@ def command_line(command: str, settings: Mapping[str, Any]) -> str:
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    """The words of one flag; a boolean is given by the flag alone."""
+    """One flag as words of a command line: --name and its values, or --name / --no-name for a boolean."""
     parent, dot, leaf = name.rpartition(".")
     if isinstance(value, bool):
         return [f"--{parent}{dot}{'' if value else 'no-'}{leaf}"]

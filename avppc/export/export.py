@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from avppc.clip import CROP_SIZE, LUMA_BLACK, LUMA_WHITE, VIDEO_FPS
 from avppc.data.packed.index import PackedIndex
 from avppc.data.packed.remote import remote_url
 from avppc.evaluate.lipreading.results import RowResult, title_of
-from avppc.evaluate.pages import changed_settings, command_line
+from avppc.evaluate.pages import changed_settings, command_line, page_environment
 from avppc.evaluate.record import RunRecord, read_record
 from avppc.export.config import ExportConfig, FormatName
 from avppc.export.graphs import (
@@ -196,14 +195,7 @@ def render_card(
         files: the ExportedFile of each format.
         versions: of the packages that wrote the export.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown, not HTML
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment(Path(__file__).parent, html=False)
     environment.filters |= {"title": title_of, "size": format_size}
     config = record.config
     margin = (CROP_SIZE - encoder.config.crop_pixels) // 2

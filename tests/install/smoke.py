@@ -32,6 +32,7 @@ PLACE = Path(avppc.__file__).parent
 DATA_FILES = (
     "py.typed",
     "evaluate/report/report.html.jinja",
+    "evaluate/style.css.jinja",
     "evaluate/table/table.html.jinja",
     "export/card.md.jinja",
 )
