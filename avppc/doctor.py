@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib
-import importlib.metadata
 import json
 import math
 import platform
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +32,7 @@ from avppc.ops.log_mel.op import log_mel
 from avppc.ops.log_mel.reference import log_mel_reference
 from avppc.printing import Console, one_line
 from avppc.processes import count_cores
+from avppc.train.hardware import cpu_model, package_versions
 
 _PACKAGES = ("numpy", "safetensors", "av", "torchcodec", "nvidia-dali-cuda130", "triton", "tyro", "matplotlib")
 
@@ -70,7 +69,7 @@ def examine() -> dict[str, Any]:
             "python": platform.python_version(),
             "system": platform.platform(),
             "torch": torch.__version__,  # its package's version does not say which build it is
-            **{name: _version(name) for name in _PACKAGES},
+            **package_versions(_PACKAGES),
         },
         "build": build,
         "devices": _devices(),
@@ -85,17 +84,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _devices() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
     cores = count_cores()
     gpus = [
         {
@@ -105,7 +94,7 @@ def _devices() -> dict[str, Any]:
         for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     ]
     return {
-        "cpu": model or platform.processor() or None,
+        "cpu": cpu_model(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "gpus": gpus,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,36 +13,24 @@ import torch
 
 from avppc.ops import _library
 from avppc.processes import count_cores
+from avppc.train.hardware import cpu_model, package_versions
 
 
 def machine_facts() -> dict[str, Any]:
     """What a figure needs beside it; None where this machine does not tell."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": count_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "build": _library.build_info(),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("torch", "numpy", "avppc")},
+            **package_versions(("torch", "numpy", "avppc")),
         },
         "commit": _git("rev-parse", "HEAD") or os.environ.get("AVPPC_COMMIT"),  # for a copy without .git
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-
-
-def _cpu_model() -> str | None:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git(*arguments: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from avppc.cli import main
 from avppc.config import DoctorConfig
 from avppc.ops import _library
 from avppc.printing import one_line
+from avppc.train.hardware import package_versions
 
 
 def findings(capsys: pytest.CaptureFixture[str], *flags: str, code: int = 0) -> dict[str, Any]:
@@ -128,3 +130,8 @@ class TestOneLine:
     )  # fmt: skip
     def test_others(self, text: str, line: str) -> None:
         assert one_line(ValueError(text)) == line
+
+
+def test_versions_are_those_of_the_installed_packages_and_none_for_others() -> None:
+    versions = package_versions(("torch", "no-such-package"))
+    assert versions == {"torch": importlib.metadata.version("torch"), "no-such-package": None}

@@ -5,7 +5,6 @@ The card says what the encoder is, what it was trained on, how well it reads lip
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from avppc.printing import Console
 from avppc.settings import config_to_dict
 from avppc.tasks.registry import TASKS
 from avppc.train.config import PretrainConfig
+from avppc.train.hardware import package_versions
 from avppc.train.run_folder import data_of
 
 DESCRIPTION_FILE = "encoder.json"
@@ -176,14 +176,10 @@ def _description(encoder: VideoEncoder, encoder_sha256: str, files: list[Exporte
 
 
 def _versions() -> dict[str, str]:
-    """Of what wrote the export."""
+    """Versions of Python and of the packages that write an export; one that is not installed is left out."""
+    packages = package_versions(("onnx", "onnxscript", "onnxruntime"))
     found = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {name: version for name, version in packages.items() if version is not None}
 
 
 def render_card(

@@ -1,17 +1,39 @@
-"""What the machine is good at: device, precision, memory."""
+"""What the machine has: its processor, packages, device, precision and memory."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
+import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
 from avppc.checks import check_device
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+def cpu_model() -> str | None:
+    """The processor's name, such as "AMD EPYC 9B14"; None if the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor()) or None
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """{package: its version}, in the order given; None for a package that is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def resolve_device(name: str) -> torch.device:
