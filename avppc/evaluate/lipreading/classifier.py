@@ -1,10 +1,9 @@
-"""Training a word classifier on few clips: the best epoch is kept by validation; the caller tests it once."""
+"""Training a word classifier: the epoch that does best on the validation clips is kept. The caller tests it once."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -12,67 +11,63 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avppc.evaluate.config import RecipeConfig
+from avppc.evaluate.config import EvaluateConfig, RecipeConfig
 
 HeldOutSplit = Literal["val", "test"]
 HELD_OUT_SPLITS: tuple[str, ...] = get_args(HeldOutSplit)
 
 
 class ClassifierData(Protocol):
-    """What a classifier sees: frozen features, mouth trajectories, or pictures."""
+    """What a classifier sees of the clips: frozen features, the true mouth movement, or pictures."""
 
-    def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Inputs of these training clips, with random variation."""
+    def training_inputs(self, clips: Tensor, generator: torch.Generator) -> Tensor:
+        """[N, T, ...] what it sees of the training clips with these indices, varied at random."""
 
     def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
-        """Inputs of all clips of a split, in order, in batches."""
-
-
-@dataclass(frozen=True)
-class FitConfig:
-    """How a classifier is trained."""
-
-    epochs: int
-    batch_size: int
-    validate_every: int
-    seed: int
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+        """Batches [N, T, ...] of what it sees of a whole split, in order and not varied."""
 
 
 def fit_classifier(
     model: nn.Module,
     groups: list[dict[str, object]],
     data: ClassifierData,
-    train: tuple[Tensor, Tensor],  # rows and labels of the labelled clips
-    val_labels: Tensor,
-    config: FitConfig,
+    train: tuple[Tensor, Tensor],  # [n] indices and [n] labels of the labelled clips
+    val_labels: Tensor,  # [m]
+    config: EvaluateConfig,
+    epochs: int,
+    seed: int,
 ) -> float:
-    """Trains with AdamW, with the rates in `groups` as the highest; the model ends as it was at its best epoch.
+    """Trains with AdamW and leaves the model with the weights of its best epoch by the validation clips.
+
+    Args:
+        groups: the optimizer's parameter groups; each one's "lr" is the peak of its schedule.
+        config: batch_size, validate_every and recipe are used.
+        seed: of the order and the variation of the clips.
 
     Returns:
         The best rate of right words on the validation clips, 0 to 1.
     """
-    rows, labels = train
+    clips, labels = train
     device = labels.device
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     # A batch of one clip would have no batch statistics: batches are as even as possible, of at least two clips.
-    batches = max(1, min(round(len(rows) / config.batch_size), len(rows) // 2))
+    batches = max(1, min(round(len(clips) / config.batch_size), len(clips) // 2))
     optimizer = torch.optim.AdamW(groups, weight_decay=config.recipe.weight_decay, fused=True)
-    schedule = _make_schedule(optimizer, config.recipe, config.epochs * batches)
+    schedule = _make_schedule(optimizer, config.recipe, epochs * batches)
     best, best_state = -1.0, model.state_dict()
-    for epoch in range(1, config.epochs + 1):
+    for epoch in range(1, epochs + 1):
         model.train()
-        for chosen in torch.randperm(len(rows), generator=generator).tensor_split(batches):
-            inputs = data.training_inputs(rows[chosen], generator).to(device)
+        for chosen in torch.randperm(len(clips), generator=generator).tensor_split(batches):
+            inputs = data.training_inputs(clips[chosen], generator).to(device)
             loss = _loss(model, inputs, labels[chosen.to(device)], config.recipe, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.recipe.clip_norm)
             optimizer.step()
             schedule.step()
-        last = epoch == config.epochs
-        if last or (2 * epoch >= config.epochs and (config.epochs - epoch) % config.validate_every == 0):
+        last = epoch == epochs
+        if last or (2 * epoch >= epochs and (epochs - epoch) % config.validate_every == 0):
             rate = (predict(model, data, "val") == val_labels.cpu()).float().mean().item()
             if rate >= best:
                 best, best_state = rate, copy.deepcopy(model.state_dict())
@@ -109,6 +104,6 @@ def _loss(model: nn.Module, inputs: Tensor, labels: Tensor, recipe: RecipeConfig
 
 @torch.inference_mode()
 def predict(model: nn.Module, data: ClassifierData, split: HeldOutSplit) -> Tensor:
-    """The word chosen for each clip of a split, int64 on the CPU; batch norms in eval mode."""
+    """[clips] int64 on the CPU, the most probable word of each clip of a split; batch norms in eval mode."""
     model.eval()
     return torch.cat([model(inputs).argmax(1).cpu() for inputs in data.split_inputs(split)])

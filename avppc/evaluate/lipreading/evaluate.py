@@ -1,7 +1,7 @@
 """`avppc evaluate`: which word is spoken, from the picture alone, with few labels or all.
 
-Fits run side by side in processes of one thread or more each, or in this process on a GPU. The classifiers are small:
-two processes with a core each train nearly twice as many of them as one with two threads.
+On a CPU the fits run in several processes, since the classifiers are small: two processes with a core each train nearly
+twice as many of them as one with two threads. On a GPU they run in this process, one after the other.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from avppc.data.packed.dataset import data_sha256
 from avppc.evaluate.config import EvaluateConfig, RowName
-from avppc.evaluate.lipreading.fits import TRAINED_ROWS, Bench, Fit, FitResult, Trial, draws_of, trials_of
-from avppc.evaluate.lipreading.inputs import FeatureSource
+from avppc.evaluate.lipreading.fits import Fit, FitInputs, FitResult, Trial, count_draws, run_fit, trials_of
+from avppc.evaluate.lipreading.inputs import FrozenFeatures
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_row, write_row
 from avppc.files import sha256_of, temporary_place
 from avppc.models.encoder_file import find_encoder
@@ -41,13 +41,16 @@ def run(config: EvaluateConfig) -> int:
 
 
 def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
-    """The rows asked for, in their order. A row that the same settings already gave is read, not computed again.
+    """Computes the rows asked for and writes each to its file; a row whose file has the same settings is only read.
 
     Head, learning rates and epoch of each row are chosen on the validation clips, with the first draw of labels; each
     draw is then tested once.
 
     Args:
         show: prints the table.
+
+    Returns:
+        The rows in the order of the settings.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -63,11 +66,11 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     known = {row: read_row(place, row, config.labels_per_word, settings) for row in rows}
     work = [RowWork(config, row) for row in rows if known[row] is None]
     if work:
-        bench = Bench(replace(config, data=data))
-        for done in _run_rows(bench, work):
-            result = done.result(bench, settings)
+        inputs = FitInputs(replace(config, data=data))
+        for done in _run_rows(inputs, work):
+            result = done.result(inputs, settings)
             write_row(place, result)
-            known[result.row] = result  # type: ignore[index]  # a row's name is written as it was given
+            known[done.row] = result
     results = [result for result in known.values() if result is not None]
     if show:
         print_table(results)
@@ -76,14 +79,16 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
 
 @dataclass
 class RowWork:
-    """The fits of one row: all trials on the first draw, then the best of them on every draw."""
+    """The fits of one row of the table: all trials on the first label draw, then the best of them on every draw."""
 
     config: EvaluateConfig
     row: RowName
     ready: deque[Fit] = field(default_factory=deque)
-    """Fits that may start."""
+    """Fits that may start now."""
     trials: dict[Trial, FitResult] = field(default_factory=dict)
+    """Outcomes so far, by trial."""
     draws: dict[int, FitResult] = field(default_factory=dict)
+    """Outcomes so far, by number of the label draw."""
 
     def __post_init__(self) -> None:
         self._all_trials = list(trials_of(self.config, self.row))
@@ -92,12 +97,12 @@ class RowWork:
     @property
     def fits(self) -> int:
         """How many fits the row takes."""
-        return len(self._all_trials) + draws_of(self.config, self.row)
+        return len(self._all_trials) + count_draws(self.config, self.row)
 
     @property
     def finished(self) -> bool:
         """Whether every draw is tested."""
-        return len(self.draws) == draws_of(self.config, self.row)
+        return len(self.draws) == count_draws(self.config, self.row)
 
     @property
     def best(self) -> Trial:
@@ -111,40 +116,40 @@ class RowWork:
             return
         self.trials[fit.trial] = result
         if len(self.trials) == len(self._all_trials):
-            draws = range(draws_of(self.config, self.row))
+            draws = range(count_draws(self.config, self.row))
             self.ready.extend(Fit(self.row, self.best, draw, selects=False) for draw in draws)
 
-    def result(self, bench: Bench, settings: dict[str, Any]) -> RowResult:
-        """The row, once it is finished."""
-        labels = bench.labels("test")
+    def result(self, inputs: FitInputs, settings: dict[str, Any]) -> RowResult:
+        """The finished row as it is written."""
+        labels = inputs.labels("test")
         drawn = [self.draws[draw] for draw in range(len(self.draws))]
-        rates = [(result.chosen == labels).float().mean().item() for result in drawn]
+        rates = [(result.predictions == labels).float().mean().item() for result in drawn]
         mean, half = mean_and_interval(rates, len(labels))
         return RowResult(
             row=self.row,
             labels_per_word=self.config.labels_per_word,
             wcr=mean,
             interval95=half,
-            chance=1 / len(bench.words),
+            chance=1 / len(inputs.words),
             chosen=asdict(self.best),
             trials=[{**asdict(trial), "val_wcr": self.trials[trial].val_rate} for trial in self._all_trials],
             draws=[
                 {"seed": self.config.seed + draw, "val_wcr": result.val_rate, "test_wcr": rate}
                 for draw, (result, rate) in enumerate(zip(drawn, rates, strict=True))
             ],
-            words=list(bench.words),
+            words=list(inputs.words),
             tested=len(labels),
-            confusion=_confusion(labels, [result.chosen for result in drawn], len(bench.words)),
+            confusion=_confusion(labels, [result.predictions for result in drawn], len(inputs.words)),
             seconds=sum(result.seconds for result in [*self.trials.values(), *drawn]),
             settings=settings,
         )
 
 
-def _run_rows(bench: Bench, rows: list[RowWork]) -> Iterator[RowWork]:
+def _run_rows(inputs: FitInputs, rows: list[RowWork]) -> Iterator[RowWork]:
     """Runs all fits, those of the first rows first; yields each row when it is finished."""
     running: dict[Future[FitResult], tuple[RowWork, Fit]] = {}
     total = sum(row.fits for row in rows)
-    with ProgressBar("lip reading", total, "fits") as progress, FitPool(bench) as pool:
+    with ProgressBar("lip reading", total, "fits") as progress, FitPool(inputs) as pool:
         while running or any(row.ready for row in rows):
             for row in rows:
                 while row.ready and len(running) < pool.workers:
@@ -159,16 +164,16 @@ def _run_rows(bench: Bench, rows: list[RowWork]) -> Iterator[RowWork]:
                     yield row
 
 
-def _confusion(labels: Tensor, chosen: list[Tensor], words: int) -> list[list[int]]:
-    """[words spoken, words chosen], counts over all draws."""
+def _confusion(labels: Tensor, predictions: list[Tensor], words: int) -> list[list[int]]:
+    """[words spoken, words predicted] counts over all draws."""
     counts = torch.zeros(words, words, dtype=torch.int64)
-    for draw in chosen:
+    for draw in predictions:
         counts.index_put_((labels, draw), torch.ones_like(draw), accumulate=True)
     return counts.tolist()
 
 
 def settings_of(config: EvaluateConfig, data: Path) -> dict[str, Any]:
-    """The settings on which a row of these clips depends: a finished row with the same is not computed again.
+    """The settings that decide the result of a row; a finished row with the same ones is not computed again.
 
     Raises:
         ImportError, ValueError, OSError: the index of the data cannot be read.
@@ -183,19 +188,19 @@ def settings_of(config: EvaluateConfig, data: Path) -> dict[str, Any]:
 
 
 class FitPool:
-    """Runs the fits of a bench; used as a context manager."""
+    """Runs fits in worker processes, or one by one in this process; used as a context manager."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        config = bench.config
-        self.workers = config.worker_processes if bench.device.type == "cpu" else 1
+    def __init__(self, inputs: FitInputs) -> None:
+        self.inputs = inputs
+        config = inputs.config
+        self.workers = config.worker_processes if inputs.device.type == "cpu" else 1
         threads = config.threads or torch.get_num_threads()
         self._held = contextlib.ExitStack()
-        # Gigabytes, perhaps: of an evaluation that was killed, the next one removes them.
+        # Features may take gigabytes. What an evaluation leaves here that is killed, the next one removes.
         self._folder = self._held.enter_context(temporary_place(Path(tempfile.gettempdir()) / "avppc-features"))
         self._folder.mkdir(mode=0o700)
-        self._files: dict[RowName, Path | None] = dict.fromkeys(TRAINED_ROWS)
-        self._last: tuple[RowName, FeatureSource | None] | None = None
+        self._files: dict[RowName, Path | None] = {}
+        self._last: tuple[RowName, FrozenFeatures | None] | None = None
         self._executor: ProcessPoolExecutor | None = None
         if self.workers > 1:
             self._executor = ProcessPoolExecutor(
@@ -210,26 +215,26 @@ class FitPool:
         if self._executor is not None:
             file = self._file_of(fit.row)
             with ctrl_c_waits():  # it may start a process
-                return self._executor.submit(_run_fit, fit, file)
+                return self._executor.submit(_run_in_worker, fit, file)
         future: Future[FitResult] = Future()
-        future.set_result(self.bench.run(fit, self._features_of(fit.row)))
+        future.set_result(run_fit(self.inputs, fit, self._features_of(fit.row)))
         return future
 
     def _file_of(self, row: RowName) -> Path | None:
-        """The file of a row's features, which all processes map, so that they are in memory once. None: no features."""
+        """A file of the row's features, which all workers map into memory together; None where fits see pictures."""
         if row not in self._files:
             self._files[row] = None
-            if (features := self.bench.features(row)) is not None:
+            if (features := self.inputs.features(row)) is not None:
                 path = self._folder / f"{row}.safetensors"
                 features.save(path)
                 self._files[row] = path
         return self._files[row]
 
-    def _features_of(self, row: RowName) -> FeatureSource | None:
-        """A row's features; None: no features. Fits that run one by one come row by row: no other row's are kept."""
+    def _features_of(self, row: RowName) -> FrozenFeatures | None:
+        """The row's features, kept until those of another row are asked for; None where fits see pictures."""
         if self._last is None or self._last[0] != row:
             self._last = None  # frees memory first
-            self._last = row, None if row in TRAINED_ROWS else self.bench.features(row)
+            self._last = row, self.inputs.features(row)
         return self._last[1]
 
     def __enter__(self) -> FitPool:
@@ -246,10 +251,11 @@ class FitPool:
         self._held.close()
 
 
-# What a process keeps between fits.
+# What a worker process keeps from one fit to the next: a function that is sent to it has no other place for them.
 _config: EvaluateConfig | None = None
-_bench: Bench | None = None
-_features: tuple[Path, FeatureSource] | None = None
+_inputs: FitInputs | None = None
+_features: tuple[Path, FrozenFeatures] | None = None
+"""The features that were used last, and their file."""
 
 
 def _start_worker(config: EvaluateConfig, threads: int) -> None:
@@ -260,13 +266,13 @@ def _start_worker(config: EvaluateConfig, threads: int) -> None:
     _config = config
 
 
-def _run_fit(fit: Fit, path: Path | None) -> FitResult:
-    global _bench, _features
+def _run_in_worker(fit: Fit, features_file: Path | None) -> FitResult:
+    global _inputs, _features
     assert _config is not None, "_start_worker comes first"
-    if _bench is None:  # made here: an error of a process's start would reach nobody
-        _bench = Bench(_config, verify=False)  # as the parent has done
-    if path is None:
-        return _bench.run(fit)
-    if _features is None or _features[0] != path:
-        _features = path, FeatureSource.load(path)
-    return _bench.run(fit, _features[1])
+    if _inputs is None:  # not in _start_worker, whose errors would reach nobody
+        _inputs = FitInputs(_config, verify=False)  # the parent process has verified the shards
+    if features_file is None:
+        return run_fit(_inputs, fit)
+    if _features is None or _features[0] != features_file:
+        _features = features_file, FrozenFeatures.load(features_file)
+    return run_fit(_inputs, fit, _features[1])

@@ -1,6 +1,6 @@
-"""One fit of a lip-reading classifier: a row's input, a head, learning rates, a draw of labels.
+"""One fit: a word classifier trained on the labelled clips of one draw, with one head and one choice of learning rates.
 
-Which clips are labelled is chosen by a seed, and the same for every encoder that is compared.
+Which clips are labelled depends on a seed alone, so that all encoders are compared on the same clips.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.config import EvaluateConfig, HeadName, RowName
-from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, ClassifierData, FitConfig, fit_classifier, predict
+from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, ClassifierData, fit_classifier, predict
 from avppc.evaluate.lipreading.heads import make_head
 from avppc.evaluate.lipreading.inputs import (
     TRAINING_AUGMENT,
     VIEWS,
     EncoderWithHead,
-    FeatureSource,
-    PictureSource,
+    FrozenFeatures,
+    MouthPictures,
     encode_features,
     read_trajectories,
 )
@@ -43,6 +43,7 @@ class Trial:
     head: HeadName
     head_learning_rate: float
     encoder_learning_rate: float | None = None
+    """None where the encoder is frozen."""
 
     def __str__(self) -> str:
         rate = self.head_learning_rate if self.encoder_learning_rate is None else self.encoder_learning_rate
@@ -51,13 +52,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Fit:
-    """A trial on one draw of the labels."""
+    """What to train: a row of the table, head and learning rates, and which draw of labelled clips."""
 
     row: RowName
     trial: Trial
     draw: int
+    """Number of the label draw, from 0."""
     selects: bool
-    """Whether it only helps to choose a trial: it is never tested, and is shorter if it sees pictures, not features."""
+    """Whether it only serves to choose among the trials. Such a fit is not tested, and where the classifier sees
+    pictures, not features, it is shorter."""
 
     def __str__(self) -> str:
         return f"{self.row}: {self.trial}, {'trial' if self.selects else f'draw {self.draw + 1}'}"
@@ -69,13 +72,13 @@ class FitResult:
 
     val_rate: float
     """Rate of right words on the validation clips at the best epoch, 0 to 1."""
-    chosen: Tensor
-    """[test clips] int64, the words chosen for them; empty if the fit only selects."""
+    predictions: Tensor
+    """[test clips] int64, the word that the classifier takes each for; empty if the fit only selects."""
     seconds: float
 
 
 def trials_of(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:
-    """Every choice that is tried for a row."""
+    """All trials of a row of the table."""
     for head in config.heads:
         if row in TRAINED_ROWS:
             rates = config.scratch_learning_rates if row == "supervised" else config.finetune_learning_rates
@@ -86,22 +89,22 @@ def trials_of(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:
                 yield Trial(head, rate)
 
 
-def draws_of(config: EvaluateConfig, row: RowName) -> int:
-    """Draws of the labels on which a row is tested; with all labels there is one."""
+def count_draws(config: EvaluateConfig, row: RowName) -> int:
+    """Number of label draws on which a row is tested; with all labels there is nothing to draw, so 1."""
     if not config.labels_per_word:
         return 1
     return config.training_draws if row in TRAINED_ROWS else config.draws
 
 
 @dataclass
-class Bench:
-    """What every fit shares: the clips, the label draws, the run's encoder, the device."""
+class FitInputs:
+    """What all fits of an evaluation share: the clips, which of them are labelled, the run's encoder, the device."""
 
     config: EvaluateConfig
     verify: bool = True
-    """Whether the shards' checksums are verified."""
-    label_rows: list[Tensor] = field(init=False)
-    """Rows of the labelled training clips, one tensor for each draw."""
+    """Whether the shards' checksums are verified, if the settings ask for it."""
+    labelled: list[Tensor] = field(init=False)
+    """For each label draw, int64 indices of the labelled clips in the training split."""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -113,21 +116,21 @@ class Bench:
         self.splits = {"train": PackedDataset(data, "train", verify)}
         check_words(data, self.words)
         self.splits |= {split: PackedDataset(data, split, verify) for split in HELD_OUT_SPLITS}
-        draws = max(draws_of(config, row) for row in ("frozen", "supervised"))
-        self.label_rows = [
+        draws = max(count_draws(config, row) for row in ("frozen", "supervised"))
+        self.labelled = [
             draw_labelled_clips(self.labels("train"), config.labels_per_word, config.seed + draw, self.words)
             for draw in range(draws)
         ]
-        if len(self.label_rows[0]) < 2:
-            raise ValueError(f"labels_per_word gives {len(self.label_rows[0])} labelled clip in all, 2 are needed")
+        if len(self.labelled[0]) < 2:
+            raise ValueError(f"labels_per_word gives {len(self.labelled[0])} labelled clip in all, 2 are needed")
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words in the order of their labels."""
+        """The vocabulary: a label is the number of its word."""
         return self.splits["train"].words
 
     def labels(self, split: str) -> Tensor:
-        """[n] int64 words of the clips of a split, -1 where unknown."""
+        """[n] int64 labels of the clips of a split, -1 where a clip has none."""
         return self.splits[split].labels
 
     def fresh_encoder(self) -> VideoEncoder:
@@ -135,73 +138,82 @@ class Bench:
         torch.manual_seed(self.config.seed)
         return VideoEncoder(self.encoder.config).to(self.device)
 
-    def features(self, row: RowName) -> FeatureSource | None:
-        """What the heads of a row with a fixed encoder see, computed once for all of its fits.
+    def features(self, row: RowName) -> FrozenFeatures | None:
+        """What the heads of a row with a fixed encoder see, computed once for all fits of the row.
 
-        None if there is no room for it: the fits then see pictures through the frozen encoder.
+        None if the fits see pictures instead: the row trains its encoder, or features would exceed feature_gigabytes.
         """
-        rows = torch.cat(self.label_rows[: draws_of(self.config, row)]).unique()
-        if row != "ceiling" and self._feature_bytes(len(rows)) > self.config.feature_gigabytes * 1e9:
+        if row in TRAINED_ROWS:
             return None
+        clips = torch.cat(self.labelled[: count_draws(self.config, row)]).unique()
         if row == "ceiling":
             assert self.config.trajectories is not None
-            return read_trajectories(self.config.trajectories, self.splits, rows)
+            return read_trajectories(self.config.trajectories, self.splits, clips)
+        if self._feature_bytes(len(clips)) > self.config.feature_gigabytes * 1e9:
+            return None
         encoder = self.encoder if row == "frozen" else self.fresh_encoder()
-        return encode_features(encoder, self.splits, rows, self.device, self.bf16)
+        return encode_features(encoder, self.splits, clips, self.device, self.bf16)
 
     def _feature_bytes(self, labelled: int) -> int:
         clips = labelled * len(VIEWS) + sum(len(self.splits[split]) for split in HELD_OUT_SPLITS)
         return 4 * clips * self.splits["train"].shape.frames * self.encoder.out_features
 
-    def run(self, fit: Fit, features: FeatureSource | None = None) -> FitResult:
-        """Trains a classifier and, unless the fit only selects, tests it; `features` are those of its row."""
-        start = time.perf_counter()
-        if features is None:
-            val_rate, chosen = self._fit_pictures(fit)
-        else:
-            with one_thread():  # heads are so small that two threads would only wait for each other
-                val_rate, chosen = self._fit_features(fit, features)
-        return FitResult(val_rate, chosen, time.perf_counter() - start)
 
-    def _fit_features(self, fit: Fit, features: FeatureSource) -> tuple[float, Tensor]:
-        head = self._make_head(fit, features.features)
-        groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
-        return self._train_and_test(head, groups, features, fit, self.config.epochs)
+def run_fit(inputs: FitInputs, fit: Fit, features: FrozenFeatures | None = None) -> FitResult:
+    """Trains a classifier and, unless the fit only selects, tests it.
 
-    def _fit_pictures(self, fit: Fit) -> tuple[float, Tensor]:
-        """A head on the encoder, which is trained with it (from random weights or the run's) or frozen."""
-        config, trains = self.config, fit.row in TRAINED_ROWS
-        encoder = copy.deepcopy(self.encoder) if fit.row in ("finetuned", "frozen") else self.fresh_encoder()
-        head = self._make_head(fit, encoder.out_features).to(self.device)
-        model = EncoderWithHead(encoder, head, self.device, self.bf16, frozen=not trains)
-        groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
-        if trains:
-            groups.insert(0, {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate})
-        augment = replace(TRAINING_AUGMENT, time_mask_frames=config.recipe.time_mask_frames)
-        source = PictureSource(self.splits, encoder, self.device, augment)
-        epochs = config.training_epochs if trains else config.epochs
-        if fit.selects:
-            epochs = min(epochs, config.selection_epochs)
-        return self._train_and_test(model, groups, source, fit, epochs)
+    Args:
+        features: inputs.features(fit.row) where the encoder is fixed; without them the classifier sees pictures.
+    """
+    start = time.perf_counter()
+    if features is None:
+        val_rate, predictions = _fit_pictures(inputs, fit)
+    else:
+        with one_thread():  # heads are so small that two threads would only wait for each other
+            val_rate, predictions = _fit_features(inputs, fit, features)
+    return FitResult(val_rate, predictions, time.perf_counter() - start)
 
-    def _make_head(self, fit: Fit, features: int) -> nn.Module:
-        config = self.config
-        torch.manual_seed(config.seed + fit.draw)
-        return make_head(fit.trial.head, features, len(self.words), config.head_hidden, config.gru_layers)
 
-    def _train_and_test(
-        self, model: nn.Module, groups: list[dict[str, object]], source: ClassifierData, fit: Fit, epochs: int
-    ) -> tuple[float, Tensor]:
-        config, rows = self.config, self.label_rows[fit.draw]
-        device = next(model.parameters()).device
-        train = rows, self.labels("train")[rows].to(device)
-        settings = FitConfig(epochs, config.batch_size, config.validate_every, config.seed + fit.draw, config.recipe)
-        rate = fit_classifier(model, groups, source, train, self.labels("val"), settings)
-        return rate, torch.empty(0, dtype=torch.int64) if fit.selects else predict(model, source, "test")
+def _fit_features(inputs: FitInputs, fit: Fit, features: FrozenFeatures) -> tuple[float, Tensor]:
+    head = _make_head(inputs, fit, features.width)
+    groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
+    return _train_and_test(inputs, fit, head, groups, features, inputs.config.epochs)
+
+
+def _fit_pictures(inputs: FitInputs, fit: Fit) -> tuple[float, Tensor]:
+    """A head on the encoder, which is trained with it (from random weights or the run's) or frozen."""
+    config, trains = inputs.config, fit.row in TRAINED_ROWS
+    encoder = copy.deepcopy(inputs.encoder) if fit.row in ("finetuned", "frozen") else inputs.fresh_encoder()
+    head = _make_head(inputs, fit, encoder.out_features).to(inputs.device)
+    model = EncoderWithHead(encoder, head, inputs.device, inputs.bf16, frozen=not trains)
+    groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
+    if trains:
+        groups.insert(0, {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate})
+    augment = replace(TRAINING_AUGMENT, time_mask_frames=config.recipe.time_mask_frames)
+    pictures = MouthPictures(inputs.splits, encoder, inputs.device, augment)
+    epochs = config.training_epochs if trains else config.epochs
+    if fit.selects:
+        epochs = min(epochs, config.selection_epochs)
+    return _train_and_test(inputs, fit, model, groups, pictures, epochs)
+
+
+def _make_head(inputs: FitInputs, fit: Fit, width: int) -> nn.Module:
+    config = inputs.config
+    torch.manual_seed(config.seed + fit.draw)
+    return make_head(fit.trial.head, width, len(inputs.words), config.head_hidden, config.gru_layers)
+
+
+def _train_and_test(
+    inputs: FitInputs, fit: Fit, model: nn.Module, groups: list[dict[str, object]], data: ClassifierData, epochs: int
+) -> tuple[float, Tensor]:
+    clips, seed = inputs.labelled[fit.draw], inputs.config.seed + fit.draw
+    train = clips, inputs.labels("train")[clips].to(next(model.parameters()).device)
+    rate = fit_classifier(model, groups, data, train, inputs.labels("val"), inputs.config, epochs, seed)
+    return rate, torch.empty(0, dtype=torch.int64) if fit.selects else predict(model, data, "test")
 
 
 def check_words(data: str | os.PathLike[str], words: Sequence[str]) -> None:
-    """ValueError where a data set has no words to tell apart.
+    """ValueError where a data set has fewer than two words, so that there is nothing to classify.
 
     Args:
         data: the data set, for the text of the error.
@@ -217,10 +229,12 @@ def check_words(data: str | os.PathLike[str], words: Sequence[str]) -> None:
 
 
 def draw_labelled_clips(labels: Tensor, per_word: int, seed: int, words: Sequence[str] = ()) -> Tensor:
-    """Row numbers of the clips whose labels may be used: `per_word` of each word, 0: all; int64, ascending.
+    """Indices of the clips whose labels may be used: [n] int64, ascending.
 
     Args:
-        words: what the labels mean, for the text of an error.
+        labels: [clips] int64, the label of each clip of the training split; -1: none.
+        per_word: clips to draw of each word; 0: all.
+        words: the vocabulary, for the text of an error.
 
     Raises:
         ValueError: a word has fewer clips, or fewer than two words have clips.
@@ -230,7 +244,7 @@ def draw_labelled_clips(labels: Tensor, per_word: int, seed: int, words: Sequenc
         raise ValueError("the training split has no labelled clips")
     if len(numbers) == 1:
         raise ValueError(f"the training split has clips of one word only, {_name(numbers[0], words)}: 2 are needed")
-    rows = []
+    drawn = []
     for word in numbers:
         of_word = torch.where(labels == word)[0]
         if per_word > len(of_word):
@@ -239,8 +253,8 @@ def draw_labelled_clips(labels: Tensor, per_word: int, seed: int, words: Sequenc
             )
         generator = np.random.default_rng([seed, word])
         chosen = generator.permutation(len(of_word))[: per_word or len(of_word)]
-        rows.append(of_word[torch.from_numpy(chosen)])
-    return torch.cat(rows).sort().values
+        drawn.append(of_word[torch.from_numpy(chosen)])
+    return torch.cat(drawn).sort().values
 
 
 def _name(word: int, words: Sequence[str]) -> str:

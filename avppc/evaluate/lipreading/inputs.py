@@ -1,4 +1,4 @@
-"""What the classifiers see: frozen features, pictures through an encoder, or the true mouth trajectories."""
+"""What word classifiers see of the clips: frozen features, pictures, or the true mouth movement of synthetic clips."""
 
 from __future__ import annotations
 
@@ -20,59 +20,66 @@ from avppc.tensor_files import map_tensors, write_tensors
 from avppc.train.hardware import autocast
 
 BATCH = 64
-# Views of the labelled clips whose features are kept: (shift of rows, shift of columns, mirrored)
+# An encoder that stays as it is sees each labelled clip once in each of these ways, and heads are trained on features
+# of all of them: (pixels that the crop is moved down, pixels to the right, whether it is mirrored). The first is the
+# plain centre, as clips of validation and test are seen.
 VIEWS = ((0, 0, False), (0, 0, True), (4, 2, False), (-4, -2, True))
-# Pictures of the labelled clips while an encoder is trained on them
+# How labelled clips are varied where the classifier sees pictures
 TRAINING_AUGMENT = AugmentConfig(shift_pixels=6, flip_probability=0.5, time_jitter_frames=0)
 
 
 def shift_in_time(inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """The batch one frame earlier, unshifted, or one frame later, [N, T, ...]."""
+    """[N, T, ...] the batch as it is or one frame earlier or later; the frame at one end moves to the other."""
     return inputs.roll(int(torch.randint(-1, 2, (), generator=generator)), 1)
 
 
-class FeatureSource:
-    """Features computed once: several views of the labelled clips, one view of the others."""
+class FrozenFeatures:
+    """Features of every frame, computed once: the labelled clips in several views, those of val and test in one."""
 
-    def __init__(self, train: Tensor, val: Tensor, test: Tensor, train_rows: Tensor) -> None:
-        """train [views, n, T, D] of the clips `train_rows` [n] of the training split; val and test [m, T, D]."""
+    def __init__(self, train: Tensor, val: Tensor, test: Tensor, train_clips: Tensor) -> None:
+        """
+        Args:
+            train: [views, n, T, D] of labelled clips.
+            val, test: [m, T, D] of all clips of these splits.
+            train_clips: [n] indices of the labelled clips in the training split.
+        """
         self.train = train
         self._splits = {"val": val, "test": test}
-        self._train_rows = train_rows
-        self._places = {row: place for place, row in enumerate(train_rows.tolist())}
+        self._train_clips = train_clips
+        self._places = {clip: place for place, clip in enumerate(train_clips.tolist())}
 
     @classmethod
-    def standardised(cls, train: Tensor, val: Tensor, test: Tensor, train_rows: Tensor) -> FeatureSource:
-        """The same, with each feature brought to mean 0 and deviation 1 over the training clips."""
+    def standardised(cls, train: Tensor, val: Tensor, test: Tensor, train_clips: Tensor) -> FrozenFeatures:
+        """From features that are first brought to mean 0 and deviation 1 over the labelled clips, first view."""
         mean, deviation = train[0].mean((0, 1)), train[0].std((0, 1)) + 1e-3
         train, val, test = ((values - mean) / deviation for values in (train, val, test))
-        return cls(train, val, test, train_rows)
+        return cls(train, val, test, train_clips)
 
     def save(self, path: Path) -> None:
-        """Writes the features for another process."""
-        write_tensors(path, {"train": self.train, **self._splits, "train_rows": self._train_rows})
+        """Writes the features to a file, which `load` opens in another process."""
+        write_tensors(path, {"train": self.train, **self._splits, "train_clips": self._train_clips})
 
     @classmethod
-    def load(cls, path: Path) -> FeatureSource:
-        """What `save` wrote."""
+    def load(cls, path: Path) -> FrozenFeatures:
+        """The features in a file of `save`, memory-mapped: all processes share one copy."""
         return cls(**map_tensors(path))
 
     @property
-    def features(self) -> int:
-        """D, the width of a frame's features."""
+    def width(self) -> int:
+        """D, the number of features a frame."""
         return self.train.shape[-1]
 
-    def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        places = torch.tensor([self._places[row] for row in rows.tolist()])
-        views = torch.randint(0, len(self.train), (len(rows),), generator=generator)
+    def training_inputs(self, clips: Tensor, generator: torch.Generator) -> Tensor:
+        places = torch.tensor([self._places[clip] for clip in clips.tolist()])
+        views = torch.randint(0, len(self.train), (len(clips),), generator=generator)
         return shift_in_time(self.train[views, places], generator)
 
     def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
         yield from self._splits[split].split(256)
 
 
-class PictureSource:
-    """Crops of the clips for an encoder that is trained: varied for training, else the centre."""
+class MouthPictures:
+    """Crops of the clips as an encoder takes them: for training at random places, else of the centre."""
 
     def __init__(
         self,
@@ -86,20 +93,20 @@ class PictureSource:
         self.config = encoder.config
         self.device = device
 
-    def training_inputs(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        video = self.splits["train"].batch(rows).video.to(self.device)
+    def training_inputs(self, clips: Tensor, generator: torch.Generator) -> Tensor:
+        video = self.splits["train"].batch(clips).video.to(self.device)
         crops = augment_video(video, self.config.crop_pixels, self.config.input_pixels, self.augment, generator)
         return shift_in_time(crops, generator)
 
     def split_inputs(self, split: HeldOutSplit) -> Iterator[Tensor]:
         dataset = self.splits[split]
-        for rows in torch.arange(len(dataset)).split(BATCH):
-            video = dataset.batch(rows).video.to(self.device)
+        for clips in torch.arange(len(dataset)).split(BATCH):
+            video = dataset.batch(clips).video.to(self.device)
             yield crop_video(video, self.config.crop_pixels, self.config.input_pixels)
 
 
 class EncoderWithHead(nn.Module):
-    """Words from pictures: the encoder under autocast, the head in float32.
+    """Logits of the words from pictures, [N, T, H, W] -> [N, words]: the encoder under autocast, the head in float32.
 
     Args:
         frozen: the encoder stays as it is: it has no gradients, and its batch norms stay in eval mode.
@@ -129,16 +136,16 @@ class EncoderWithHead(nn.Module):
 def encode_split(
     encoder: VideoEncoder,
     dataset: PackedDataset,
-    rows: Tensor,
+    clips: Tensor,  # [n] indices
     view: tuple[int, int, bool],
     device: torch.device,
     bf16: bool,
 ) -> Tensor:
-    """Features [n, T, D] of these clips on the CPU, from crops shifted and mirrored as the view says; eval mode."""
+    """[n, T, D] features on the CPU, in eval mode, of these clips in one of VIEWS."""
     encoder.eval()
     crop, side = encoder.config.crop_pixels, encoder.config.input_pixels
     features = []
-    for part in rows.split(BATCH):
+    for part in clips.split(BATCH):
         video = dataset.batch(part).video
         count, (height, width) = len(video), video.shape[2:]
         top = torch.full((count,), _shifted(height, crop, view[0]))
@@ -156,33 +163,36 @@ def _shifted(size: int, crop: int, shift: int) -> int:
 
 
 def encode_features(
-    encoder: VideoEncoder, splits: dict[str, PackedDataset], train_rows: Tensor, device: torch.device, bf16: bool
-) -> FeatureSource:
-    """Frozen features of the labelled clips in every view, and of the validation and test clips."""
-    train = torch.stack([encode_split(encoder, splits["train"], train_rows, view, device, bf16) for view in VIEWS])
+    encoder: VideoEncoder, splits: dict[str, PackedDataset], train_clips: Tensor, device: torch.device, bf16: bool
+) -> FrozenFeatures:
+    """Features of the labelled clips in every view, and of the validation and test clips in the first."""
+    train = torch.stack([encode_split(encoder, splits["train"], train_clips, view, device, bf16) for view in VIEWS])
     val, test = (
         encode_split(encoder, splits[name], torch.arange(len(splits[name])), VIEWS[0], device, bf16)
         for name in HELD_OUT_SPLITS
     )
-    return FeatureSource.standardised(train, val, test, train_rows)
+    return FrozenFeatures.standardised(train, val, test, train_clips)
 
 
-def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_rows: Tensor) -> FeatureSource:
-    """The true mouth movement of each clip, which `avppc synth` wrote beside the videos: [n, 29, 8] a split.
+def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_clips: Tensor) -> FrozenFeatures:
+    """The true mouth movement of synthetic clips in the place of features: D mouth parameters a frame, in one view.
+
+    Args:
+        root: the directory that `avppc synth` wrote, which has the movement beside each video.
 
     Raises:
         FileNotFoundError: a clip has no trajectory.
         ValueError: a file is not a trajectory; the text names it.
     """
-    rows = {"train": train_rows, **{name: torch.arange(len(splits[name])) for name in HELD_OUT_SPLITS}}
+    clips = {"train": train_clips, **{name: torch.arange(len(splits[name])) for name in HELD_OUT_SPLITS}}
     tensors = {}
-    for name, chosen in rows.items():
+    for name, chosen in clips.items():
         sources = splits[name].sources
-        tensors[name] = torch.stack([read_trajectory(root / sources[row]) for row in chosen.tolist()])
-    return FeatureSource.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_rows)
+        tensors[name] = torch.stack([read_trajectory(root / sources[clip]) for clip in chosen.tolist()])
+    return FrozenFeatures.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_clips)
 
 
-# All errors that numpy passes on; the last two are what Python's parser raises for a header that is nested too deep.
+# All that numpy raises for a damaged header, Python's parser below it included: the last two if it nests too deep.
 _BAD_HEADER = (ValueError, EOFError, OverflowError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 
 

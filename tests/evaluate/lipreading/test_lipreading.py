@@ -25,10 +25,10 @@ from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
 from avppc.data.packed.index import PackedIndex
 from avppc.evaluate.config import RowName
-from avppc.evaluate.lipreading.classifier import FitConfig, fit_classifier, predict
+from avppc.evaluate.lipreading.classifier import fit_classifier, predict
 from avppc.evaluate.lipreading.evaluate import FitPool
 from avppc.evaluate.lipreading.fits import draw_labelled_clips
-from avppc.evaluate.lipreading.inputs import EncoderWithHead, FeatureSource
+from avppc.evaluate.lipreading.inputs import EncoderWithHead, FrozenFeatures
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_rows, write_row
 from avppc.train.loop import pretrain
 
@@ -123,9 +123,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     rows: list[str] = []
     run_rows = lipreading._run_rows
 
-    def count(bench: fits.Bench, work: list[lipreading.RowWork]) -> object:
+    def count(inputs: fits.FitInputs, work: list[lipreading.RowWork]) -> object:
         rows.extend(row.row for row in work)
-        return run_rows(bench, work)
+        return run_rows(inputs, work)
 
     monkeypatch.setattr(lipreading, "_run_rows", count)
     return rows
@@ -213,20 +213,20 @@ def test_features_of_one_row_at_most_are_held_here(
     workers: int, finished_run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None where processes read them from files."""
-    made: list[weakref.ref[FeatureSource]] = []
-    make = fits.Bench.features
+    made: list[weakref.ref[FrozenFeatures]] = []
+    make = fits.FitInputs.features
 
-    def note(bench: fits.Bench, row: RowName) -> FeatureSource | None:
+    def note(inputs: fits.FitInputs, row: RowName) -> FrozenFeatures | None:
         assert [ref() for ref in made] == [None] * len(made)  # the last row's make room first
-        features = make(bench, row)
-        assert features is not None
-        made.append(weakref.ref(features))
+        features = make(inputs, row)
+        if features is not None:
+            made.append(weakref.ref(features))
         return features
 
-    monkeypatch.setattr(fits.Bench, "features", note)
-    bench = fits.Bench(quick_config(finished_run[0], None, workers=workers, epochs=1))
+    monkeypatch.setattr(fits.FitInputs, "features", note)
+    inputs = fits.FitInputs(quick_config(finished_run[0], None, workers=workers, epochs=1))
     rows: tuple[RowName, ...] = ("frozen", "frozen", "random", "random", "supervised")
-    with FitPool(bench) as pool:
+    with FitPool(inputs) as pool:
         results = [pool.submit(fits.Fit(row, fits.Trial("bins", 1e-2, 1e-2), 0, selects=True)) for row in rows]
         assert len(made) == 2
         assert [ref() for ref in made] == [None, None]  # one that trains its encoder has none
@@ -298,11 +298,11 @@ def test_classifier_keeps_its_best_epoch() -> None:
     torch.manual_seed(0)
     features = torch.randn(40, 7, 4)
     labels = (features.mean((1, 2)) > 0).long()
-    source = FeatureSource(features[None, :20], features[20:30], features[30:], torch.arange(20))
+    source = FrozenFeatures(features[None, :20], features[20:30], features[30:], torch.arange(20))
     model = nn.Sequential(nn.Flatten(), nn.Linear(28, 2))
     groups: list[dict[str, object]] = [{"params": model.parameters(), "lr": 0.05}]
-    settings = FitConfig(epochs=20, batch_size=10, validate_every=1, seed=0)
-    best = fit_classifier(model, groups, source, (torch.arange(20), labels[:20]), labels[20:30], settings)
+    settings = EvaluateConfig(Path("run"), batch_size=10, validate_every=1)
+    best = fit_classifier(model, groups, source, (torch.arange(20), labels[:20]), labels[20:30], settings, 20, 0)
     assert (predict(model, source, "val") == labels[20:30]).float().mean().item() == pytest.approx(best)
 
 
@@ -325,7 +325,7 @@ def fit_recorder(recipe: RecipeConfig, epochs: int = 4) -> tuple[Recorder, list[
     torch.manual_seed(0)
     features = torch.eye(3).repeat(8, 1)[:, None].expand(-1, 7, -1)
     labels = torch.arange(24) % 3
-    source = FeatureSource(features[None], features, features, torch.arange(24))
+    source = FrozenFeatures(features[None], features, features, torch.arange(24))
     model, rates = Recorder(), []
     groups: list[dict[str, object]] = [{"params": model.parameters(), "lr": 0.1}]
     step = torch.optim.AdamW.step
@@ -336,8 +336,8 @@ def fit_recorder(recipe: RecipeConfig, epochs: int = 4) -> tuple[Recorder, list[
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", record)
-        settings = FitConfig(epochs, 12, 1, 0, recipe)
-        assert fit_classifier(model, groups, source, (torch.arange(24), labels), labels, settings) > 0.5
+        settings = EvaluateConfig(Path("run"), batch_size=12, validate_every=1, recipe=recipe)
+        assert fit_classifier(model, groups, source, (torch.arange(24), labels), labels, settings, epochs, 0) > 0.5
     return model, rates
 
 
@@ -387,11 +387,12 @@ def test_any_number_of_steps_has_a_schedule(steps: int) -> None:
 def test_no_batch_has_one_clip_alone(clips: int) -> None:
     """A batch norm over [N, C] has no statistics of one row."""
     features = torch.randn(clips, 7, 3)
-    source = FeatureSource(features[None], features, features, torch.arange(clips))
+    source = FrozenFeatures(features[None], features, features, torch.arange(clips))
     model = nn.Sequential(nn.Flatten(), nn.Linear(21, 4), nn.BatchNorm1d(4))
     labels = torch.arange(clips) % 2
     groups: list[dict[str, object]] = [{"params": model.parameters(), "lr": 0.01}]
-    rate = fit_classifier(model, groups, source, (torch.arange(clips), labels), labels, FitConfig(2, 2, 1, 0))
+    settings = EvaluateConfig(Path("run"), batch_size=2, validate_every=1)
+    rate = fit_classifier(model, groups, source, (torch.arange(clips), labels), labels, settings, 2, 0)
     assert 0 <= rate <= 1
     assert model[2].num_batches_tracked >= 2  # an epoch of two batches or more, or two of one
 
@@ -400,7 +401,7 @@ def test_one_labelled_clip_in_all_is_refused(finished_run: tuple[Path, Path], mo
     run, _ = finished_run
     monkeypatch.setattr(fits, "draw_labelled_clips", lambda *_: torch.tensor([0]))
     with pytest.raises(ValueError, match="labels_per_word gives 1 labelled clip in all, 2 are needed"):
-        fits.Bench(quick_config(run, None))
+        fits.FitInputs(quick_config(run, None))
 
 
 def test_frozen_encoder_stays_as_it_is_where_features_do_not_fit(finished_run: tuple[Path, Path], monkeypatch) -> None:

@@ -65,9 +65,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     run_rows = lipreading._run_rows
 
-    def count(bench: object, rows: list[lipreading.RowWork]) -> object:
+    def count(inputs: object, rows: list[lipreading.RowWork]) -> object:
         computed.extend(f"{row.row} {row.config.heads[0]} {row.config.labels_per_word}" for row in rows)
-        return run_rows(bench, rows)
+        return run_rows(inputs, rows)
 
     monkeypatch.setattr(TableConfig, "protocol", short)
     monkeypatch.setattr(lipreading, "_run_rows", count)
