@@ -19,8 +19,8 @@ from avppc.train.config import PretrainConfig
 from avppc.train.log import METRICS_FILE, read_metrics
 from avppc.train.run_folder import ENVIRONMENT_FILE, TASK_FILE, read_run_config
 
-FINAL_ROWS = 5
-"""Rows of the log whose mean stands for the end of training."""
+FINAL_ENTRIES = 5
+"""So many of the last entries of the log are averaged for "the end of training"."""
 
 Array = NDArray[np.float64]
 _BY_NAME = {subtask.name: subtask for subtask in SUBTASKS}
@@ -37,33 +37,34 @@ def mean_of_finite(values: Array, axis: int) -> Array:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The rows of metrics.jsonl as arrays; what is missing or was not finite is NaN."""
+    """The log of a training, metrics.jsonl, as arrays over its entries; what is missing or was not finite is NaN."""
 
     path: Path
-    rows: Sequence[Mapping[str, Any]]
+    entries: Sequence[Mapping[str, Any]]
+    """One for each step that was logged, a line of the file."""
     names: Mapping[str, Sequence[str]]
-    """Names of the entries of the metrics that are lists, from task.json."""
+    """For each metric that is a list, such as the losses of the sub-tasks, the names of its values; from task.json."""
 
     @property
     def steps(self) -> Array:
-        """[R] steps done when each row was written."""
-        return np.array([row["step"] for row in self.rows], np.float64)
+        """[R] steps done when each entry was written."""
+        return np.array([entry["step"] for entry in self.entries], np.float64)
 
     def column(self, name: str) -> Array:
-        """[R] values of a metric that is one number a row."""
-        return np.array([_number(row.get(name)) for row in self.rows], np.float64)
+        """[R] values of a metric that is one number an entry."""
+        return np.array([_number(entry.get(name)) for entry in self.entries], np.float64)
 
     def table(self, name: str) -> Array:
-        """[R, K] values of a metric that is a list; ValueError, naming the file, if a row has another length."""
+        """[R, K] values of a metric that is a list; ValueError, naming the file, if an entry has another length."""
         names = self.names.get(name, ())
-        table = np.full((len(self.rows), len(names)), np.nan)
-        for values, row in zip(table, self.rows, strict=True):
-            given = row.get(name)
+        table = np.full((len(self.entries), len(names)), np.nan)
+        for values, entry in zip(table, self.entries, strict=True):
+            given = entry.get(name)
             if given is None:
                 continue
             if not isinstance(given, list) or len(given) != len(names):
                 raise ValueError(
-                    f"{self.path}: {name} of step {row['step']} must hold {len(names)} values, as {TASK_FILE} says"
+                    f"{self.path}: {name} of step {entry['step']} must hold {len(names)} values, as {TASK_FILE} says"
                 )
             values[:] = [_number(value) for value in given]
         return table
@@ -77,7 +78,7 @@ def _number(value: Any) -> float:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report says of a run."""
+    """What the files of a run say of it; `rows` are those of the lip-reading table."""
 
     run: Path
     config: PretrainConfig
@@ -88,7 +89,7 @@ class RunRecord:
     @property
     def steps_done(self) -> int:
         """The last logged step, 0 before the first."""
-        return int(self.metrics.steps[-1]) if self.metrics.rows else 0
+        return int(self.metrics.steps[-1]) if self.metrics.entries else 0
 
     @property
     def finished(self) -> bool:
@@ -97,7 +98,7 @@ class RunRecord:
 
     @property
     def candidates(self) -> int:
-        """N, the targets among which each context finds its own; `gather none` in several processes has fewer."""
+        """N, the targets among which each context must find its own; fewer in several processes with `gather none`."""
         parts = self.config.accumulate if self.config.scale.cached_negatives else 1
         times = 2 if self.config.objective.negatives == "same-clip" else 1  # each target's other time counts, too
         return self.config.batch_size * parts * times
@@ -121,7 +122,7 @@ class RunRecord:
 
     @cached_property
     def subtasks(self) -> list[SubTask]:
-        """The sub-tasks that were logged; empty if the task has none of that kind."""
+        """The permutative sub-tasks in the order of the log; empty if the run's task has none."""
         names = self.metrics.names.get("task_accuracy", ())
         return [_BY_NAME[name] for name in names] if all(name in _BY_NAME for name in names) else []
 
@@ -136,14 +137,14 @@ class RunRecord:
         return self.metrics.table("task_accuracy")
 
     def final(self, table: Array) -> Array:
-        """[K] means over the last rows of an [R, K] table."""
-        return mean_of_finite(table[-FINAL_ROWS:], 0)
+        """[K] means of an [R, K] table over its last entries."""
+        return mean_of_finite(table[-FINAL_ENTRIES:], 0)
 
     @property
     def final_steps(self) -> tuple[int, int]:
         """First and last step that `final` averages over."""
         steps = [0, *self.metrics.steps.astype(int).tolist()]
-        return steps[max(len(steps) - FINAL_ROWS - 1, 0)] + 1, steps[-1]
+        return steps[max(len(steps) - FINAL_ENTRIES - 1, 0)] + 1, steps[-1]
 
 
 def read_record(run: Path) -> RunRecord:
@@ -183,12 +184,12 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def group_by_size(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
-    """Numbers of the sub-tasks by how many elements predict how many."""
+    """The sub-tasks by how many elements predict how many: {"1 → 2": their numbers}."""
     return _group([f"{len(subtask.inputs)} → {len(subtask.targets)}" for subtask in subtasks])
 
 
 def group_by_modality(subtasks: Sequence[SubTask]) -> dict[str, list[int]]:
-    """Numbers of the sub-tasks by what they cross: from modality to modality, not, or in part."""
+    """The sub-tasks by whether they predict one modality from the other, from itself or from both: {group: numbers}."""
     return _group([_MODALITY_TITLES[modality_group(subtask)] for subtask in subtasks])
 
 

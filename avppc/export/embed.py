@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SkippedClip:
-    """A clip that is not in the file."""
+    """A clip that could not be embedded, and why."""
 
     split: str
     source: str
@@ -59,7 +59,10 @@ def skipped_list(out: Path) -> Path:
 
 
 def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
-    """Writes config.out, whole or not at all; the number of its clips, and the clips that are not in it.
+    """Writes the features of all clips to config.out, whole or not at all.
+
+    Returns:
+        The number of clips in the file, and the clips that could not be embedded.
 
     Raises:
         FileNotFoundError, ValueError: the encoder or the data set is missing or damaged as a whole, or no clip could be
@@ -104,12 +107,13 @@ def _open_index(config: EmbedConfig, encoder: VideoEncoder) -> tuple[Path, Packe
 
 
 def _splits(config: EmbedConfig, index: PackedIndex) -> list[str]:
+    """The splits to embed."""
     return [split for split in config.splits or SPLITS if split in index.splits]
 
 
 @dataclass(frozen=True)
 class _LoadedClips:
-    """A batch with what else the data set knows of its clips."""
+    """A batch, and for each of its clips the video it comes from and its word, "" if it has none."""
 
     split: str
     batch: ClipBatch
@@ -118,7 +122,7 @@ class _LoadedClips:
 
 
 def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[_LoadedClips | list[SkippedClip]]:
-    """Batches of each shard in turn; of a damaged shard, its clips as skipped."""
+    """The clips shard by shard: batches of a sound shard, and one list of all clips of a damaged one."""
     for split in _splits(config, index):
         for record in index.splits[split]:
             try:
@@ -127,10 +131,10 @@ def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[
                 yield [SkippedClip(split, source, str(error)) for source in record.sources]
                 continue
             with dataset:
-                for rows in torch.arange(len(dataset)).split(config.batch_size):
-                    batch = dataset.batch(rows)
+                for clips in torch.arange(len(dataset)).split(config.batch_size):
+                    batch = dataset.batch(clips)
                     words = [dataset.words[label] if label >= 0 else "" for label in batch.labels.tolist()]
-                    yield _LoadedClips(split, batch, [dataset.sources[row] for row in rows.tolist()], words)
+                    yield _LoadedClips(split, batch, [dataset.sources[clip] for clip in clips.tolist()], words)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
@@ -150,7 +154,11 @@ def _embed_all(
     skipped: list[SkippedClip],
     advance: Callable[[int], None],
 ) -> Iterator[EmbeddedClips]:
-    """Features of the batches; clips that give none are added to `skipped`. `advance` is told of every clip."""
+    """The features of the batches. Clips without finite features are added to `skipped`, as are those in `items`.
+
+    Args:
+        advance: called with the number of clips that are done since the last call.
+    """
     device = next(encoder.parameters()).device
     bf16 = use_bf16(config.precision, device)
     for item in _ahead(items):
@@ -163,26 +171,26 @@ def _embed_all(
             features = encoder(crops).float()  # [N, T, D]
         features = (features if config.per == "frame" else features.mean(1)).cpu()
         finite = features.flatten(1).isfinite().all(1)
-        rows = finite.nonzero().flatten().tolist()
+        kept = finite.nonzero().flatten().tolist()
         skipped += [
-            SkippedClip(item.split, item.sources[row], "its features are not finite")
-            for row in (~finite).nonzero().flatten().tolist()
+            SkippedClip(item.split, item.sources[place], "its features are not finite")
+            for place in (~finite).nonzero().flatten().tolist()
         ]
         advance(len(item.batch))
-        if rows:
+        if kept:
             yield EmbeddedClips(
                 features=features[finite].numpy(),
                 ids=item.batch.clip_ids[finite].numpy(),
-                sources=[item.sources[row] for row in rows],
+                sources=[item.sources[place] for place in kept],
                 split=item.split,
                 labels=item.batch.labels[finite].numpy(),
-                words=[item.words[row] for row in rows],
+                words=[item.words[place] for place in kept],
                 speakers=item.batch.speakers[finite].numpy(),
             )
 
 
 def _about(config: EmbedConfig, encoder: VideoEncoder) -> dict[str, Any]:
-    """What the features are."""
+    """What a reader of the file must know of the features, as JSON values."""
     return {
         "avppc": __version__,
         "encoder": config_to_dict(encoder.config),

@@ -46,7 +46,7 @@ class EmbeddedClips:
 
 
 def require_parquet() -> None:
-    """ImportError that names the extra where pyarrow is missing."""
+    """ImportError, naming the extra to install, if pyarrow is missing."""
     try:
         importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -56,11 +56,14 @@ def require_parquet() -> None:
 
 
 def write_embeddings(path: Path, batches: Iterable[EmbeddedClips], about: Mapping[str, Any]) -> int:
-    """Writes what the batches bring, as path's suffix says; the number of clips. Without any clip nothing is written.
+    """Writes clips into a .npz or .parquet file, as path's suffix says; nothing if no batch has a clip.
 
     Args:
         batches: consumed one after the other; features are never all in memory.
-        about: what the features are, as JSON values.
+        about: what a reader must know of the features, as JSON values.
+
+    Returns:
+        The number of clips in the file.
     """
     if path.suffix == ".parquet":
         require_parquet()
@@ -102,7 +105,7 @@ def _write_npz(path: Path, batches: Iterable[EmbeddedClips], about: str) -> int:
 
 
 def _columns(batch: EmbeddedClips) -> dict[str, NDArray[Any]]:
-    """Everything but the features; texts as arrays of fixed width, which numpy reads without pickle."""
+    """The arrays of a .npz file beside the features; texts have a fixed width, which numpy reads without pickle."""
     return {
         "ids": batch.ids,
         "sources": np.array(batch.sources, np.str_),
@@ -119,7 +122,7 @@ def _write_header(member: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 def _write_parquet(path: Path, batches: Iterable[EmbeddedClips], about: str) -> int:
-    """One row a clip, or one a frame with the column "frame"; what is not known is null."""
+    """One table row a clip, or one a frame with its number in the column "frame"; what is not known is null."""
     import pyarrow.parquet
 
     clips, writer = 0, None
@@ -166,7 +169,7 @@ def _repeat(values: list[str], times: int) -> list[str]:
 
 
 def _known(numbers: NDArray[np.int64]) -> Any:
-    """-1 becomes null."""
+    """A Parquet column of numbers, null where they are -1, that is not known."""
     import pyarrow
 
     return pyarrow.array(numbers, mask=numbers < 0)

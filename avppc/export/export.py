@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class ExportedFile:
     bytes: int
     sha256: str
     largest_difference: float
-    """Of a feature of random clips from what the encoder itself gives."""
+    """Largest difference between its features of random clips and the encoder's own."""
 
 
 def run(config: ExportConfig) -> int:
@@ -88,9 +88,10 @@ def run(config: ExportConfig) -> int:
 
 
 def export(config: ExportConfig) -> list[ExportedFile]:
-    """Makes config.out, whole or not at all; what is in it besides the card and the description.
+    """Makes the directory config.out, whole or not at all; a whole export of the same encoder and formats stays.
 
-    An export of this encoder in these formats that is there already and whole is left as it is.
+    Returns:
+        The encoder's files in it: all but the model card and the description.
 
     Raises:
         FileExistsError: there is something else at config.out.
@@ -117,12 +118,11 @@ def export(config: ExportConfig) -> list[ExportedFile]:
     return files
 
 
-def _card(record: RunRecord, encoder: VideoEncoder, encoder_sha256: str, files: list[ExportedFile]) -> bytes:
-    return render_card(record, encoder, encoder_sha256, {file.format: file for file in files}, _versions()).encode()
-
-
 def _finished_export(config: ExportConfig, encoder_sha256: str) -> list[ExportedFile]:
-    """What is in config.out where that is this very export, of a command killed at its end, say; else nothing."""
+    """The encoder's files in config.out if it holds this same export, whole; else none.
+
+    A command that was killed just before its end leaves such a one.
+    """
     try:
         said = read_json(config.out / DESCRIPTION_FILE)
         files = [ExportedFile(name, **said["files"][name]) for name in dict.fromkeys(config.formats)]
@@ -138,7 +138,7 @@ def _finished_export(config: ExportConfig, encoder_sha256: str) -> list[Exported
 
 
 def _description(encoder: VideoEncoder, encoder_sha256: str, files: list[ExportedFile]) -> dict[str, Any]:
-    """What a program must know to use the files."""
+    """encoder.json: what a program must know to use the files."""
     config = encoder.config
     side = config.input_pixels
     return {
@@ -182,20 +182,13 @@ def _versions() -> dict[str, str]:
     return found | {name: version for name, version in packages.items() if version is not None}
 
 
-def render_card(
-    record: RunRecord, encoder: VideoEncoder, encoder_sha256: str, files: Mapping[str, Any], versions: Mapping[str, str]
-) -> str:
-    """The card in Markdown.
-
-    Args:
-        files: the ExportedFile of each format.
-        versions: of the packages that wrote the export.
-    """
+def _card(record: RunRecord, encoder: VideoEncoder, encoder_sha256: str, files: list[ExportedFile]) -> bytes:
+    """The model card, in Markdown."""
     environment = page_environment(Path(__file__).parent, html=False)
     environment.filters |= {"title": title_of, "size": format_size}
     config = record.config
     margin = (CROP_SIZE - encoder.config.crop_pixels) // 2
-    return environment.get_template(_TEMPLATE).render(
+    card = environment.get_template(_TEMPLATE).render(
         name=record.run.resolve().name,
         config=config,
         encoder=encoder.config,
@@ -205,8 +198,8 @@ def render_card(
         rows=rows_of_encoder(record.rows, encoder_sha256),
         parameters=sum(parameter.numel() for parameter in encoder.parameters()),
         encoder_sha256=encoder_sha256,
-        files=files,
-        versions=versions,
+        files={file.format: file for file in files},
+        versions=_versions(),
         trained_with=record.environment or {},
         first=margin,
         last=margin + encoder.config.crop_pixels,
@@ -216,6 +209,7 @@ def render_card(
         mean=LUMA_MEAN,
         std=LUMA_STD,
     )
+    return card.encode()
 
 
 def format_size(size_bytes: int) -> str:
@@ -224,12 +218,12 @@ def format_size(size_bytes: int) -> str:
 
 
 def rows_of_encoder(rows: list[RowResult], encoder_sha256: str) -> list[RowResult]:
-    """The rows of the lip-reading table that were measured with this encoder, not with one of an earlier training."""
+    """The rows of the lip-reading table that were measured with this encoder, not with one of another training."""
     return [row for row in rows if row.settings["encoder_sha256"] == encoder_sha256]
 
 
 def _describe_data(run: Path, data: Path) -> str:
-    """Its name, and how much it is where it still lies there: a card travels, the folder's path does not."""
+    """The data set's name and, if it can be read, its size. Not its folder: the card goes to other machines."""
     if remote_url(data):  # nothing is fetched for a card
         return f"`{data.name}`"
     try:
@@ -242,7 +236,7 @@ def _describe_data(run: Path, data: Path) -> str:
 
 
 def _command(config: PretrainConfig) -> str:
-    """The command that trained it, without the paths of the machine where it did."""
+    """The command that trained the encoder, with the names of its folders but not where they lie."""
     preset = PretrainConfig.from_preset(config.preset, config.data, config.out)
     named = {"data": config.data.name, "out": config.out.name, "preset": config.preset}
     return command_line("pretrain", {**named, **changed_settings(config, preset)})

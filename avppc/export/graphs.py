@@ -26,14 +26,15 @@ from avppc.settings import config_to_dict
 
 INPUT_NAME, OUTPUT_NAME = "video", "features"
 ALLOWED_DIFFERENCE = 1e-4
-"""Of a feature, largest; the last layers are a layer norm and a ReLU, so features are of order 1."""
+"""The most that a feature of an exported file may differ from the encoder's. Features are of order 1: they come from a
+layer norm and a ReLU."""
 _CHECKED_SHAPES = ((1, 1), (2, 29), (3, 7))  # clips and frames; none is the traced one
 _TRACED_SHAPE = (2, 5)
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_onnx() -> None:
-    """ImportError that names the extra where what writes and runs ONNX files is missing."""
+    """ImportError, naming the extra to install, if a package is missing that writes or runs ONNX files."""
     for package in _ONNX_PACKAGES:
         try:
             importlib.import_module(package)
@@ -98,7 +99,11 @@ def write_onnx(encoder: VideoEncoder, path: Path) -> float:
 
 @torch.inference_mode()
 def largest_difference(encoder: VideoEncoder, other: Callable[[Tensor], Tensor], name: str) -> float:
-    """Of any feature of random clips, several numbers of clips and frames; ValueError above ALLOWED_DIFFERENCE."""
+    """The largest difference between the features of `other` and the encoder's, over random clips of several shapes.
+
+    Raises:
+        ValueError: it is above ALLOWED_DIFFERENCE; the text has `name`.
+    """
     side, generator, largest = encoder.config.input_pixels, torch.Generator().manual_seed(0), 0.0
     for clips, frames in _CHECKED_SHAPES:
         video = torch.rand(clips, frames, side, side, generator=generator)

@@ -127,7 +127,7 @@ def _plot(path: Path, estimates: Sequence[SyncEstimate]) -> None:
 def estimate_offset_by_model(
     trained: TrainedTask, dataset: PackedDataset, clips: int, max_offset_frames: int
 ) -> SyncEstimate:
-    """The shift of the sound at which the model finds it to fit the picture best.
+    """The offset of a data set by a pretrained model: the shift of the sound at which it fits the picture best.
 
     The model finds the shift that it was trained with, so it must come from data that are in sync.
 
@@ -138,9 +138,9 @@ def estimate_offset_by_model(
     Raises:
         ValueError: the run's task does not compare sound and picture, or the clips are too short for its spans.
     """
-    rows = chosen_rows(dataset, clips)
+    chosen = spread_clips(dataset, clips)
     parts = []
-    for indices in torch.from_numpy(rows).split(_BATCH):
+    for indices in torch.from_numpy(chosen).split(_BATCH):
         with autocast(trained.device, trained.bf16):
             parts.append(_offset_scores(trained, dataset.batch(indices).to(trained.device)).float().cpu())
     scores = torch.cat(parts).double().numpy()  # [n, L]
@@ -150,7 +150,7 @@ def estimate_offset_by_model(
     scores = scores[:, middle - reach : middle + reach + 1]
     scores -= scores.mean(1, keepdims=True)
     scores /= np.maximum(scores.std(1, keepdims=True), 1e-12)
-    return make_estimate(step * np.arange(-reach, reach + 1), scores, video_numbers(dataset, rows), "model")
+    return make_estimate(step * np.arange(-reach, reach + 1), scores, video_numbers(dataset, chosen), "model")
 
 
 def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
@@ -172,10 +172,10 @@ def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class SyncEstimate:
-    """Offsets are in frames of 1/25 s; positive: the sound comes late."""
+    """By how much the sound of a data set is late (positive) or early (negative), in frames of 1/25 s."""
 
     method: Method
-    """By how loud the sound is, or by a pretrained model."""
+    """How it was found: "envelope", by how loud the sound is, or "model", by a pretrained model."""
     lags: NDArray[np.int64]
     """[L] the shifts tried."""
     curve: Array
@@ -184,7 +184,7 @@ class SyncEstimate:
     video_offsets: NDArray[np.int64]
     """[videos] the best shift of each video alone: scattered where videos are short."""
     offset_frames: float
-    """Of the whole set, between frames by a parabola through the peak."""
+    """The offset of the whole set: where a parabola through the best shift and its neighbours has its peak."""
 
     @property
     def peak(self) -> float:
@@ -202,15 +202,15 @@ class SyncEstimate:
 
     @property
     def offset_ms(self) -> float:
-        """The same in milliseconds."""
+        """The offset of the whole set in milliseconds."""
         return 1000 * self.offset_frames / VIDEO_FPS
 
 
 def estimate_offset(dataset: PackedDataset, clips: int, max_offset_frames: int) -> SyncEstimate:
-    """The offset of a data set.
+    """The offset of a data set by how loud the sound is, as the head of this module says.
 
     Args:
-        clips: most clips looked at.
+        clips: the most clips to look at.
         max_offset_frames: largest shift to either side.
 
     Raises:
@@ -220,11 +220,11 @@ def estimate_offset(dataset: PackedDataset, clips: int, max_offset_frames: int) 
     if frames < 2 * reach + 4:
         most = (frames - 4) // 2
         raise ValueError(f"max_offset_frames must be at most {most} for clips of {frames} frames, got {reach}")
-    rows = chosen_rows(dataset, clips)
-    videos = video_numbers(dataset, rows)
+    chosen = spread_clips(dataset, clips)
+    videos = video_numbers(dataset, chosen)
     if videos.max() < 1:
         raise ValueError("the offset is learned from some videos and tested on others: there is only one")
-    pictures, loudness = _read(dataset, rows)
+    pictures, loudness = _read(dataset, chosen)
     lags = np.arange(-reach, reach + 1)
     # The same pictures for each lag, so that all lags are compared on equal terms.
     x = pictures[:, reach : frames - reach]  # [n, t, P]
@@ -247,7 +247,7 @@ def make_estimate(
     videos: NDArray[np.int64],  # [n]
     method: Method,
 ) -> SyncEstimate:
-    """What the clips' scores say together; each video by the mean of its clips."""
+    """The estimate from the clips' scores: the lag with the best mean over all clips, and over each video's own."""
     each_video = np.array([lags[scores[videos == video].mean(0).argmax()] for video in np.unique(videos)])
     curve = scores.mean(0)
     best = int(curve.argmax())
@@ -255,22 +255,22 @@ def make_estimate(
     return SyncEstimate(method, lags, curve, each_video, float(lags[best]) + step * _vertex(curve, best))
 
 
-def chosen_rows(dataset: PackedDataset, clips: int) -> NDArray[np.int64]:
-    """At most so many clips of a set, evenly chosen."""
+def spread_clips(dataset: PackedDataset, clips: int) -> NDArray[np.int64]:
+    """Indices of at most so many clips, evenly spread over the data set."""
     return np.unique(np.linspace(0, len(dataset) - 1, min(clips, len(dataset))).round().astype(np.int64))
 
 
-def video_numbers(dataset: PackedDataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[n] equal for clips of the same video, 0 to the number of videos - 1."""
-    names = [_START.sub("", dataset.sources[row]) for row in rows]
+def video_numbers(dataset: PackedDataset, clips: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n] for each clip the number of its video, from 0."""
+    names = [_START.sub("", dataset.sources[clip]) for clip in clips]
     return np.asarray(np.unique(names, return_inverse=True)[1])
 
 
-def _read(dataset: PackedDataset, rows: NDArray[np.int64]) -> tuple[Array, Array]:
-    """[n, T, P] small pictures and [n, T] ln loudness, each without its mean over time."""
+def _read(dataset: PackedDataset, clips: NDArray[np.int64]) -> tuple[Array, Array]:
+    """[n, T, P] small pictures and [n, T] natural logarithm of the loudness, each less its mean over the clip."""
     pictures, loudness = [], []
-    for start in range(0, len(rows), _BATCH):
-        batch = dataset.batch(torch.from_numpy(rows[start : start + _BATCH]))
+    for start in range(0, len(clips), _BATCH):
+        batch = dataset.batch(torch.from_numpy(clips[start : start + _BATCH]))
         small = adaptive_avg_pool2d(batch.video.to(torch.float32), _POOLED).flatten(2)
         power = batch.audio.double().unflatten(1, (-1, SAMPLES_PER_FRAME)).square().mean(2)
         pictures.append((small - small.mean(1, keepdim=True)).double().numpy())
@@ -280,7 +280,7 @@ def _read(dataset: PackedDataset, rows: NDArray[np.int64]) -> tuple[Array, Array
 
 
 def _read_out(x: Array, y: Array) -> Array:
-    """[P, L] ridge regression of each lag's loudness on the pictures."""
+    """[P, L] for each lag the weights of a ridge regression of the loudness on the pixels of the pictures."""
     flat = x.reshape(-1, x.shape[-1])
     centred = flat - flat.mean(0)
     gram = centred.T @ centred
@@ -289,14 +289,14 @@ def _read_out(x: Array, y: Array) -> Array:
 
 
 def _correlation(one: Array, other: Array) -> float:
-    """Of two arrays of clips, each clip without its mean."""
+    """Correlation of two arrays [..., T], each clip less its mean over time."""
     one, other = one - one.mean(-1, keepdims=True), other - other.mean(-1, keepdims=True)
     norm = np.sqrt((one**2).sum() * (other**2).sum())
     return float((one * other).sum() / norm) if norm > 0 else 0.0
 
 
 def _each_video(predicted: Array, y: Array, videos: NDArray[np.int64], lags: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The lag at which each video's loudness follows what the read-out of the best lag sees."""
+    """[videos] the lag at which each video's loudness correlates most with what the set's best lag predicts."""
     scores = np.array(
         [[_correlation(predicted[videos == v], y[n, videos == v]) for n in range(len(lags))] for v in np.unique(videos)]
     )
@@ -304,7 +304,7 @@ def _each_video(predicted: Array, y: Array, videos: NDArray[np.int64], lags: NDA
 
 
 def _vertex(values: Array, best: int) -> float:
-    """Where between its neighbours the peak lies, -0.5 to 0.5."""
+    """How far beside `best` the parabola through it and its neighbours has its peak, -0.5 to 0.5 steps."""
     if not 0 < best < len(values) - 1:
         return 0.0
     before, peak, after = values[best - 1 : best + 2]

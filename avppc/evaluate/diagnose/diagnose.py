@@ -37,7 +37,7 @@ from avppc.train.run_folder import data_of
 PROBE_FILE = "probe.json"
 
 FARTHEST = 4
-"""All distances from this one on are one group."""
+"""Viseme distances of this or more are counted together."""
 
 
 def run(config: ProbeConfig) -> int:
@@ -81,8 +81,8 @@ def knn(trained: TrainedTask, data: Path, dataset: PackedDataset, neighbours: in
     if not len(labelled) or not len(known):
         return None
     features = []
-    for split, rows in ((train, labelled), (dataset, known)):
-        frames = encode_split(trained.task.video_encoder, split, rows, VIEWS[0], trained.device, trained.bf16)
+    for split, clips in ((train, labelled), (dataset, known)):
+        frames = encode_split(trained.task.video_encoder, split, clips, VIEWS[0], trained.device, trained.bf16)
         bins = torch.nn.functional.adaptive_avg_pool1d(frames.transpose(1, 2), BinsHead.BINS)
         features.append(bins.flatten(1))
     mean, deviation = features[0].mean(0), features[0].std(0) + 1e-3
@@ -181,7 +181,7 @@ def confusions_by_visemes(counts: Sequence[Sequence[int]], strings: Sequence[tup
     """Errors by the distance between the word spoken and the word read.
 
     Args:
-        counts: [words spoken, words chosen].
+        counts: [words spoken, words predicted].
         strings: the visemes of each word.
 
     Returns:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -60,16 +61,16 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
         rows = (*rows, "ceiling")
     if "ceiling" in rows and config.trajectories is None:
         raise ValueError("the row 'ceiling' needs trajectories: the directory that `avppc synth` wrote")
-    place = config.results or config.run
+    folder = config.results or config.run
     data = data_of(config.run, config.data)
     settings = settings_of(config, data)
-    known = {row: read_row(place, row, config.labels_per_word, settings) for row in rows}
+    known = {row: read_row(folder, row, config.labels_per_word, settings) for row in rows}
     work = [RowWork(config, row) for row in rows if known[row] is None]
     if work:
         inputs = FitInputs(replace(config, data=data))
         for done in _run_rows(inputs, work):
             result = done.result(inputs, settings)
-            write_row(place, result)
+            write_row(folder, result)
             known[done.row] = result
     results = [result for result in known.values() if result is not None]
     if show:
@@ -207,7 +208,7 @@ class FitPool:
                 self.workers,
                 multiprocessing.get_context("spawn"),
                 _start_worker,
-                (config, max(1, threads // self.workers)),
+                (max(1, threads // self.workers),),
             )
 
     def submit(self, fit: Fit) -> Future[FitResult]:
@@ -215,7 +216,7 @@ class FitPool:
         if self._executor is not None:
             file = self._file_of(fit.row)
             with ctrl_c_waits():  # it may start a process
-                return self._executor.submit(_run_in_worker, fit, file)
+                return self._executor.submit(_run_in_worker, self.inputs.config, fit, file)
         future: Future[FitResult] = Future()
         future.set_result(run_fit(self.inputs, fit, self._features_of(fit.row)))
         return future
@@ -251,28 +252,21 @@ class FitPool:
         self._held.close()
 
 
-# What a worker process keeps from one fit to the next: a function that is sent to it has no other place for them.
-_config: EvaluateConfig | None = None
-_inputs: FitInputs | None = None
-_features: tuple[Path, FrozenFeatures] | None = None
-"""The features that were used last, and their file."""
-
-
-def _start_worker(config: EvaluateConfig, threads: int) -> None:
-    global _config
+def _start_worker(threads: int) -> None:
     follow_parent()
     torch.set_num_threads(threads)
     keep_memory()
-    _config = config
 
 
-def _run_in_worker(fit: Fit, features_file: Path | None) -> FitResult:
-    global _inputs, _features
-    assert _config is not None, "_start_worker comes first"
-    if _inputs is None:  # not in _start_worker, whose errors would reach nobody
-        _inputs = FitInputs(_config, verify=False)  # the parent process has verified the shards
-    if features_file is None:
-        return run_fit(_inputs, fit)
-    if _features is None or _features[0] != features_file:
-        _features = features_file, FrozenFeatures.load(features_file)
-    return run_fit(_inputs, fit, _features[1])
+@lru_cache(maxsize=1)
+def _inputs_in_worker(config: EvaluateConfig) -> FitInputs:
+    """Made by the worker's first fit, not when it starts: an error would reach nobody then."""
+    return FitInputs(config, verify=False)  # the parent process has verified the shards
+
+
+_features_in_worker = lru_cache(maxsize=1)(FrozenFeatures.load)
+
+
+def _run_in_worker(config: EvaluateConfig, fit: Fit, features_file: Path | None) -> FitResult:
+    features = None if features_file is None else _features_in_worker(features_file)
+    return run_fit(_inputs_in_worker(config), fit, features)

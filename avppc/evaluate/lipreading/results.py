@@ -1,6 +1,6 @@
 """Rows of the lip-reading table, as JSON beside the run and printed; and which words are mistaken for which.
 
-Their intervals cover both the choice of labelled clips and the choice of test clips.
+The intervals of the rates cover both the choice of labelled clips and the choice of test clips.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TITLES = {
     "ceiling": "true mouth trajectories (ceiling)",
 }
 SHORT_TASKS = {"av-permutative": "AV-PPC", "visual-permutative": "visual PPC"}
-"""What titles call the proxy tasks, if not by their name."""
+"""Names of proxy tasks in titles, where they differ from those in the settings."""
 
 # Student's t, two-sided 95%, by degrees of freedom 1 to 10
 _STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -35,7 +35,7 @@ _STUDENT_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row of the table."""
+    """One row of the lip-reading table: how many words an encoder reads right, with so many labels."""
 
     row: str
     """"random", "supervised", "frozen", "finetuned" or "ceiling"."""
@@ -46,18 +46,19 @@ class RowResult:
     interval95: float
     """Half-width of its 95% interval."""
     chance: float
-    """Rate of guessing."""
+    """Rate of right words by guessing, 0 to 1."""
     chosen: dict[str, Any]
     """Head and learning rates with the best validation rate."""
     trials: list[dict[str, Any]]
-    """All that were tried, with their validation rates on the first draw."""
+    """Each head with each choice of learning rates that was tried, and its validation rate on the first draw."""
     draws: list[dict[str, Any]]
     """Seed, validation and test rate of each draw of the labels."""
     words: list[str]
+    """The vocabulary, in the order of the labels."""
     tested: int
     """Number of test clips."""
     confusion: list[list[int]]
-    """[words spoken, words chosen]: counts over all draws."""
+    """[words spoken, words predicted]: counts over all draws."""
     seconds: float
     """The time of all the row's fits added up, which is more than the clock's if they ran side by side."""
     settings: dict[str, Any]
@@ -78,7 +79,7 @@ class RowResult:
 
 
 def task_of(result: RowResult) -> str:
-    """What titles call the task by which the encoder was pretrained."""
+    """The proxy task that pretrained the encoder, as titles name it, such as "AV-PPC"."""
     task = result.settings["task"]
     return SHORT_TASKS.get(task, task)
 
@@ -107,10 +108,10 @@ def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]
 
 
 def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a row's figures; the checksum stands for its data, not the place.
+    """The settings that decide a row's result: all, but not the folder of the data where its checksum is among them.
 
-    Rows that were made before there was data_sha256 keep their data's place, and so equal none of today's. Pages show
-    them, but they are measured anew, since nothing tells whether their clips are the ones that are there now.
+    Rows of early versions have no checksum of the data, only the folder, and so never equal new ones: pages show them,
+    but `evaluate` measures them anew, since nothing tells whether the clips in the folder are still the same.
     """
     return {name: value for name, value in settings.items() if name != "data" or "data_sha256" not in settings}
 
@@ -191,7 +192,7 @@ class ConfusedPair:
 
 
 def confusion_rates(
-    counts: Sequence[Sequence[int]],  # [words spoken, words chosen]
+    counts: Sequence[Sequence[int]],  # [words spoken, words predicted]
 ) -> NDArray[np.float64]:
     """[words, words]: each row has the shares of a spoken word's clips; zeros for a word without clips."""
     table = np.asarray(counts, np.float64)
@@ -256,7 +257,7 @@ def mean_and_interval(rates: Sequence[float], tested: int) -> tuple[float, float
 
 
 def limited(rate: float, half: float) -> float:
-    """The half-width of a rate's interval, no larger than any other rate may lie away: few draws may give far more."""
+    """The half-width of a rate's interval, at most the way to the farther of 0 and 1: few draws may give far more."""
     return min(half, max(rate, 1.0 - rate))
 
 

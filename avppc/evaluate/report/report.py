@@ -62,7 +62,7 @@ def run(config: ReportConfig) -> int:
 
 
 def render(config: ReportConfig) -> str:
-    """The page; the same files always give the same page."""
+    """The page's HTML; the same files always give the same text."""
     record = read_record(config.run)
     sheet, sheet_problem = _clip_sheet(config, record.config)
     encoder = sha256_of(record.run / ENCODER_FILE) if (record.run / ENCODER_FILE).exists() else None
@@ -85,7 +85,7 @@ def render(config: ReportConfig) -> str:
         heads=HEADS,
         labelled_words=plots.LABELLED_WORDS,
         summary=summarize(record),
-        key_figures=_key_figures(record),
+        key_numbers=_key_numbers(record),
         groups=[record.rows_of(count) for count in record.label_counts],
         comparisons=[item for count in record.label_counts for item in compare(record.rows_of(count))],
         differing=[name for count in record.label_counts for name in _differing_settings(record.rows_of(count))],
@@ -135,7 +135,7 @@ class Comparison:
 
     @property
     def intervals(self) -> float:
-        """Both half-widths together."""
+        """Sum of the half-widths of the two 95% intervals."""
         return self.first.interval95 + self.second.interval95
 
     @property
@@ -147,7 +147,7 @@ class Comparison:
 
 
 def compare(rows: Sequence[RowResult]) -> list[Comparison]:
-    """The comparisons of interest among the rows with one number of labels."""
+    """The pairs of COMPARED that are among the rows, which have the same number of labels."""
     by_name = {row.row: row for row in rows}
     return [Comparison(by_name[a], by_name[b]) for a, b in COMPARED if a in by_name and b in by_name]
 
@@ -155,7 +155,7 @@ def compare(rows: Sequence[RowResult]) -> list[Comparison]:
 def summarize(record: RunRecord) -> str:
     """What the numbers say, in a paragraph that claims no more than they do."""
     sentences = [_pretraining_sentence(record)]
-    if record.subtasks and record.metrics.rows:
+    if record.subtasks and record.metrics.entries:
         accuracy = record.final(record.task_accuracy)
         between = [place for place, subtask in enumerate(record.subtasks) if subtask.between_modalities]
         when, guessing = "At the end" if record.finished else "So far", percent(1 / record.candidates)
@@ -216,22 +216,22 @@ def rate(row: RowResult) -> str:
     return f"{100 * row.wcr:.1f}\u00a0±\u00a0{percent(row.interval95)}"
 
 
-def _key_figures(record: RunRecord) -> list[tuple[str, str, str]]:
-    """(value, name, remark) of the figures at the top of the page."""
-    figures = []
+def _key_numbers(record: RunRecord) -> list[tuple[str, str, str]]:
+    """(value, name, remark) of the numbers at the top of the page."""
+    numbers = []
     if record.rows:
         rows = {row.row: row for row in record.rows_of(record.label_counts[-1])}
         for row in (rows[name] for name in ("frozen", "finetuned", "supervised") if name in rows):
             labels = plots.labels_title(row.labels_per_word)
-            figures.append((percent(row.wcr), title_of(row), f"±\u00a0{percent(row.interval95)}, {labels}"))
-    if record.metrics.rows:
+            numbers.append((percent(row.wcr), title_of(row), f"±\u00a0{percent(row.interval95)}, {labels}"))
+    if record.metrics.entries:
         speeds, waits = (record.metrics.column(name) for name in ("clips_per_second", "data_wait"))
         share = f"{record.steps_done:,} of {record.config.steps:,} steps"
-        figures.append((duration(record.training_seconds), "pretraining", share))
+        numbers.append((duration(record.training_seconds), "pretraining", share))
         if np.isfinite(speeds).any():
             wait = f"waiting for data {percent(float(np.nanmedian(waits)))}" if np.isfinite(waits).any() else "median"
-            figures.append((f"{np.nanmedian(speeds):,.0f}", "clips a second", wait))
-    return figures
+            numbers.append((f"{np.nanmedian(speeds):,.0f}", "clips a second", wait))
+    return numbers
 
 
 def _differing_settings(rows: Sequence[RowResult]) -> list[str]:
@@ -264,11 +264,11 @@ def _confusion(rows: Sequence[RowResult]) -> Confusion:
 
 
 def _figures(record: RunRecord) -> dict[str, Markup]:
-    """The figures for which there are numbers; matplotlib escapes the texts in them."""
+    """SVG of the plots for which there are numbers, by name; matplotlib has escaped the texts in them."""
     figures = {}
     if record.rows:
         figures["rates"] = plots.plot_rates([record.rows_of(count) for count in record.label_counts])
-    if record.metrics.rows:
+    if record.metrics.entries:
         figures["training"] = plots.plot_training(record)
         figures["speed"] = plots.plot_speed(record)
         if record.subtasks:
@@ -281,7 +281,7 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
 
 def _final_groups(record: RunRecord) -> list[tuple[str, int, float, float]]:
     """(group, sub-tasks, accuracy, information in nats) at the end of training."""
-    if not record.subtasks or not record.metrics.rows:
+    if not record.subtasks or not record.metrics.entries:
         return []
     accuracy, loss = record.final(record.task_accuracy), record.final(record.task_loss)
     groups = {
@@ -314,7 +314,7 @@ def _preset(config: PretrainConfig) -> PretrainConfig:
 
 
 def _by_settings(rows: Sequence[RowResult]) -> list[list[RowResult]]:
-    """The rows grouped by what one command can have given: those of equal settings."""
+    """The rows in groups of equal settings: each group can come from one command."""
     groups: list[list[RowResult]] = []
     for row in rows:
         group = next((group for group in groups if decisive(group[0].settings) == decisive(row.settings)), None)

@@ -12,7 +12,7 @@ from avppc.evaluate.config import TableConfig
 from avppc.evaluate.pages import changed_settings, command_line, page_environment
 from avppc.evaluate.report import plots
 from avppc.evaluate.report.report import HEADS, duration
-from avppc.evaluate.table.results import PUBLISHED, SOURCE, Figure, Table
+from avppc.evaluate.table.results import PUBLISHED, SOURCE, Rate, Table
 from avppc.files import write_atomically
 
 TEMPLATE = "table/table.html.jinja"
@@ -24,7 +24,7 @@ NOTES = (
     "rate."
 )
 NOTHING = "\u2013"
-"""Shown where there is no figure."""
+"""Shown where nothing was measured or published."""
 
 
 def write_pages(table: Table) -> None:
@@ -35,16 +35,16 @@ def write_pages(table: Table) -> None:
     write_atomically(out / "table.html", to_html(table).encode())
 
 
-def pair_text(frozen: Figure | None, trained: Figure | None) -> str:
+def pair_text(frozen: Rate | None, trained: Rate | None) -> str:
     """For example "46.2 ± 3.1 (50.3 ± 4.0)"; a dash for what was not measured."""
     text = frozen.text() if frozen else NOTHING
     return f"{text} ({trained.text()})" if trained else text
 
 
 def published_text(task: str, head: str) -> str:
-    """The slides' figures, in the same form."""
-    figures = PUBLISHED.get(task, {}).get(head)
-    return NOTHING if figures is None else f"{100 * figures[0]:.1f} ({100 * figures[1]:.1f})"
+    """The rates that the authors' slides give for a task under a head, as `pair_text` writes them."""
+    rates = PUBLISHED.get(task, {}).get(head)
+    return NOTHING if rates is None else f"{100 * rates[0]:.1f} ({100 * rates[1]:.1f})"
 
 
 def column_title(head: str) -> str:
@@ -139,25 +139,19 @@ def to_html(table: Table) -> str:
 
 
 def low_shot_curve(table: Table) -> str | None:
-    """Rates over the number of labels, if there are several; the supervised row beside the proxy tasks."""
+    """SVG of the rates over the number of labels; None if there is only one number."""
     counts = sorted(table.config.label_counts, key=lambda count: count or 10**9)
     if len(counts) < 2:
         return None
     head = table.columns[-1]
-    curves: dict[str, list[tuple[int, Figure]]] = {}
+    curves: dict[str, list[tuple[int, float, float]]] = {}
     for labels in counts:
         for title, entry, pairs in table.lines(labels):
             frozen, trained = pairs[head]
             names = (title, title) if entry is None else (f"{title}, frozen", f"{title}, fine-tuned")
-            for name, figure in zip(names, (frozen, trained), strict=True):
-                if figure is not None:
-                    curves.setdefault(name, []).append((labels, figure))
+            for name, rate in zip(names, (frozen, trained), strict=True):
+                if rate is not None:
+                    curves.setdefault(name, []).append((labels, rate.mean, rate.interval95))
     if not curves:
         return None
-    return plots.plot_low_shot(
-        {
-            name: [(labels, figure.rate, figure.interval95) for labels, figure in points]
-            for name, points in curves.items()
-        },
-        counts,
-    )
+    return plots.plot_low_shot(curves, counts)

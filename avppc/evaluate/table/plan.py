@@ -20,7 +20,7 @@ BASELINES: tuple[RowName, ...] = ("random", "supervised")
 
 @dataclass(frozen=True)
 class Entry:
-    """A proxy task, with settings of its own if some are given."""
+    """A row of the table: a proxy task, with the settings that are given for it alone."""
 
     text: str
     """As given: "TASK" or "TASK:NAME=VALUE;..."."""
@@ -55,7 +55,7 @@ class Entry:
                 yield name.strip().split("."), value
 
     def pretraining(self, table: TableConfig, seed: int) -> PretrainConfig:
-        """The run of a seed; ValueError for a setting that pretraining does not have."""
+        """The settings of its pretraining with a seed; ValueError for a setting that pretraining does not have."""
         config = PretrainConfig.from_preset(table.preset, table.data, table.out / "runs" / f"{self.folder}-seed{seed}")
         config = replace(config, device=table.device, threads=table.threads, steps=table.steps or config.steps)
         values = {**config_to_dict(config), "task": self.task, "seed": seed}
@@ -80,14 +80,14 @@ class Cell:
     head: HeadName
     labels_per_word: int
 
-    def place(self, table: TableConfig) -> Path:
+    def directory(self, table: TableConfig) -> Path:
         """The directory whose folder evaluation/ holds the result."""
         name = "baselines" if self.entry is None else f"{self.entry.folder}-seed{self.seed}"
         return table.out / "cells" / name / self.head
 
     @property
     def group(self) -> tuple[bool, int]:
-        """A key that is equal for cells that differ only in the row of the table and in the head."""
+        """Equal for cells that differ only in entry, seed and head; the pages are rewritten after such a group."""
         return self.row in ("random", "frozen"), self.labels_per_word
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ def entries_of(table: TableConfig) -> list[Entry]:
 
 
 def cells_of(table: TableConfig) -> list[Cell]:
-    """Every cell; those with a frozen encoder, which are quick, come first for all rows."""
+    """All cells in the order in which they are measured: first those with a frozen encoder, which are quick."""
     entries = entries_of(table)
     cells = []
     for trains in (False, True) if table.finetune else (False,):

@@ -1,4 +1,4 @@
-"""The measurements of a table, combined over seeds and heads, and the figures of the method's authors beside them."""
+"""The measurements of a table, combined over seeds and heads, and the rates that the method's authors published."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PUBLISHED: dict[str, dict[str, tuple[float, float]]] = {
     "visual-permutative": {"tconv": (0.6077, 0.7795), "gru": (0.6762, 0.8176)},
     "av-permutative": {"tconv": (0.7647, 0.8044), "gru": (0.8030, 0.8316)},
 }
-"""By proxy task and head: (frozen, fine-tuned), 0 to 1."""
+"""{proxy task: {head: (rate with the encoder frozen, with it fine-tuned)}}, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunCost:
     """The cost of a pretraining run."""
 
     clips: int
@@ -55,30 +55,30 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A rate of the table."""
+class Rate:
+    """One number of the table."""
 
-    rate: float
+    mean: float
     """Word classification rate, mean over seeds and draws, 0 to 1."""
     interval95: float
     """Half-width: over label draws and test clips, and over seeds where there are several."""
     heads: tuple[str, ...]
-    """The head; or, if the best is taken, that of each seed."""
+    """The head; where each seed takes its best one, all that were taken."""
 
     def text(self) -> str:
         """For example "46.2 ± 3.1", in percent."""
-        return f"{100 * self.rate:.1f} ± {100 * self.interval95:.1f}"
+        return f"{100 * self.mean:.1f} ± {100 * self.interval95:.1f}"
 
 
-def read_facts(run: Path) -> RunFacts:
-    """The costs of a finished run."""
+def read_cost(run: Path) -> RunCost:
+    """The cost of a finished run, from its settings and its log."""
     record = read_record(run)
     config = record.config
-    return RunFacts(config.steps * config.batch_size * config.accumulate, record.training_seconds)
+    return RunCost(config.steps * config.batch_size * config.accumulate, record.training_seconds)
 
 
-def combine(results: Iterable[CellResult]) -> Figure:
-    """One rate of several seeds' cells.
+def combine(results: Iterable[CellResult]) -> Rate:
+    """The mean rate of the cells of several pretraining seeds.
 
     The interval joins two parts as independent: Student's over the seeds, and the mean of the cells' own intervals,
     which come from the label draws and the test clips that all seeds share.
@@ -89,27 +89,28 @@ def combine(results: Iterable[CellResult]) -> Figure:
     between = student_interval(rates) if len(rates) > 1 else 0.0
     heads = tuple(dict.fromkeys(str(item.cell.head) for item in chosen))
     rate = sum(rates) / len(rates)
-    return Figure(rate, limited(rate, math.hypot(own, between)), heads)
+    return Rate(rate, limited(rate, math.hypot(own, between)), heads)
 
 
-Pair = tuple[Figure | None, Figure | None]
-"""With the encoder frozen, and with the encoder trained."""
+Pair = tuple[Rate | None, Rate | None]
+"""The rates with the encoder frozen and with the encoder trained; None for one that was not measured."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All that there is of a table."""
+    """A table, as far as it is measured."""
 
     config: TableConfig
     entries: list[Entry]
-    facts: dict[tuple[Entry, int], RunFacts]
+    costs: dict[tuple[Entry, int], RunCost]
+    """By entry and pretraining seed, for each finished run."""
     results: list[CellResult]
 
     @cached_property
     def _by_cell(self) -> dict[Cell, CellResult]:
         return {item.cell: item for item in self.results}
 
-    def figure(self, row: RowName, entry: Entry | None, head: str, labels_per_word: int) -> Figure | None:
+    def rate(self, row: RowName, entry: Entry | None, head: str, labels_per_word: int) -> Rate | None:
         """The rate of a row under a head; "best": each seed's head of the best validation rate. None: not measured."""
         found = []
         for seed in range(self.config.seeds if entry is not None else 1):
@@ -146,22 +147,22 @@ class Table:
         return min(counts), max(counts)
 
     def _baseline_pair(self, row: RowName, head: str, labels_per_word: int) -> Pair:
-        figure = self.figure(row, None, head, labels_per_word)
-        return (figure, None) if row == "random" else (None, figure)
+        rate = self.rate(row, None, head, labels_per_word)
+        return (rate, None) if row == "random" else (None, rate)
 
     def _pair(self, entry: Entry, head: str, labels_per_word: int) -> Pair:
-        frozen = self.figure("frozen", entry, head, labels_per_word)
-        return frozen, self.figure("finetuned", entry, head, labels_per_word)
+        frozen = self.rate("frozen", entry, head, labels_per_word)
+        return frozen, self.rate("finetuned", entry, head, labels_per_word)
 
-    def cost(self, entry: Entry | None) -> RunFacts | None:
+    def cost(self, entry: Entry | None) -> RunCost | None:
         """Clips and seconds of one run, the mean over the finished seeds; None for a baseline, or without any."""
-        facts = [facts for (of, _), facts in self.facts.items() if of == entry]
-        if not facts:
+        costs = [cost for (of, _), cost in self.costs.items() if of == entry]
+        if not costs:
             return None
-        return RunFacts(facts[0].clips, sum(item.seconds for item in facts) / len(facts))
+        return RunCost(costs[0].clips, sum(cost.seconds for cost in costs) / len(costs))
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures as JSON values."""
+        """All measurements as JSON values."""
         return {
             "cells": [
                 {
@@ -180,8 +181,8 @@ class Table:
                 for item in self.results
             ],
             "runs": [
-                {"task": entry.text, "seed": seed, "clips": facts.clips, "seconds": facts.seconds}
-                for (entry, seed), facts in self.facts.items()
+                {"task": entry.text, "seed": seed, "clips": cost.clips, "seconds": cost.seconds}
+                for (entry, seed), cost in self.costs.items()
             ],
             "published": PUBLISHED,
         }

@@ -15,7 +15,7 @@ from avppc.evaluate.lipreading.fits import check_words
 from avppc.evaluate.lipreading.results import read_row
 from avppc.evaluate.table.pages import to_markdown, write_pages
 from avppc.evaluate.table.plan import Cell, Entry, cells_of, entries_of
-from avppc.evaluate.table.results import CellResult, RunFacts, Table, read_facts
+from avppc.evaluate.table.results import CellResult, RunCost, Table, read_cost
 from avppc.files import check_vacant, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.video import VideoEncoder
@@ -34,7 +34,7 @@ def run(config: TableConfig) -> int:
 
 
 def make_table(config: TableConfig) -> Table:
-    """The whole table. What is finished is read: a run by its settings, a cell by its own and its encoder's checksum.
+    """Pretrains and measures what the table lacks; what is finished, with the same settings, is only read.
 
     The pages are rewritten after each group of cells, so that they always show what there is.
     """
@@ -47,14 +47,14 @@ def make_table(config: TableConfig) -> Table:
     for run_config in runs.values():
         make_task(run_config.task, run_config)  # refuses settings that do not fit before hours are spent
     labels = _training_labels(config)
-    facts: dict[tuple[Entry, int], RunFacts] = {}
+    costs: dict[tuple[Entry, int], RunCost] = {}
     for number, (key, run_config) in enumerate(runs.items(), 1):
         if not _is_finished(run_config):
             if config.only_finished:
                 continue
             console.print(f"pretraining {number} of {len(runs)}: {key[0].text}, seed {key[1]}")
             pretrain(run_config)
-        facts[key] = read_facts(run_config.out)
+        costs[key] = read_cost(run_config.out)
 
     results: list[CellResult] = []
     cells = cells_of(config)
@@ -63,18 +63,21 @@ def make_table(config: TableConfig) -> Table:
         encoder = runs[cell.entry, cell.seed].out if cell.entry else baseline
         protocol = _protocol(config, cell, encoder, _count_labelled(labels, cell.labels_per_word))
         if config.only_finished:
-            found = _read(protocol, cell) if cell.entry is None or (cell.entry, cell.seed) in facts else None
+            found = _read(protocol, cell) if cell.entry is None or (cell.entry, cell.seed) in costs else None
             results += [found] if found else []
         else:
             console.print(f"cell {number} of {len(cells)}: {cell}")
             results.append(CellResult(cell, *evaluate(protocol, show=False)))
         if number == len(cells) or cells[number].group != cell.group:
-            _write(Table(config, entries, facts, results))
-    return Table(config, entries, facts, results)
+            _write(Table(config, entries, costs, results))
+    return Table(config, entries, costs, results)
 
 
 def _write_untrained(config: PretrainConfig, directory: Path) -> Path:
-    """A run of no steps, for the baselines' encoder; it is the same whichever tasks the table has."""
+    """Writes a run that was never trained, an encoder of random weights, on which the baselines are measured.
+
+    It does not depend on the tasks of the table, so that a table of other tasks measures no baseline anew.
+    """
     torch.manual_seed(0)
     write_checked_json(directory / CONFIG_FILE, config_to_dict(replace(config, task="av-permutative", out=directory)))
     save_encoder(VideoEncoder(config.encoder), directory / ENCODER_FILE)
@@ -82,25 +85,25 @@ def _write_untrained(config: PretrainConfig, directory: Path) -> Path:
 
 
 def _is_finished(config: PretrainConfig) -> bool:
-    """Whether there is a finished run with these settings; other settings are left to `pretrain`."""
+    """Whether there is a finished run with these settings. If not, `pretrain` goes on with it, or refuses another's."""
     if not (config.out / CONFIG_FILE).exists() or not (config.out / ENCODER_FILE).exists():
         return False
     return is_same_run(config, split_sha256(config.data, "train"))
 
 
 def _protocol(config: TableConfig, cell: Cell, run: Path, labelled: int) -> EvaluateConfig:
-    """The evaluation of one cell."""
+    """The settings of `evaluate` that measure one cell."""
     return replace(
         config.protocol(run, cell.labels_per_word, labelled),
         rows=(cell.row,),
         heads=(cell.head,),
-        results=cell.place(config),
+        results=cell.directory(config),
         verify_data=False,  # _training_labels has done it, once for all cells
     )
 
 
 def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
-    """A cell that was measured before with these settings."""
+    """A cell as it was measured before with these settings; None if it was not."""
     assert protocol.results is not None
     result = read_row(
         protocol.results, cell.row, cell.labels_per_word, settings_of(protocol, data_of(protocol.run, protocol.data))
@@ -109,7 +112,7 @@ def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
 
 
 def _training_labels(config: TableConfig) -> torch.Tensor:
-    """[n] int64. Checks the shards of all splits unless nothing is to be measured: pages alone need no checksums."""
+    """[n] int64 labels of the training clips. Verifies the shards of all splits, unless nothing is to be measured."""
     train = PackedDataset(config.data, "train", verify=not config.only_finished)
     check_words(config.data, train.words)
     if not config.only_finished:
@@ -119,6 +122,7 @@ def _training_labels(config: TableConfig) -> torch.Tensor:
 
 
 def _count_labelled(labels: torch.Tensor, per_word: int) -> int:
+    """How many training clips have a label that may be used: `per_word` of each word, 0: all."""
     known = labels[labels >= 0]
     return len(known) if per_word == 0 else per_word * len(known.unique())
 

@@ -56,7 +56,7 @@ def test_long_logs_are_thinned_to_means(tmp_path: Path) -> None:
             {"step": row + 1, "loss": 1.0, "learning_rate": 1.0, "grad_norm": 1.0 + 4 * (row % 2)}
             for row in range(rows)
         ]
-        thinned = dataclasses.replace(record, metrics=dataclasses.replace(record.metrics, rows=log))
+        thinned = dataclasses.replace(record, metrics=dataclasses.replace(record.metrics, entries=log))
         return max(path.count("\nL ") for path in re.findall(r'<path d="([^"]*)"', plots.plot_training(thinned)))
 
     assert longest_path(400) > 300

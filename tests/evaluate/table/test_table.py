@@ -110,7 +110,7 @@ def test_table_is_whole_and_goes_on_at_the_missing_cell(data: Path, tmp_path: Pa
 
     quick.clear()
     missing = Cell("finetuned", Entry(OURS), 1, "gru", 1)
-    (missing.place(config) / "evaluation" / "finetuned-1.json").unlink()
+    (missing.directory(config) / "evaluation" / "finetuned-1.json").unlink()
     encoders = {path: path.stat().st_mtime_ns for path in config.out.glob("runs/*/encoder.safetensors")}
     assert len(encoders) == 4
     assert to_markdown(make_table(config)) == page  # on one CPU thread the same figures come again
@@ -167,8 +167,8 @@ def test_finished_work_is_known_wherever_it_lies_and_however_it_is_spelled(
     moved = dataclasses.replace(config, data=Path(data.name), out=tmp_path / "moved")
     other_machine = dataclasses.replace(moved, device="auto", threads=2, workers=2)
     pages = make_table(dataclasses.replace(other_machine, only_finished=True))
-    assert [entry.text for entry, _ in pages.facts] == [OURS]
-    assert make_table(dataclasses.replace(other_machine, only_finished=True, steps=1)).facts == {}
+    assert [entry.text for entry, _ in pages.costs] == [OURS]
+    assert make_table(dataclasses.replace(other_machine, only_finished=True, steps=1)).costs == {}
     assert make_table(moved).results == results
     assert quick == []
 
@@ -257,11 +257,11 @@ def test_seeds_are_averaged_and_the_best_head_is_chosen_by_validation() -> None:
         CellResult(Cell("frozen", entry, seed, head, 10), result_of(*pair)) for (head, seed), pair in rates.items()
     ]
     table = table_module.Table(config, [entry], {}, results)
-    best = table.figure("frozen", entry, "best", 10)
+    best = table.rate("frozen", entry, "best", 10)
     assert best is not None
-    assert (best.rate, best.heads) == (pytest.approx(0.25), ("gru", "bins"))
+    assert (best.mean, best.heads) == (pytest.approx(0.25), ("gru", "bins"))
     assert best.interval95 == pytest.approx(math.hypot(0.03, 12.706 * 0.05), rel=1e-3)
-    assert table.figure("frozen", entry, "gru", 1) is None
+    assert table.rate("frozen", entry, "gru", 1) is None
     assert combine(results[:1]).interval95 == 0.03
 
 
