@@ -25,10 +25,12 @@ from avppc.config import EvaluateConfig, PretrainConfig
 from avppc.ops._library import check_variables
 from avppc.printing import Console, colours_pass, drop_held_back, escaped_output, lenient_stderr, visible
 from avppc.processes import Stopped, Terminated, exit_code, sigterm_interrupts
+from avppc.settings import current_name
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
 _CLOSED_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE ended
+_FLAG = re.compile(r"^(--)([^.=]+)(?=\.)")  # of a group of settings
 _GOES_ON = "; the same command goes on from what is there"
 
 
@@ -179,6 +181,7 @@ def _parse(name: str, command: Command, flags: list[str]) -> Any:
     default = PRESETS[config_type](_preset(flags)) if config_type in PRESETS else None
     if command.positional is not None and flags and not flags[0].startswith("-"):
         flags = [f"--{command.positional}", *flags]
+    flags = [_FLAG.sub(lambda found: found[1] + current_name(config_type, found[2]), flag) for flag in flags]
     with colours_pass():
         return tyro.cli(
             config_type,

@@ -12,11 +12,14 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any, TextIO
 
 import rich.console
 import rich.progress
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -27,6 +30,7 @@ _UNSAFE = re.compile(
 )
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
+_LINE_SECONDS = 15.0  # between two lines about progress where there is no terminal
 _QUOTED = re.compile(r"\w*(?:Error|Exception): \S")
 _SAYS_LITTLE = ("Could not load this library", "cannot open shared object file")
 
@@ -172,3 +176,97 @@ def drop_held_back(stream: TextIO) -> None:
             os.dup2(kept, descriptor)
             os.close(kept)
             os.close(nowhere)
+
+
+class ProgressBar:
+    """The progress of one piece of work, on standard error; used as a context manager.
+
+    Args:
+        name: of the work.
+        total: how many there are to do.
+        unit: what is counted, such as "clips".
+        done: how many of them an earlier call has done.
+        rated: what is counted a second, if something else than `unit`.
+        console: where to show it, if the caller prints there meanwhile.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        *,
+        done: int = 0,
+        rated: str | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._name, self._total, self._unit, self._rated = name, total, unit, rated or unit
+        self._done = self._done_before = done
+        self._rated_done = 0
+        self._text = ""
+        self._started = self._printed = time.monotonic()
+        self._prints_lines = not (self._console.is_interactive or self._console.is_jupyter)
+        self._bar = _Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(f"{as_line(unit)}  {{task.fields[rate]}}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=self._prints_lines,
+        )
+        self._task = self._bar.add_task(name, total=total, completed=done, rate="")
+
+    def advance(self, count: int = 1, rated: int | None = None) -> None:
+        """Counts what was done since the last call; negative where work is to be done again.
+
+        Args:
+            rated: how many of what is counted a second; None: `count`.
+        """
+        self._done += count
+        self._rated_done += count if rated is None else rated
+        self._bar.update(self._task, completed=self._done, rate=self._rate())
+        now = time.monotonic()
+        if self._prints_lines and now - self._printed >= _LINE_SECONDS:
+            self._printed = now
+            done = self._done - self._done_before
+            left = (now - self._started) / done * (self._total - self._done) if done > 0 else None
+            self._print_line("" if left is None else f", {left:.0f} s left")
+
+    def show(self, text: str) -> None:
+        """Shows a text below the bar, or at the end of each line, until the next one comes."""
+        self._text = self._bar.text = text
+
+    def _rate(self) -> str:
+        rate = self._rated_done / max(time.monotonic() - self._started, 1e-3)
+        return f"{rate:.{1 if rate < 10 else 0}f} {self._rated}/s"
+
+    def _print_line(self, left: str = "") -> None:
+        text = f"  {self._text}" if self._text else ""
+        line = f"{self._name}: {self._done} of {self._total} {self._unit}, {self._rate()}{left}{text}"
+        self._console.print(line, soft_wrap=True)
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._prints_lines:
+            self._print_line()
+
+
+class _Bar(rich.progress.Progress):
+    """rich's, with a text below it."""
+
+    text = ""
+
+    def get_renderables(self) -> Iterable[rich.console.RenderableType]:
+        yield from super().get_renderables()
+        if self.text:
+            yield Text(as_line(self.text))

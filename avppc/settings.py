@@ -44,6 +44,9 @@ def config_from_dict(cls: type[T], values: Any, where: str) -> T:
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object with the fields of {cls.__name__}, got {type(values).__name__}")
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]  # any dataclass
+    given, values = values, {current_name(cls, name): value for name, value in values.items()}
+    if len(values) < len(given):
+        raise ValueError(f"{where}: a field is given twice, by its name and a former one: {sorted(given)}")
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
         raise ValueError(f"{where}: unknown fields {unknown}; allowed are {sorted(fields)}")
@@ -53,6 +56,12 @@ def config_from_dict(cls: type[T], values: Any, where: str) -> T:
         return cls(**restored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def current_name(cls: type, name: str) -> str:
+    """The name of a configuration's field, which may be given by a former name: `cls.FORMER_NAMES` has those."""
+    former: Mapping[str, str] = getattr(cls, "FORMER_NAMES", {})
+    return former.get(name, name)
 
 
 def _restore(hint: Any, value: Any, where: str) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import avppc.config
-from avppc.cli import COMMANDS, main
+from avppc.cli import COMMANDS, _parse, main
 from avppc.config import PretrainConfig
 
 
@@ -60,6 +60,15 @@ def test_presets_set_the_defaults() -> None:
     assert (gpu.encoder.backbone, gpu.encoder.width, gpu.encoder.stem) == ("resnet34", 64, "2d")
     with pytest.raises(ValueError, match="preset must be one of 'laptop', 'gpu'; got 'phone'"):
         PretrainConfig.from_preset("phone", Path("data"), Path("out"))
+
+
+@pytest.mark.parametrize("name", ["baselines", "rivals"])
+@pytest.mark.parametrize("sync_mode", [["sync-mode", "multiway"], ["sync_mode=multiway"]], ids=" ".join)
+def test_flags_are_read_under_former_names(name: str, sync_mode: list[str]) -> None:
+    first, *rest = sync_mode
+    flags = ["--data", "d", "--out", "rivals.d", f"--{name}.{first}", *rest]
+    config = _parse("pretrain", COMMANDS["pretrain"], flags)
+    assert (config.baselines.sync_mode, config.out) == ("multiway", Path("rivals.d"))
 
 
 def test_preset_flag_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,20 +21,21 @@ TASK: Addition = {
     "tasks/loudness.py": '''
 from torch.nn import Linear, functional
 
-from avppc.tasks.base import ElementTask, TaskOutput
+from avppc.tasks.base import ProxyTask, TaskOutput
 
 
-class LoudnessTask(ElementTask):
+class LoudnessTask(ProxyTask):
     """How loud is the sound of this picture?"""
 
     def __init__(self, config):
-        super().__init__(config, hears=False)
+        super().__init__(config, with_audio=False)
         self.answer = Linear(config.objective.dim, 1)
 
     def forward(self, batch, generator):
         elements = self.cut(batch, generator)
         loudness = elements.audio.float().square().mean(1).add(1).log()
-        return TaskOutput(functional.mse_loss(self.answer(self.see(elements.video, generator)).squeeze(1), loudness))
+        found = self.answer(self.embed_video(elements.video, generator)).squeeze(1)
+        return TaskOutput(functional.mse_loss(found, loudness))
 ''',
     "tasks/config.py": [("TASK_NAMES", 'TaskName = Literal[TaskName, "loudness"]\n')],
     "tasks/registry.py": [

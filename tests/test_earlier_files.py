@@ -22,7 +22,7 @@ from avppc.evaluate.lipreading.evaluate import evaluate
 from avppc.evaluate.lipreading.results import read_rows
 from avppc.evaluate.report.report import render
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
-from avppc.settings import config_to_dict
+from avppc.settings import config_from_dict, config_to_dict
 from avppc.tasks.registry import TASKS, make_task
 from avppc.train.checkpoint import load_optimizer_tensors
 from avppc.train.log import read_metrics
@@ -39,6 +39,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(EARLIER, tmp_path / "earlier")
     monkeypatch.chdir(tmp_path / "earlier")
     return tmp_path / "earlier"
+
+
+def test_a_name_and_its_former_one_are_not_both_taken() -> None:
+    with pytest.raises(ValueError, match=r"run: a field is given twice, by its name and a former one: .*'rivals'"):
+        config_from_dict(PretrainConfig, {"data": "d", "out": "o", "rivals": {}, "baselines": {}}, "run")
 
 
 def includes(settings: object, earlier: object) -> bool:
@@ -60,8 +65,11 @@ def test_a_packed_set_is_read() -> None:
 
 def test_the_settings_of_a_run_are_read() -> None:
     config = read_run_config(EARLIER / "run")
-    assert (config.task, config.steps, config.encoder, config.rivals.arrow_pool) == ("time-arrow", 2, ENCODER, "mean")
-    assert includes(config_to_dict(config), json.loads((EARLIER / "run" / "config.json").read_text()))
+    assert (config.task, config.steps, config.encoder) == ("time-arrow", 2, ENCODER)
+    assert config.baselines.arrow_pool == "mean"
+    earlier = json.loads((EARLIER / "run" / "config.json").read_text())
+    earlier["baselines"] = earlier.pop("rivals")  # renamed since
+    assert includes(config_to_dict(config), earlier)
 
 
 def test_a_run_goes_on_from_its_checkpoint(place: Path) -> None:

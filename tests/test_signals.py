@@ -133,7 +133,7 @@ class TestStandardError:
             "from rich.console import Console\n"
             "import avppc.doctor\n"
             "from avppc.cli import main\n"
-            "from avppc.progress import ProgressBar\n"
+            "from avppc.printing import ProgressBar\n"
             "def run(config):\n"
             "    Console(stderr=True).print('said')\n"
             "    logging.getLogger('avppc').warning('said')\n"

@@ -24,8 +24,7 @@ from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_em
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
-from avppc.printing import Console, as_line
-from avppc.progress import ProgressBar
+from avppc.printing import Console, ProgressBar, as_line
 from avppc.settings import config_to_dict
 from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
 

@@ -25,8 +25,8 @@ from avppc.files import (
     sole_use,
     write_json_lines,
 )
+from avppc.printing import ProgressBar
 from avppc.processes import ctrl_c_waits, process_context
-from avppc.progress import ProgressBar
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.synth.config import WORDS, SynthConfig
 

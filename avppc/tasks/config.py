@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from avppc.checks import check_choice, check_integer, check_number, check_types
 from avppc.clip import CLIP_FRAMES
@@ -12,7 +12,7 @@ from avppc.losses.config import ObjectiveConfig
 from avppc.models.config import EncoderConfig
 from avppc.ops.log_mel.config import LogMelConfig
 
-__all__ = ["CutConfig", "RivalConfig", "TaskConfig"]
+__all__ = ["BaselineConfig", "CutConfig", "RivalConfig", "TaskConfig"]
 
 TaskName = Literal["synchronization", "time-arrow", "correspondence", "visual-permutative", "av-permutative"]
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
@@ -20,8 +20,8 @@ TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 
 
 @dataclass(frozen=True)
-class RivalConfig:
-    """Settings of the proxy tasks that are compared with permutative predictive coding."""
+class BaselineConfig:
+    """Settings of the proxy tasks that permutative predictive coding is compared with."""
 
     sync_mode: Literal["shift", "curriculum", "multiway"] = "shift"
     """Synchronization: "shift", is the sound aligned or shifted inside its clip; "curriculum", a margin between aligned
@@ -42,6 +42,10 @@ class RivalConfig:
         check_integer("far_shift_frames", self.far_shift_frames, self.min_shift_frames)
         check_number("margin", self.margin, 0)
         check_choice("arrow_pool", self.arrow_pool, ("gru", "mean"))
+
+
+RivalConfig = BaselineConfig
+"""Its former name."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class CutConfig:
 class TaskConfig:
     """What a proxy task is made from: the part of PretrainConfig that tasks read."""
 
+    FORMER_NAMES: ClassVar[dict[str, str]] = {"rivals": "baselines"}
+    """Fields by the names that files, flags and tables may still give them."""
+
     task: TaskName = "av-permutative"
     """The proxy task: "av-permutative" (all 42 sub-tasks), "visual-permutative" (picture alone), "synchronization",
     "time-arrow" or "correspondence"."""
@@ -114,8 +121,8 @@ class TaskConfig:
     """Variation of the training clips."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss of the permutative tasks; its embedding width also serves the other tasks."""
-    rivals: RivalConfig = field(default_factory=RivalConfig)
-    """The other tasks."""
+    baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    """The tasks "synchronization" and "time-arrow"."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -105,7 +105,7 @@ class TimeArrowTask(ProxyTask):
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config, with_audio=False)
         dim = config.objective.dim
-        if config.rivals.arrow_pool == "mean":
+        if config.baselines.arrow_pool == "mean":
             self.video_pool = _MeanPool(config.encoder.features, dim)
         self.head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 1))
 

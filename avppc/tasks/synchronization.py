@@ -17,10 +17,10 @@ from avppc.tasks.pairs import PairTask, draw_other_clips, share_right
 
 
 def make_synchronization(config: TaskConfig) -> ProxyTask:
-    """The task of config.rivals.sync_mode."""
+    """The task of config.baselines.sync_mode."""
     kinds: dict[str, Callable[[TaskConfig], ProxyTask]]
     kinds = {"shift": ShiftTask, "curriculum": CurriculumTask, "multiway": MultiwayTask}
-    return kinds[config.rivals.sync_mode](config)
+    return kinds[config.baselines.sync_mode](config)
 
 
 class _PairedSpans(ProxyTask):
@@ -32,17 +32,17 @@ class _PairedSpans(ProxyTask):
 
     @property
     def frames_needed(self) -> int:
-        return self.span_frames + 2 * self.config.rivals.min_shift_frames - 1
+        return self.span_frames + 2 * self.config.baselines.min_shift_frames - 1
 
     def embed(self, batch: ClipBatch, least: int, most: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Embeddings of pictures and sound, each [2 N, D]: a span of each clip, then one `least` to `most` away."""
         frames = self.span_frames
         last = batch.video.shape[1] - frames
         possible = (last + 1) // 2  # for a span in the middle of the clip
-        if self.config.rivals.min_shift_frames > possible:
+        if self.config.baselines.min_shift_frames > possible:
             raise ValueError(
-                f"rivals.min_shift_frames must be at most {possible} for spans of {frames} frames in clips of "
-                f"{batch.video.shape[1]}, got {self.config.rivals.min_shift_frames}"
+                f"baselines.min_shift_frames must be at most {possible} for spans of {frames} frames in clips of "
+                f"{batch.video.shape[1]}, got {self.config.baselines.min_shift_frames}"
             )
         first = draw_starts(len(batch), last, generator)
         second = draw_shifted(first, last, least, most, generator)
@@ -60,7 +60,7 @@ class ShiftTask(_PairedSpans, PairTask):
     """Sound of the same clip, aligned with the picture or shifted inside the clip; as many of each in every batch."""
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        video, audio = self.embed(batch, self.config.rivals.min_shift_frames, batch.video.shape[1], generator)
+        video, audio = self.embed(batch, self.config.baselines.min_shift_frames, batch.video.shape[1], generator)
         return self.pair_loss(video, audio, _swap_spans(audio))
 
 
@@ -88,18 +88,18 @@ class CurriculumTask(_PairedSpans):
         return min(2, 3 * int(self.batches_done) // batches)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
-        rivals, stage = self.config.rivals, self.stage
+        baselines, stage = self.config.baselines, self.stage
         longest = batch.video.shape[1]
-        shifts = (rivals.far_shift_frames, longest) if stage == 1 else (rivals.min_shift_frames, longest)
+        shifts = (baselines.far_shift_frames, longest) if stage == 1 else (baselines.min_shift_frames, longest)
         if stage == 2:
-            shifts = (rivals.min_shift_frames, rivals.far_shift_frames)
+            shifts = (baselines.min_shift_frames, baselines.far_shift_frames)
         video, audio = (functional.normalize(side, dim=1) for side in self.embed(batch, *shifts, generator))
         false = _swap_spans(audio)
         if stage == 0:
             other = draw_other_clips(batch.clip_ids.cpu(), generator).to(batch.device)
             false = audio[torch.cat([other, other + len(batch)])]
         near, far = (video - audio).square().sum(1), _distance(video, false)
-        loss = 0.5 * (near.mean() + (rivals.margin - far).clamp_min(0).square().mean())
+        loss = 0.5 * (near.mean() + (baselines.margin - far).clamp_min(0).square().mean())
         if self.training:
             self.batches_done += 1
         right = (near.detach() < far.detach().square()).float().mean()

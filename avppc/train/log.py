@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from avppc.files import parse_json, read_bytes, write_atomically
-from avppc.progress import ProgressBar
+from avppc.printing import ProgressBar
 
 logger = logging.getLogger(__name__)
 

@@ -75,8 +75,8 @@ def pretrain(config: PretrainConfig) -> Path:
     an undisturbed one. The number of processes changes nothing but rounding, except what uses each process's own clips:
 
     - the negatives with gather="none", and the statistics without scale.sync_batch_norm;
-    - the false pairs of the task correspondence and of the first stage of rivals.sync_mode="curriculum" (so one clip a
-      process is a ValueError);
+    - the false pairs of the task correspondence and of the first stage of baselines.sync_mode="curriculum" (so one clip
+      a process is a ValueError);
     - the norms of which objective.weighting="gradient-norm" takes the mean.
 
     Raises:
@@ -169,7 +169,7 @@ def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.Ex
     if frames < task.frames_needed:
         raise ValueError(
             f"clips of {frames} frames are too short for the task {config.task!r}: with these settings of cut, "
-            f"frame_stride, augment.time_jitter_frames and rivals it needs {task.frames_needed}"
+            f"frame_stride, augment.time_jitter_frames and baselines it needs {task.frames_needed}"
         )
 
     def claim() -> None:

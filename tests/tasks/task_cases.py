@@ -9,7 +9,7 @@ import torch
 
 from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
-from avppc.config import AugmentConfig, EncoderConfig, ObjectiveConfig, PretrainConfig, RivalConfig
+from avppc.config import AugmentConfig, BaselineConfig, EncoderConfig, ObjectiveConfig, PretrainConfig
 
 CONFIG = PretrainConfig(
     Path("data"),
@@ -23,8 +23,8 @@ PLAIN = AugmentConfig(shift_pixels=0, flip_probability=0.0, mel_shift_frames=0, 
 
 
 def make_config(task: str, **changes: object) -> PretrainConfig:
-    """Tiny settings of a task; `rivals` and `objective` as dicts of what differs."""
-    for name, of in (("rivals", RivalConfig), ("objective", ObjectiveConfig)):
+    """Tiny settings of a task; `baselines` and `objective` as dicts of what differs."""
+    for name, of in (("baselines", BaselineConfig), ("objective", ObjectiveConfig)):
         if name in changes:
             first = {"dim": 16} if name == "objective" else {}
             changes[name] = of(**{**first, **changes[name]})

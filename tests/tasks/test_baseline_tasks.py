@@ -10,7 +10,7 @@ from task_cases import PLAIN, make_batch, make_config, make_numbered_batch, make
 
 from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
-from avppc.config import RivalConfig
+from avppc.config import BaselineConfig
 from avppc.tasks.base import ProxyTask
 from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
@@ -21,8 +21,8 @@ from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
 
 CASES = [
     *((name, {}) for name in TASK_NAMES),
-    ("synchronization", {"rivals": {"sync_mode": "curriculum"}}),
-    ("synchronization", {"rivals": {"sync_mode": "multiway"}}),
+    ("synchronization", {"baselines": {"sync_mode": "curriculum"}}),
+    ("synchronization", {"baselines": {"sync_mode": "multiway"}}),
     ("visual-permutative", {"objective": {"chunks": 4}}),
 ]
 IDS = [*TASK_NAMES, "synchronization-curriculum", "synchronization-multiway", "visual-permutative-4"]
@@ -94,7 +94,7 @@ def test_the_same_generator_gives_the_same_loss(name: str, changes: dict[str, ob
     ("name", "changes"),
     [
         ("synchronization", {}),
-        ("synchronization", {"rivals": {"sync_mode": "multiway"}}),
+        ("synchronization", {"baselines": {"sync_mode": "multiway"}}),
         ("time-arrow", {}),
         ("correspondence", {}),
     ],
@@ -114,13 +114,13 @@ def test_task_is_learned_where_there_is_something_to_learn(name: str, changes: d
     task.eval()
     with torch.no_grad():
         right = torch.stack([task(make_opening_mouths(24, 900 + k), generator(k)).metrics["right"] for k in range(3)])
-    chance = 1 / (CLIP_FRAMES - PLAIN.time_jitter_frames) if "rivals" in changes else 0.5
+    chance = 1 / (CLIP_FRAMES - PLAIN.time_jitter_frames) if "baselines" in changes else 0.5
     assert right.mean() > min(0.75, 4 * chance)
 
 
 def test_mean_of_the_frames_cannot_tell_the_time_arrow() -> None:
     """Shown both ways, a head that averages the frames gives one answer twice: right in exactly half the cases."""
-    config = make_config("time-arrow", rivals={"arrow_pool": "mean"}, augment=PLAIN)
+    config = make_config("time-arrow", baselines={"arrow_pool": "mean"}, augment=PLAIN)
     luma = dataclasses.replace(config.encoder, channels="luma")  # motion channels tell the order by themselves
     whole = dataclasses.replace(config.augment, time_jitter_frames=0)
     torch.manual_seed(0)
@@ -171,7 +171,7 @@ def spy_on_spans(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_shifted_sound_is_really_shifted_inside_its_clip(monkeypatch, training: bool) -> None:
-    task = ShiftTask(make_config("synchronization", rivals={"min_shift_frames": 5})).train(training)
+    task = ShiftTask(make_config("synchronization", baselines={"min_shift_frames": 5})).train(training)
     pairs = []
 
     def head(seen: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
@@ -197,7 +197,7 @@ def test_shifted_sound_is_really_shifted_inside_its_clip(monkeypatch, training: 
 
 
 def test_curriculum_comes_closer_by_stages_that_the_run_remembers(monkeypatch) -> None:
-    config = make_config("synchronization", rivals={"sync_mode": "curriculum"}, steps=6)
+    config = make_config("synchronization", baselines={"sync_mode": "curriculum"}, steps=6)
     task = CurriculumTask(config).train()
     asked: list[tuple[int, int]] = []
     embed = CurriculumTask.embed
@@ -223,7 +223,7 @@ def test_curriculum_comes_closer_by_stages_that_the_run_remembers(monkeypatch) -
 
 def test_false_pairs_of_the_curriculum_are_other_clips_and_then_other_times(monkeypatch) -> None:
     """The margin loss of embeddings that are known: aligned pairs cost nothing, false ones by how near they are."""
-    config = make_config("synchronization", rivals={"sync_mode": "curriculum", "margin": 2.0}, steps=3)
+    config = make_config("synchronization", baselines={"sync_mode": "curriculum", "margin": 2.0}, steps=3)
     task = CurriculumTask(config).train()
     units = torch.eye(16)[:8]  # of 4 clips, the first span and the second
     monkeypatch.setattr(CurriculumTask, "embed", lambda self, *_: (units.clone(), units.clone()))
@@ -237,11 +237,11 @@ def test_false_pairs_of_the_curriculum_are_other_clips_and_then_other_times(monk
 
 
 def test_a_shift_that_does_not_fit_is_refused_by_name() -> None:
-    task = ShiftTask(make_config("synchronization", rivals={"min_shift_frames": 12, "far_shift_frames": 12}))
+    task = ShiftTask(make_config("synchronization", baselines={"min_shift_frames": 12, "far_shift_frames": 12}))
     with pytest.raises(ValueError, match=r"min_shift_frames must be at most 9 for spans of 12 frames .* got 12"):
         task(make_batch(), generator())
     with pytest.raises(ValueError, match="far_shift_frames must be at least 9, got 8"):
-        RivalConfig(min_shift_frames=9)
+        BaselineConfig(min_shift_frames=9)
 
 
 def test_strangers_are_really_other_clips(monkeypatch) -> None:
@@ -282,7 +282,7 @@ def test_strangers_are_really_other_clips(monkeypatch) -> None:
 
 def test_multiway_finds_the_frame_that_sounds_alike() -> None:
     """Each picture is scored with the sound of every moment of its own clip."""
-    task = MultiwayTask(make_config("synchronization", rivals={"sync_mode": "multiway"}, frame_stride=2)).train()
+    task = MultiwayTask(make_config("synchronization", baselines={"sync_mode": "multiway"}, frame_stride=2)).train()
     batch = make_batch(3)
     similarity = task.similarity(batch.video, batch.audio, generator())
     assert similarity.shape[0] == 3
@@ -338,7 +338,7 @@ def test_offsets_are_those_of_the_sound_against_the_picture(monkeypatch) -> None
 
 
 def test_multiway_offsets_read_the_diagonals(monkeypatch) -> None:
-    task = MultiwayTask(make_config("synchronization", rivals={"sync_mode": "multiway"})).eval()
+    task = MultiwayTask(make_config("synchronization", baselines={"sync_mode": "multiway"})).eval()
     frames = torch.arange(15.0)
     table = -(frames[None, :] - frames[:, None] - 3).abs().expand(2, -1, -1)  # frame t sounds like moment t + 3
     monkeypatch.setattr(MultiwayTask, "similarity", lambda self, *_: table)

@@ -22,7 +22,7 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc import load_encoder
 from avppc.cli import main
-from avppc.config import OptimizerConfig, RivalConfig
+from avppc.config import BaselineConfig, OptimizerConfig
 from avppc.settings import config_to_dict, read_checked_json
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
@@ -182,11 +182,11 @@ def test_too_few_clips_leave_no_run_behind(tiny_set: Path, tmp_path: Path) -> No
 
 
 def test_too_short_clips_leave_no_run_behind(tiny_set: Path, tmp_path: Path) -> None:
-    rivals = RivalConfig(min_shift_frames=10, far_shift_frames=10)
+    baselines = BaselineConfig(min_shift_frames=10, far_shift_frames=10)
     with pytest.raises(
         ValueError, match=r"clips of 29 frames are too short for the task 'synchronization': .* needs 31"
     ):
-        pretrain(tiny_config(tiny_set, tmp_path / "run", task="synchronization", rivals=rivals))
+        pretrain(tiny_config(tiny_set, tmp_path / "run", task="synchronization", baselines=baselines))
     assert not (tmp_path / "run").exists()
 
 
@@ -249,8 +249,8 @@ def test_accumulated_batches_are_averaged(tiny_set: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("task", ["visual-permutative", "synchronization", "time-arrow", "correspondence"])
 def test_every_task_goes_on_where_it_was_stopped(task: str, tiny_set: Path, tmp_path: Path) -> None:
     """Also one with a state of its own, in batches of chosen speakers; the command line takes the same names."""
-    rivals = RivalConfig(sync_mode="curriculum")
-    changes = {"task": task, "rivals": rivals, "speakers_per_batch": 1, "steps": 6, "checkpoint_every": 3}
+    baselines = BaselineConfig(sync_mode="curriculum")
+    changes = {"task": task, "baselines": baselines, "speakers_per_batch": 1, "steps": 6, "checkpoint_every": 3}
     pretrain(tiny_config(tiny_set, tmp_path / "whole", **changes))
     pretrain(tiny_config(tiny_set, tmp_path / "stopped", **changes))
     shutil.rmtree(tmp_path / "stopped" / "checkpoints" / "step_00000006")

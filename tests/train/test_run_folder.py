@@ -171,6 +171,6 @@ class TestIdentity:
     ) -> None:
         run = shutil.copytree(own_clips / "run", tmp_path / "run")
         settings = read_plain(run / "config.json")
-        del settings["start_anew"], settings["rivals"]["margin"]
+        del settings["start_anew"], settings["baselines"]["margin"]
         (run / "config.json").write_text(json.dumps(settings))
         pretrain(tiny_config(own_clips / "packed", run, steps=2))

@@ -25,8 +25,7 @@ from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.inspect import VideoFacts, probe
 from avppc.data.video.source import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.files import check_writable, remove_files, sha256_of, write_json_lines
-from avppc.printing import Console, as_line
-from avppc.progress import ProgressBar
+from avppc.printing import Console, ProgressBar, as_line
 
 _VIDEOS_PER_UNIT = 64
 _SAVE_SECONDS = 30.0

@@ -39,8 +39,7 @@ from avppc.data.video.faces import make_finder
 from avppc.data.video.source import UNREADABLE
 from avppc.data.video.track import TRACKER_VERSION
 from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_json_lines
-from avppc.printing import Console
-from avppc.progress import ProgressBar
+from avppc.printing import Console, ProgressBar
 from avppc.settings import read_checked_json, write_checked_json
 
 LAYOUT_VERSION = 1

@@ -28,8 +28,8 @@ from avppc.evaluate.lipreading.inputs import FrozenFeatures
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_row, write_row
 from avppc.files import sha256_of, temporary_place
 from avppc.models.encoder_file import find_encoder
+from avppc.printing import ProgressBar
 from avppc.processes import ctrl_c_waits, follow_parent
-from avppc.progress import ProgressBar
 from avppc.settings import config_to_dict
 from avppc.train.hardware import keep_memory
 from avppc.train.run_folder import data_of, read_run_config

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from avppc.evaluate.config import HeadName, RowName, TableConfig
-from avppc.settings import config_from_dict, config_to_dict
+from avppc.settings import config_from_dict, config_to_dict, current_name
 from avppc.tasks.registry import TASKS
 from avppc.train.config import PretrainConfig
 
@@ -59,8 +59,8 @@ class Entry:
         config = PretrainConfig.from_preset(table.preset, table.data, table.out / "runs" / f"{self.folder}-seed{seed}")
         config = replace(config, device=table.device, threads=table.threads, steps=table.steps or config.steps)
         values = {**config_to_dict(config), "task": self.task, "seed": seed}
-        for names, value in self.settings():
-            place = values
+        for (first, *others), value in self.settings():
+            names, place = [current_name(PretrainConfig, first), *others], values
             for name in names[:-1]:
                 place = place.get(name)  # type: ignore[assignment]  # checked next
                 if not isinstance(place, dict):

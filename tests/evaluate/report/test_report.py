@@ -279,7 +279,7 @@ def test_guessing_is_among_all_candidates(settings: dict[str, Any], candidates: 
     assert RunRecord(tmp_path, config, None, Metrics(tmp_path, [], {}), []).candidates == candidates
 
 
-def test_report_of_a_rival_task_names_it(tmp_path: Path) -> None:
+def test_report_of_a_baseline_task_names_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     pretrain(tiny_config(write_tiny_set(tmp_path / "packed"), run, task="time-arrow", steps=4))
     draws = [{"seed": 0, "val_wcr": 0.5, "test_wcr": 0.5}]

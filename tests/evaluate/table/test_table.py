@@ -218,6 +218,12 @@ def test_settings_of_an_entry_reach_its_runs_alone(data: Path, tmp_path: Path) -
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("name", ["baselines", "rivals"])
+def test_settings_of_an_entry_are_read_under_former_names(name: str) -> None:
+    entry = Entry(f"synchronization:{name}.sync_mode=multiway")
+    assert entry.pretraining(TableConfig(Path("d"), Path("o")), 0).baselines.sync_mode == "multiway"
+
+
 def test_many_labels_take_fewer_epochs() -> None:
     config = TableConfig(Path("data"), Path("out"))
     few, all_ = config.protocol(Path("run"), 10, 200), config.protocol(Path("run"), 0, 2000)
