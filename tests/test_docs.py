@@ -93,6 +93,14 @@ def test_python_of_the_page_is_understood_without_what_is_hidden(page: Path) -> 
     assert undefined_names(python_of(page, shown_alone=True)) == set()
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent in (ROOT, ROOT / "docs")], ids=name_of)
+def test_code_of_the_page_fits_its_column(page: Path) -> None:
+    """The site's column has 90 characters of code (assets/extra.css), GitHub's 103."""
+    width = 90 if page.parent.name == "docs" else 103
+    code = re.findall(r"^```(?:python|bash)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [line for block in code for line in block.splitlines() if len(line) > width] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_of_the_page_are_understood(page: Path) -> None:
     for name, *flags in commands_of(page):
