@@ -33,6 +33,7 @@ from avppc.tensor_files import read_tensors, write_tensors
 FORMAT, VERSION = "avppc-checkpoint", 1
 _PROGRESS = "progress.json"
 _NAME = re.compile(r"step_\d{8,}")
+_TENSORS = re.compile(r"\w+\.safetensors", re.ASCII)
 logger = logging.getLogger(__name__)
 
 
@@ -200,9 +201,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
     if not files or not progress:
         raise ValueError(f"{path} names no files, or says nothing of the progress")
     for name, checksum in files.items():
-        if Path(name).name != name:
-            raise ValueError(f"{path} names a file outside its directory: {name!r}")
-        if not _is_file(directory / name):
+        if not _TENSORS.fullmatch(name) or not _is_file(directory / name):
             raise ValueError(f"{path} names a file that is none: {name!r}")
         if sha256_of(directory / name) != checksum:
             raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {_PROGRESS}")

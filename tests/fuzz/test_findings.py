@@ -139,9 +139,10 @@ def test_a_checkpoints_tensors_are_refused_by_their_file(tmp_path: Path) -> None
     write_json(directory / "progress.json", {**progress, "files": {file.name: sha256_of(file)}})
     with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
         read_checkpoint(directory).tensors("model")
-    write_json(directory / "progress.json", {**progress, "files": {"..": "0" * 64}})
-    with pytest.raises(ValueError, match=r"progress\.json names a file that is none: '\.\.'"):
-        read_checkpoint(directory)
+    for name in ("..", "../model.safetensors", "no\0.safetensors", "\ud800.safetensors"):
+        write_json(directory / "progress.json", {**progress, "files": {name: "0" * 64}})
+        with pytest.raises(ValueError, match=r"progress\.json names a file that is none: '"):
+            read_checkpoint(directory)
 
 
 def test_facts_that_index_cannot_have_written_are_left_out(tmp_path: Path) -> None:
