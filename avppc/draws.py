@@ -21,7 +21,7 @@ _PLACES = 1 << 40  # of one element; the next element of the same clip comes aft
 
 
 class ClipGenerator(torch.Generator):
-    """The draws for clips `first` to `first + count - 1` of a batch; the functions of this module tie them to clips.
+    """A generator for clips `first` to `first + count - 1` of a batch, which gets the same numbers however it is split.
 
     It is a torch.Generator, too: what is drawn from it by torch's own functions is the same for every part of a batch.
     """
@@ -38,7 +38,7 @@ class ClipGenerator(torch.Generator):
         self.first = first
         self.count = count
         self.draws = 0
-        """Draws so far; each has numbers of its own."""
+        """Calls so far; each call gives other numbers."""
 
 
 def uniform(count: int, low: float, high: float, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -62,7 +62,7 @@ def noise(shape: Sequence[int], generator: torch.Generator, device: torch.device
 
 
 def noise_of(key: Tensor, shape: Sequence[int]) -> Tensor:
-    """The noise of rows with these keys [count]: sums of four even bytes of mean 0 and variance 1, normal enough."""
+    """Noise of mean 0 and variance 1, a row for each key [count]: sums of four random bytes, nearly normal."""
     count, size = shape[0], math.prod(shape[1:])
     words = -(-size // 2)
     numbers = torch.arange(words, device=key.device).mul_(_signed(_GOLDEN))
@@ -75,7 +75,7 @@ def noise_of(key: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def keys(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """[count] int64: 64 random bits a row, others at each call."""
+    """[count] int64: 64 random bits for each row, new ones at each call."""
     if not isinstance(generator, ClipGenerator):
         seed = int(torch.randint(0, 1 << 62, (), generator=generator))
         generator = ClipGenerator(seed, 0, count)
@@ -96,7 +96,7 @@ def bits_of(start: int, numbers: Tensor) -> Tensor:
 
 
 def splitmix64(state: int) -> int:
-    """64 random bits made of 64 others."""
+    """The next 64 bits of splitmix64, a generator whose state is a 64-bit counter."""
     mixed = (state + _GOLDEN) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * _MIX1) & _MASK
     mixed = ((mixed ^ (mixed >> 27)) * _MIX2) & _MASK

@@ -36,7 +36,7 @@ _SAYS_LITTLE = ("Could not load this library", "cannot open shared object file")
 
 
 def as_line(text: str) -> str:
-    """The text with escapes such as \\x1b for what is not to be shown, ends of lines too."""
+    """The text in one line: with escapes such as \\x1b as by visible(), and \\n for ends of lines."""
     return visible(text).replace("\n", "\\n")
 
 
@@ -46,7 +46,7 @@ def visible(text: str) -> str:
 
 
 class Console(rich.console.Console):
-    """rich's, without markup and emoji codes; whatever it shows is made visible. A text is one line."""
+    """rich's Console without markup and emoji codes, which prints a str as one line and escapes as visible() does."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
@@ -75,7 +75,7 @@ class TextColumn(rich.progress.TextColumn):
 
 
 class _EscapedStream:
-    """A text stream that makes what is written to it visible; a Console writes past it."""
+    """A text stream that escapes what is written to it, as visible() does; what a Console writes is escaped already."""
 
     colours = False
     """Whether colours may pass: those of tyro, which prints by itself."""
@@ -96,7 +96,7 @@ class _EscapedStream:
 
 @contextlib.contextmanager
 def escaped_output() -> Iterator[None]:
-    """Makes what is printed inside visible, whoever prints it, warnings and logs too."""
+    """Escapes, as visible() does, whatever is printed inside the block, by warnings and logs too."""
     streams: tuple[Any, Any] = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (stream and _EscapedStream(stream) for stream in streams)
     try:
@@ -107,7 +107,7 @@ def escaped_output() -> Iterator[None]:
 
 @contextlib.contextmanager
 def colours_pass() -> Iterator[None]:
-    """Lets colours through inside."""
+    """Lets escape sequences of colours through inside the block."""
     _EscapedStream.colours = True
     try:
         yield
@@ -116,7 +116,7 @@ def colours_pass() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The text of an error in one line: its first line, and where it quotes errors below it the one that tells most."""
+    """The text of an error in one line: its first line, and the most telling one of the errors that it quotes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     quoted = [line for line in lines[1:] if _QUOTED.match(line)]
     telling = [line for line in quoted if not any(text in line for text in _SAYS_LITTLE)]
@@ -127,7 +127,7 @@ def one_line(error: BaseException) -> str:
 
 
 class _LenientStream:
-    """A text stream whose writes may fail, unnoticed; what could not be written is dropped."""
+    """A text stream that drops, without an error, what cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -151,7 +151,7 @@ class _LenientStream:
 
 @contextlib.contextmanager
 def lenient_stderr() -> Iterator[None]:
-    """Makes sys.stderr lenient inside."""
+    """Inside the block, what cannot be written to sys.stderr is dropped without an error."""
     strict = sys.stderr
     if strict is None:  # closed before Python started
         yield

@@ -83,7 +83,7 @@ def write_checked_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the checksum of its members as one more."""
+    """The JSON object with one more member: the checksum of the others."""
     read_back = parse_json(json.dumps(content, allow_nan=False))  # where keys are texts and tuples are lists
     return {**read_back, CHECKSUM: _checksum(read_back)}
 
@@ -102,7 +102,7 @@ def read_checked_json(path: Path) -> Any:
 
 
 def parse_checked_json(data: bytes) -> Any:
-    """As read_checked_json; the text of a ValueError is to be read after the file's name."""
+    """As read_checked_json, of a file's content; the text of its ValueError is for putting behind the file's name."""
     try:
         value = parse_json(data)
     except ValueError as error:
@@ -121,7 +121,7 @@ def parse_checked_json(data: bytes) -> Any:
 
 
 def is_version(found: Any, version: int) -> bool:
-    """Whether a file's "version" is that number: true, which Python takes for 1, is none."""
+    """Whether a file's "version" is that number; JSON's true, which equals 1 in Python, is not."""
     return type(found) is int and found == version
 
 

@@ -39,8 +39,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
-    """As read_tensors, for a large file that several processes read: it is in memory once. A file that is cut short
-    while it is in use ends the process."""
+    """As read_tensors, through a memory map: several processes that read one large file share its memory.
+
+    A file that is cut short while the tensors are in use ends the process.
+    """
     try:
         return load_file(path)
     except FileNotFoundError as error:  # so says the library of whatever keeps it from opening the file

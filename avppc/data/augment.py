@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from avppc.checks import check_choice, check_integer, check_tensor
+from avppc.checks import check_choice, check_integer, check_tensor, dtype_name
 from avppc.clip import LUMA_BLACK, LUMA_WHITE
 from avppc.data.config import AugmentConfig
 from avppc.draws import integers, keys, noise, noise_of, uniform
@@ -70,19 +70,24 @@ def crop_video(
         columns: [N] integers, its first column; None: the middle.
         flips: [N] bool, which clips are mirrored; None: none.
     """
-    check_pictures(video, crop_pixels, out_pixels)
+    _check_pictures(video, crop_pixels, out_pixels)
     height, width = video.shape[2:]
     for name, starts, size in (("rows", rows, height), ("columns", columns, width)):
-        if starts is not None:
-            check_starts(name, starts, len(video), size - crop_pixels)
+        if starts is None:
+            continue
+        _check_per_clip(name, starts, len(video), torch.int64)
+        # On a GPU the values are not looked at: that would wait for the device.
+        if starts.device.type == "cpu" and not 0 <= int(starts.min()) <= int(starts.max()) <= size - crop_pixels:
+            found = f"{int(starts.min())} to {int(starts.max())}"
+            raise ValueError(f"{name} must be from 0 to {size - crop_pixels}, got {found}")
     if flips is not None:
-        check_flips(flips, len(video))
+        _check_per_clip("flips", flips, len(video), torch.bool)
 
-    def a_clip(given: Tensor | None, default: int | bool) -> Tensor:
+    def per_clip(given: Tensor | None, default: int | bool) -> Tensor:
         return torch.full((len(video),), default, device=video.device) if given is None else given
 
-    rows, columns = a_clip(rows, (height - crop_pixels) // 2), a_clip(columns, (width - crop_pixels) // 2)
-    return crop_luma(video, crop_pixels, out_pixels, rows, columns, a_clip(flips, False))
+    rows, columns = per_clip(rows, (height - crop_pixels) // 2), per_clip(columns, (width - crop_pixels) // 2)
+    return crop_luma(video, crop_pixels, out_pixels, rows, columns, per_clip(flips, False))
 
 
 def augment_video(
@@ -101,7 +106,7 @@ def augment_video(
             the pixels (two with a time mask, whose mean must be known first); "auto": fused on CUDA, else eager.
     """
     check_choice("backend", backend, ("auto", "eager", "fused"))
-    check_pictures(video, crop_pixels, out_pixels)
+    _check_pictures(video, crop_pixels, out_pixels)
     _check_draws(config, generator)
     draws = draw_variations(video.shape, crop_pixels, config, generator, video.device)
     if backend == "fused" or (backend == "auto" and video.is_cuda and can_fuse()):
@@ -126,7 +131,7 @@ def _check_log_mel(log_mel: Tensor) -> None:
 
 def _uniform(low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
     """[N, 1, ...] uniform draws that broadcast over `like` [N, ...]."""
-    return uniform(len(like), low, high, generator, like.device).view(-1, *[1] * (like.ndim - 1))
+    return _per_clip(uniform(len(like), low, high, generator, like.device), like)
 
 
 def augment_log_mel(
@@ -156,7 +161,7 @@ def augment_log_mel(
 
 @dataclass(frozen=True, eq=False)
 class Variations:
-    """The draws of a batch, on the device of its pictures."""
+    """What was drawn for the clips of a batch, on the device of its pictures."""
 
     rows: Tensor
     """[N] int64 first row of each crop."""
@@ -185,9 +190,9 @@ def draw_variations(
     generator: torch.Generator,
     device: torch.device,
 ) -> Variations:
-    """Draws in a fixed order: what is turned off draws nothing."""
+    """Draws how each clip is varied, in a fixed order; what the settings turn off draws nothing."""
     count, frames, height, width = shape
-    check_fits(crop_pixels, height, width)
+    _check_fits(crop_pixels, height, width)
 
     def draw(low: float, high: float) -> Tensor:
         return uniform(count, low, high, generator, device)
@@ -213,20 +218,20 @@ def draw_variations(
     return Variations(rows, columns, flips, gamma, contrast, brightness, noise, noise_keys, masked)
 
 
-def check_pictures(video: Tensor, crop_pixels: int, out_pixels: int) -> None:
+def _check_pictures(video: Tensor, crop_pixels: int, out_pixels: int) -> None:
     """Raises TypeError or ValueError unless video is [N, T, H, W] uint8 from which such crops can be cut."""
     check_tensor("video", video)
     if video.dtype != torch.uint8:
         raise TypeError(f"video must be uint8, got {video.dtype}")
     if video.ndim != 4 or 0 in video.shape:
         raise ValueError(f"video must be [N, T, H, W], not empty; got {list(video.shape)}")
-    check_fits(crop_pixels, *video.shape[2:])
+    _check_fits(crop_pixels, *video.shape[2:])
     check_integer("out_pixels", out_pixels, 1, crop_pixels)
     if crop_pixels % out_pixels:
         raise ValueError(f"out_pixels must divide crop_pixels={crop_pixels}, got {out_pixels}")
 
 
-def check_fits(crop_pixels: int, height: int, width: int) -> None:
+def _check_fits(crop_pixels: int, height: int, width: int) -> None:
     """ValueError where a crop is larger than the picture."""
     check_integer("crop_pixels", crop_pixels, 1)
     if crop_pixels > min(height, width):
@@ -235,23 +240,12 @@ def check_fits(crop_pixels: int, height: int, width: int) -> None:
         )
 
 
-def check_starts(name: str, starts: Tensor, count: int, last: int) -> None:
-    """Raises TypeError or ValueError unless starts are [count] int64 from 0 to last.
-
-    On a GPU the values are not checked: that would wait for the device.
-    """
-    check_tensor(name, starts)
-    if starts.dtype != torch.int64 or starts.shape != (count,):
-        raise TypeError(f"{name} must be [{count}] int64, got {starts.dtype} {list(starts.shape)}")
-    if starts.device.type == "cpu" and not 0 <= int(starts.min()) <= int(starts.max()) <= last:
-        raise ValueError(f"{name} must be from 0 to {last}, got {int(starts.min())} to {int(starts.max())}")
-
-
-def check_flips(flips: Tensor, count: int) -> None:
-    """Raises TypeError unless flips are [count] bool."""
-    check_tensor("flips", flips)
-    if flips.dtype != torch.bool or flips.shape != (count,):
-        raise TypeError(f"flips must be [{count}] bool, got {flips.dtype} {list(flips.shape)}")
+def _check_per_clip(name: str, values: Tensor, count: int, dtype: torch.dtype) -> None:
+    """Raises TypeError unless values are [count] of a dtype."""
+    check_tensor(name, values)
+    if values.dtype != dtype or values.shape != (count,):
+        wanted = dtype_name(dtype)
+        raise TypeError(f"{name} must be [{count}] {wanted}, got {values.dtype} {list(values.shape)}")
 
 
 def vary(
@@ -267,14 +261,14 @@ def vary(
 def _vary_luma(luma: Tensor, draws: Variations) -> Tensor:
     """Gamma, contrast, brightness, noise and time mask of pictures [N, T, out, out] float32."""
     if draws.gamma is not None:
-        luma = luma.clamp_min(_DARKEST) ** _a_clip(draws.gamma, luma)
+        luma = luma.clamp_min(_DARKEST) ** _per_clip(draws.gamma, luma)
     if draws.contrast is not None:
-        luma = (luma - 0.5) * _a_clip(draws.contrast, luma) + 0.5
+        luma = (luma - 0.5) * _per_clip(draws.contrast, luma) + 0.5
     if draws.brightness is not None:
-        luma = luma + _a_clip(draws.brightness, luma)
+        luma = luma + _per_clip(draws.brightness, luma)
     if draws.noise is not None:
         assert draws.noise_keys is not None
-        luma = luma + _a_clip(draws.noise, luma) * noise_of(draws.noise_keys, luma.shape)
+        luma = luma + _per_clip(draws.noise, luma) * noise_of(draws.noise_keys, luma.shape)
     if draws.masked is not None:
         luma = torch.where(draws.masked[:, :, None, None], luma.mean(1, keepdim=True), luma)
     return luma
@@ -319,8 +313,8 @@ def _one_pass(
     return _vary_luma(luma, draws)
 
 
-def _a_clip(values: Tensor, like: Tensor) -> Tensor:
-    """[N] as [N, 1, 1, 1], or what `like` has of dimensions."""
+def _per_clip(values: Tensor, like: Tensor) -> Tensor:
+    """One value a clip, [N], as [N, 1, ...], which broadcasts over `like` [N, ...]."""
     return values.view(-1, *[1] * (like.ndim - 1))
 
 

@@ -45,10 +45,9 @@ def sound_beside(video: str | os.PathLike[str]) -> Path | None:
 
 
 def missing_of_wave(file: BinaryIO) -> int:
-    """How many bytes of its samples a WAVE file lacks; 0 where its header does not tell, as that of a stream, and for
-    other files.
+    """How many bytes of its samples a WAVE file lacks; 0 for other files, and for a header without length (a stream's).
 
-    The chunk of the samples is asked: recorders in browsers write a wrong length of the whole.
+    It is the length of the chunk of samples that counts: recorders in browsers write a wrong one for the whole file.
     """
     size = os.fstat(file.fileno()).st_size
     start = file.read(12)
@@ -72,7 +71,7 @@ def missing_of_wave(file: BinaryIO) -> int:
 
 
 class JoinedStreams:
-    """The streams of a video and of its sound, as far as readers ask for them."""
+    """Stands for `streams` of a PyAV container: the pictures of one file and the sound of another."""
 
     def __init__(self, video: InputContainer, sound: InputContainer) -> None:
         self.video = video.streams.video
@@ -139,7 +138,7 @@ class JoinedContainer:
 
 
 def _timed(packets: Iterable[av.Packet[Any]]) -> Iterator[tuple[Fraction, av.Packet[Any]]]:
-    """Packets with their times, seconds; one without goes with the one before it."""
+    """Packets with their times in seconds; a packet without a time has that of the one before."""
     seconds = Fraction(-1 << 40)
     for packet in packets:
         if packet.dts is not None and packet.time_base is not None:

@@ -22,7 +22,7 @@ _SPEAKER_STREAM, _SPEECH_STREAM, _MOUTH_STREAM, _PICTURE_STREAM, _SOUND_STREAM =
 
 
 class Job(NamedTuple):
-    """A clip to make. All that is drawn for it depends on seed, split, folder and number alone."""
+    """A clip to make. Its random numbers depend on the seed and on its split, folder and number alone."""
 
     folder: str  # the word, or the folder of unlabelled clips
     split: str
@@ -35,15 +35,15 @@ class Job(NamedTuple):
         return f"{self.folder}/{self.split}/{self.folder}_{self.number:05d}"
 
     def entropy(self, seed: int) -> list[int]:
-        """What the clip's random numbers grow from."""
+        """The seed of the clip's random numbers, as numpy's default_rng takes it."""
         return [seed, SPLITS.index(self.split), zlib.crc32(self.folder.encode()), self.number]
 
     def rng(self, seed: int, stream: int) -> np.random.Generator:
-        """The clip's random numbers for one purpose, of those that have a stream."""
+        """A generator of the clip's random numbers for one purpose: each _STREAM is independent of the others."""
         return np.random.default_rng([*self.entropy(seed), stream])
 
     def draw_speaker(self, seed: int, speakers: int) -> int:
-        """Who of the split's speakers says it, from 0."""
+        """The number, from 0, of the speaker of this clip among the split's."""
         return int(self.rng(seed, _SPEAKER_STREAM).integers(speakers))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from avppc.checks import MAX_SEED, check_choice, check_integer, check_types
 from avppc.processes import count_cores
@@ -142,41 +142,20 @@ class Difficulty:
     """Spread of faces and voices; 0 makes everyone the average person."""
 
 
+# Each amount as (easy, medium, hard).
+_AMOUNTS: dict[str, tuple[Any, Any, Any]] = {
+    "pose": (0.4, 1.0, 1.6),
+    "light": (0.5, 1.0, 1.3),
+    "blur": (0.3, 1.0, 1.6),
+    "noise": (0.4, 1.0, 1.8),
+    "target_noise": (0.03, 0.07, 0.12),
+    "reverb": (0.3, 0.5, 0.7),
+    "snr_db": ((10.0, 30.0), (0.0, 20.0), (-5.0, 15.0)),
+    "context": (0.0, 0.5, 1.0),
+    "jitter_seconds": (0.02, 0.05, 0.08),
+    "identity": (0.6, 1.0, 1.0),
+}
 DIFFICULTIES: dict[str, Difficulty] = {
-    "easy": Difficulty(
-        pose=0.4,
-        light=0.5,
-        blur=0.3,
-        noise=0.4,
-        target_noise=0.03,
-        reverb=0.3,
-        snr_db=(10.0, 30.0),
-        context=0.0,
-        jitter_seconds=0.02,
-        identity=0.6,
-    ),
-    "medium": Difficulty(
-        pose=1.0,
-        light=1.0,
-        blur=1.0,
-        noise=1.0,
-        target_noise=0.07,
-        reverb=0.5,
-        snr_db=(0.0, 20.0),
-        context=0.5,
-        jitter_seconds=0.05,
-        identity=1.0,
-    ),
-    "hard": Difficulty(
-        pose=1.6,
-        light=1.3,
-        blur=1.6,
-        noise=1.8,
-        target_noise=0.12,
-        reverb=0.7,
-        snr_db=(-5.0, 15.0),
-        context=1.0,
-        jitter_seconds=0.08,
-        identity=1.0,
-    ),
+    name: Difficulty(**{amount: values[column] for amount, values in _AMOUNTS.items()})
+    for column, name in enumerate(("easy", "medium", "hard"))
 }

@@ -34,7 +34,7 @@ Outline = NDArray[np.int32]  # [T, points, 2] in OpenCV's fixed-point coordinate
 
 
 class MouthLook(NamedTuple):
-    """What the camera and the lamp make of a mouth in one clip."""
+    """Colours of the mouth in one clip, as light and camera give them."""
 
     lip: Color
     tooth_brightness: float  # gray level

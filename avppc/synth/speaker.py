@@ -1,4 +1,4 @@
-"""Who speaks: a face and a voice, each drawn from the data set's seed and a number."""
+"""The speakers: each has a face and a voice, drawn at random from the data set's seed and their numbers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Speaker:
-    """Who speaks in a clip."""
+    """A person of the data set: one face, one voice."""
 
     number: int
     """In the data set; splits have their own."""

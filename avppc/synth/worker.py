@@ -40,7 +40,7 @@ _AUDIO_BITS_A_SECOND = 48_000
 
 @dataclass(frozen=True)
 class _Workshop:
-    """What a process needs to make clips."""
+    """What a worker process sets up once, for all the clips that it makes."""
 
     config: SynthConfig
     cast: Cast

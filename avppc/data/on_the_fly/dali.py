@@ -90,7 +90,7 @@ def load_dali() -> Any:
 
 
 class ClipSource:
-    """What DALI calls, in processes of its own, for sample after sample: a pure function of its number."""
+    """What DALI calls in its worker processes for each sample; the sample's number alone decides what it returns."""
 
     def __init__(self, clips: Sequence[VideoClip], sampler: EpochSampler, num_frames: int, crop: Crop) -> None:
         self._clips = tuple(clips)

@@ -42,7 +42,7 @@ class _Caps(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DecoderCaps:
-    """For one codec, 8 bits, 4:2:0; pixels."""
+    """Limits of the GPU's decoder for one codec, 8 bits and 4:2:0; sizes in pixels."""
 
     is_supported: bool
     min_width: int

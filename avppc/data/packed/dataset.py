@@ -159,7 +159,7 @@ def open_shard(
 
 
 def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Path:
-    """The folder itself; of an address, the folder here to which its index and the shards of the splits are copied.
+    """The folder of a packed set on this machine: of an address, to which its index and the splits' shards are copied.
 
     Raises:
         ImportError, ValueError, OSError: as fetch_packed.
@@ -175,7 +175,7 @@ def check_data_apart(out: Path, data: str | os.PathLike[str]) -> None:
 
 
 def data_sha256(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of what a set's index says, which holds that of each shard: what the set is, wherever it lies.
+    """SHA-256 of a set's index, which holds the checksum of each shard: the same for the same clips, wherever they lie.
 
     Raises:
         ImportError, ValueError, OSError: as local_folder; ValueError where there is no index.
@@ -261,8 +261,8 @@ def _empty_aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]
 
 
 def blocks_read() -> int | None:
-    """Blocks that this thread has had read so far, and page faults that waited for a disk (network file systems count
-    one or the other); None where the system does not tell."""
+    """How often this thread has waited for a disk so far: blocks read and major page faults, since file systems count
+    one or the other; None where the system does not tell."""
     if _resource is None or not hasattr(_resource, "RUSAGE_THREAD"):
         return None
     usage = _resource.getrusage(_resource.RUSAGE_THREAD)
@@ -270,7 +270,8 @@ def blocks_read() -> int | None:
 
 
 class ReadAhead:
-    """Wanted at first, and for some batches after each one that had to read from a disk.
+    """Tells whether to ask the system for a batch's pages before they are read: at first, and for some batches after
+    each one that waited for a disk.
 
     The advice for a clip whose pages are in memory costs 3 us: a fifth of the time of a batch of 128.
     """
@@ -280,11 +281,11 @@ class ReadAhead:
 
     @property
     def wanted(self) -> bool:
-        """Whether to ask for the next batch's pages."""
+        """Whether to ask for the pages of the next batch."""
         return self._batches_left > 0
 
     def batch_done(self, before: int | None, after: int | None) -> None:
-        """Takes what blocks_read() said before a batch and after it."""
+        """Counts a batch; takes blocks_read() from before and after it, which are equal where no disk was read."""
         if after is None or after != before:
             self._batches_left = _MORE_BATCHES
         else:

@@ -38,7 +38,7 @@ class PackedIndex:
         write_checked_json(directory / INDEX_NAME, self._content())
 
     def sha256(self) -> str:
-        """SHA-256 of what it says, however its file spells that: equal for equal sets."""
+        """SHA-256 of its values, not of its file's spelling: equal for equal sets."""
         return hashlib.sha256(json_bytes(self._content())).hexdigest()
 
     def _content(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class PackedIndex:
 
     @classmethod
     def parse(cls, content: bytes) -> PackedIndex:
-        """The index in an index.json's content; ValueError, to be read after the file's name, where it is damaged."""
+        """The index in an index.json's content; the text of its ValueError is for putting behind the file's name."""
         values = parse_checked_json(content)
         try:
             return _parse_index(values)

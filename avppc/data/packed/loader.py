@@ -121,7 +121,7 @@ def _check_dataset(dataset: PackedDataset) -> None:
 
 
 class _Worker:
-    """The thread and its queue."""
+    """The thread that gathers batches, and the queue in which they wait."""
 
     def __init__(self, dataset: PackedDataset, sampler: EpochSampler, device: torch.device, prefetch: int) -> None:
         self._dataset = dataset

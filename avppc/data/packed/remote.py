@@ -81,7 +81,7 @@ def fetch_packed(url: str, splits: Iterable[str] | None = None) -> Path:
 
 
 def forget_copy(path: Path) -> bool:
-    """Whether a shard here is a copy of a remote one; if so, fetch_packed copies it again."""
+    """Makes fetch_packed copy a remote set's shard again; False where the file is no such copy."""
     mark = _mark(path)
     if not mark.is_file():
         return False
@@ -128,7 +128,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _mark(path: Path) -> Path:
-    """The file that holds the checksum of a shard's copy, as it was checked on its way."""
+    """The file beside a shard's copy with the checksum that the copy had when it was made."""
     return path.with_name(f".{path.name}.sha256")
 
 

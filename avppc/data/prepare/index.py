@@ -135,7 +135,7 @@ class ProbeJob:
 
 
 def _problem(reason: str) -> dict[str, Any]:
-    """Of a video that gives no clip: `avppc prepare` leaves it out, unless another try may mend it."""
+    """The entries for a video that gives no clip; where another try may help, `avppc prepare` does not leave it out."""
     passing = reason.startswith((UNREADABLE, *PASSING))
     return {"problems": [reason]} if passing else {"problems": [reason], "usable": False}
 
@@ -181,13 +181,13 @@ def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Pa
 
 
 def _stamp(video: Video, frames: int) -> dict[str, Any]:
-    """What tells, at the next run, that the video is the same and was judged by the same rules."""
+    """The entries that must be equal at the next run for a line to hold: of the files, and how long a clip is."""
     stamp = {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
     return stamp if video.sound is None else stamp | dict(zip(_SOUND_KEYS, astuple(video.sound), strict=True))
 
 
 def _is_listed(known: dict[str, Any], video: Video, frames: int) -> bool:
-    """Whether a line is about this very file."""
+    """Whether a line is about the file as it is now."""
     stamp = dict.fromkeys(_SOUND_KEYS) | _stamp(video, frames)
     return "problems" in known and all(known.get(key) == value for key, value in stamp.items())
 
@@ -198,7 +198,7 @@ def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:
 
 
 def _others(entry: dict[str, Any]) -> dict[str, Any]:
-    """What others than this command have written into a line."""
+    """The entries of a line that are not from this command, such as speaker and box."""
     return {key: value for key, value in entry.items() if key not in _OWN_KEYS}
 
 

@@ -71,14 +71,7 @@ def run(config: PrepareConfig) -> int:
     units = plan(config, found.videos)
     if config.crop in TRACKED_CROPS:
         make_finder(config.crop)  # what is not installed is reported before anything is begun
-    if not config.out.is_dir():
-        check_vacant(config.out, "one that avppc prepare began")
-        config.out.mkdir(parents=True, exist_ok=True)
-    with sole_use(config.out, wait=True):  # of two that begin at once, the second finds what the first one claims
-        _claim(config, units)
-    for folder in (SHARD_FOLDER, UNIT_FOLDER):
-        (config.out / folder).mkdir(parents=True, exist_ok=True)
-        remove_leftovers(config.out / folder)
+    _begin(config, units)
     number, shares = config.share()
     mine = units[number::shares]
     records = _finished(config.out, mine, console)
@@ -137,7 +130,7 @@ def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
 
 
 def _facts(video: Video) -> list[Any]:
-    """All that the digest of a unit knows of a video."""
+    """What of a video goes into the digest of its unit."""
     # No checksums: they guard the content and change nothing of it.
     facts = [video.path, video.split, video.label, video.speaker, video.bytes, video.mtime_ns]
     box, sound = video.box, video.sound
@@ -145,7 +138,7 @@ def _facts(video: Video) -> list[Any]:
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
-    """All that decides what is in the shards, besides the videos."""
+    """The settings that change what is in the shards."""
     return {
         "layout": LAYOUT_VERSION,
         "frames": config.frames,
@@ -160,14 +153,31 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
+def _origin(config: PrepareConfig) -> dict[str, Any]:
+    """What a data set is made from: the folder and all settings that change it."""
+    return {"data": str(config.data.resolve())} | _settings(config)
+
+
+def _begin(config: PrepareConfig, units: Sequence[Unit]) -> None:
+    """Makes OUT and its folders, and claims OUT for this data set; ValueError as _claim."""
+    if not config.out.is_dir():
+        check_vacant(config.out, "one that avppc prepare began")
+        config.out.mkdir(parents=True, exist_ok=True)
+    with sole_use(config.out, wait=True):  # of two that begin at once, the second finds what the first one claims
+        _claim(config, units)
+    for folder in (SHARD_FOLDER, UNIT_FOLDER):
+        (config.out / folder).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(config.out / folder)
+
+
 def _claim(config: PrepareConfig, units: Sequence[Unit]) -> None:
-    """Notes in OUT what it is made from, and which units are its own.
+    """Writes prepare.json: the folder and the settings that OUT is made from, and how many units each split has.
 
     Raises:
-        ValueError: OUT is made from something else already, or holds what is not ours.
+        ValueError: OUT is made from another folder or with other settings, or holds files that are not a packed set's.
     """
     path = config.out / CLAIM_NAME
-    wanted = {"data": str(config.data.resolve())} | _settings(config)
+    wanted = _origin(config)
     known: dict[str, Any] = {}
     if path.exists():
         known = _read_claim(path, damaged=config.overwrite)
@@ -184,10 +194,10 @@ def _claim(config: PrepareConfig, units: Sequence[Unit]) -> None:
 
 
 def _read_claim(path: Path, damaged: bool = False) -> dict[str, Any]:
-    """The content of a prepare.json; ValueError where it is not one, and OUT therefore not ours to write into.
+    """The content of a prepare.json; ValueError where it is none, so that OUT must not be written into.
 
     Args:
-        damaged: also take one whose checksum is not that of its content.
+        damaged: whether one with a wrong checksum is read, too.
     """
     known = read_json(path) if damaged else read_checked_json(path)
     units = known.get("units", {}) if isinstance(known, dict) else None
@@ -201,12 +211,13 @@ def _read_claim(path: Path, damaged: bool = False) -> dict[str, Any]:
 
 
 def _write_claim(config: PrepareConfig, units: dict[str, int]) -> None:
-    content = {"data": str(config.data.resolve())} | _settings(config)
-    write_checked_json(config.out / CLAIM_NAME, content | {"units": {split: n for split, n in units.items() if n}})
+    write_checked_json(
+        config.out / CLAIM_NAME, _origin(config) | {"units": {split: n for split, n in units.items() if n}}
+    )
 
 
 def _count_units(units: Sequence[Unit]) -> dict[str, int]:
-    """How many units each split has; their names follow from it."""
+    """How many units each split has, from which their names follow."""
     return dict(Counter(unit.videos[0].split for unit in units))
 
 

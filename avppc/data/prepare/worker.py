@@ -41,7 +41,7 @@ def shard_name(unit: str, number: int) -> str:
 
 @dataclass
 class UnitRecord:
-    """What came of a unit; lies in OUT/units/NAME.json once all its shards are written."""
+    """The result of a unit; it is written to OUT/units/NAME.json when all its shards are."""
 
     digest: str
     shards: list[ShardRecord] = field(default_factory=list)
@@ -118,8 +118,7 @@ class DecodeJob:
             record.refused.append((video.path, error.reason))
 
     def _check_content(self, video: Video) -> None:
-        """A DecodeError where the file is not what the manifest has a checksum of: a decoder cannot notice wrong bits
-        that obey its rules."""
+        """DecodeError where a file's checksum is not the manifest's: a decoder does not notice all wrong bits."""
         for path, expected in ((video.path, video.sha256), (video.sound_path, video.sound_sha256)):
             if path is None or expected is None:
                 continue
@@ -134,7 +133,7 @@ class DecodeJob:
                 )
 
     def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
-        """The crop of a video; a DecodeError where it cannot be known."""
+        """The crop of a video; DecodeError where it needs the manifest's box and there is none."""
         config = self.config
         if config.crop == "box":
             if video.box is None:

@@ -1,4 +1,4 @@
-"""What a video file says of itself, read without decoding: streams, times, rates, key frames, and what is wrong."""
+"""Facts of a video file without decoding it, as ffprobe gives them: streams, times, rates, key frames, problems."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EVEN_SECONDS = 2 / VIDEO_FPS  # frames so far apart do not count for the rate
 
 @dataclass
 class VideoFacts:
-    """One line of a manifest, without the path."""
+    """What `avppc index` writes into a video's line of the manifest."""
 
     duration_seconds: float = 0.0
     """Of the picture: from the first time stamp to the end of the last frame."""
@@ -67,7 +67,7 @@ class VideoFacts:
         return not any(problem.startswith(_TOO_SHORT) for problem in self.problems)
 
     def as_json(self) -> dict[str, Any]:
-        """Rounded to microseconds."""
+        """The facts as JSON values; seconds are rounded to microseconds."""
         return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
@@ -118,7 +118,7 @@ def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
         facts.notes += first.notes
         held = video.time_base is not None and shows_again(container, video.time_base)
         _read_times(facts, _filled(sorted(times[video]), unstamped), sorted(times[audio]), held)
-    _judge(facts, num_frames)
+    _add_notes(facts, num_frames)
     return facts
 
 
@@ -191,7 +191,8 @@ def _read_times(
         _add(facts.problems, f"frames missing: at {holes} places")
 
 
-def _judge(facts: VideoFacts, num_frames: int) -> None:
+def _add_notes(facts: VideoFacts, num_frames: int) -> None:
+    """Adds what will be converted to the notes, and a video too short for a clip to the problems."""
     if abs(facts.fps / VIDEO_FPS - 1) > _RATE_TOLERANCE:
         _add(facts.notes, converted_rate(facts.fps))
     if facts.duration_seconds * VIDEO_FPS < num_frames - 0.5:

@@ -1,4 +1,4 @@
-"""What a decoder of pictures alone needs beside the file: the sound, and which pictures belong to a clip."""
+"""For decoders that give pictures alone (torchcodec, DALI): a clip's sound, and the numbers of its pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from avppc.data.video.source import DecodeError, Source, check_container, damage
 
 @dataclass(frozen=True, eq=False)
 class SoundAndFrames:
-    """A clip but for its pictures."""
+    """A clip without its pictures: its sound, and which pictures of the video are to be decoded."""
 
     audio: NDArray[np.int16]
     """[640 T] at 16 kHz; sample n belongs to the first frame's time + n / 16000 s."""

@@ -33,7 +33,10 @@ class PacketClock:
         """Whether the stream tells only when its packets are decoded; known from its first packet on."""
 
     def stamp(self, packet: Packet[Any]) -> int | None:
-        """Ticks; where the stream has no times of presentation all packets' together are those of its pictures."""
+        """When the packet's picture is shown, in ticks.
+
+        Where the stream tells only when packets are decoded, that: all of them, sorted, are the times of its pictures.
+        """
         if self.in_order is None and packet.size:
             self.in_order = packet.pts is None and packet.dts is not None
         return packet.dts if self.in_order else packet.pts

@@ -55,7 +55,7 @@ class DecodedClip:
 
 
 class ClipError(ValueError):
-    """One clip cannot be had; those after it may."""
+    """This clip cannot be used, but the video's other clips may be."""
 
 
 class StreamReader:
@@ -107,7 +107,7 @@ class StreamReader:
         return not self._audio_done and (self._sound is None or self._sound.end < end_frame * SAMPLES_PER_FRAME)
 
     def note_length(self, end_frame: int) -> None:
-        """Notes it where the file declares a longer video than is going to be used."""
+        """Adds a note where the file declares a longer video than the frames up to `end_frame`."""
         duration = _seconds(self._video, self._video.duration)
         if duration is not None and duration * VIDEO_FPS > end_frame + 1:
             used = end_frame / VIDEO_FPS
@@ -151,7 +151,7 @@ class StreamReader:
             raise ValueError(f"truncated: the video ends at {end:.2f} s, the file declares {float(duration):.2f} s")
 
     def _step(self) -> None:
-        """Decodes one packet; the last one of a stream is empty and drains its decoder."""
+        """Decodes one packet; a stream's last packet is empty and makes its decoder give what it still holds."""
         packet = next(self._packets, None)
         if packet is None:
             self._end_video()
