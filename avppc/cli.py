@@ -78,8 +78,8 @@ COMMANDS = {
     "table": Command(
         "Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table.table", goes_on=True
     ),
-    "probe": Command(
-        "Looks into a run: shortcuts, retrieval, offsets.", "ProbeConfig", "avppc.evaluate.diagnose.diagnose"
+    "diagnose": Command(
+        "Looks into a run: shortcuts, retrieval, offsets.", "DiagnoseConfig", "avppc.evaluate.diagnose.diagnose"
     ),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report.report"),
     "export": Command(
@@ -96,6 +96,9 @@ COMMANDS = {
     ),
     "doctor": Command("Says what is installed and tests each op.", "DoctorConfig", "avppc.doctor"),
 }
+
+FORMER_NAMES = {"probe": "diagnose"}
+"""Commands by names that still call them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop_held_back(sys.stdout)
             return _fail(str(error) if isinstance(error, BrokenPipeError) else f"standard output: {error}")
         except KeyboardInterrupt as interrupt:  # also one that comes while an error is told
-            return _interrupted(interrupt, COMMANDS.get(given[0]) if given else None)
+            return _interrupted(interrupt, COMMANDS.get(FORMER_NAMES.get(given[0], given[0])) if given else None)
 
 
 def _run(given: list[str]) -> int:
@@ -126,6 +129,7 @@ def _run(given: list[str]) -> int:
         print(f"avppc {__version__}")
         return 0
     name, *flags = given
+    name = FORMER_NAMES.get(name, name)
     if name not in COMMANDS:
         return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]

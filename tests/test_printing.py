@@ -36,7 +36,7 @@ def check_printed(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
         ["pretrain", "--data", "{}", "--out", "{}/out"],
         ["evaluate", "--run", "{}"],
         ["table", "--data", "{}", "--out", "{}/out"],
-        ["probe", "--run", "{}"],
+        ["diagnose", "--run", "{}"],
         ["report", "--run", "{}"],
         ["export", "{}", "--out", "{}/out"],
         ["embed", "{}", "--encoder", "{}", "--out", "{}.npz"],

@@ -19,7 +19,7 @@ from avppc.processes import Stopped, ctrl_c_waits, end_at_once, sigterm_interrup
 
 @pytest.mark.parametrize(("number", "code", "how"), [(15, 143, "ended by SIGTERM"), (2, 130, "interrupted")])
 @pytest.mark.parametrize(
-    ("name", "advice"), [("table", "; the same command goes on from what is there"), ("probe", "")]
+    ("name", "advice"), [("table", "; the same command goes on from what is there"), ("diagnose", "")]
 )
 def test_a_signal_is_told_in_a_line(
     name: str,
@@ -38,7 +38,9 @@ def test_a_signal_is_told_in_a_line(
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(f"{COMMANDS[name].module}.run", run)
-    flags = ["--run", str(tmp_path)] if name == "probe" else ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    flags = (
+        ["--run", str(tmp_path)] if name == "diagnose" else ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    )
     assert main([name, *flags]) == code
     assert capsys.readouterr().err == f"avppc: {how}{advice}\n"
     assert signal.getsignal(signal.SIGTERM) is before

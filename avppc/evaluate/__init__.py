@@ -1,1 +1,1 @@
-"""How good a pretrained encoder is: lip reading, the table, probes, reports; and whether data are in sync."""
+"""How good a pretrained encoder is: lip reading, the table, diagnosis, reports; and whether data are in sync."""

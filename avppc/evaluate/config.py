@@ -1,4 +1,4 @@
-"""Settings of `avppc evaluate`, `table`, `probe`, `check-sync` and `report`."""
+"""Settings of `avppc evaluate`, `table`, `diagnose`, `check-sync` and `report`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
 from avppc.train.config import Precision, PresetName
 
-__all__ = ["CheckSyncConfig", "EvaluateConfig", "ProbeConfig", "RecipeConfig", "ReportConfig", "TableConfig"]
+__all__ = [
+    "CheckSyncConfig",
+    "DiagnoseConfig",
+    "EvaluateConfig",
+    "ProbeConfig",
+    "RecipeConfig",
+    "ReportConfig",
+    "TableConfig",
+]
 
 RowName = Literal["random", "supervised", "frozen", "finetuned", "ceiling"]
 HeadName = Literal["gru", "tconv", "bins", "mstcn"]
@@ -176,7 +184,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class DiagnoseConfig:
     """Looks into a pretrained run: what it can tell apart, and by what."""
 
     run: Path
@@ -214,6 +222,10 @@ class ProbeConfig:
         check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("seed", self.seed, 0, MAX_SEED)
+
+
+ProbeConfig = DiagnoseConfig
+"""Its former name."""
 
 
 @dataclass(frozen=True)

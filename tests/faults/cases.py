@@ -90,7 +90,7 @@ CASES = (
         may_lose=tuple(f"table/runs/*/{name}" for name in _LOST),
         tried=2,
     ),
-    Case("probe", lambda inputs, work: ["probe", "--run", str(work / "run"), "--device", "cpu"], needs_run=True),
+    Case("diagnose", lambda inputs, work: ["diagnose", "--run", str(work / "run"), "--device", "cpu"], needs_run=True),
     Case(
         "check-sync",
         lambda inputs, work: ["check-sync", "--data", str(inputs / "packed"), "--out", str(work / "sync")],

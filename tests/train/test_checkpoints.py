@@ -183,7 +183,7 @@ def test_a_run_whose_settings_are_not_its_checkpoints_is_told_in_a_line(
     pretrain(tiny_config(tiny_set, tmp_path / "run", steps=2))
     change_json(tmp_path / "run" / "config.json", audio_width=8)
     for command in (
-        ["probe", "--run", str(tmp_path / "run")],
+        ["diagnose", "--run", str(tmp_path / "run")],
         ["check-sync", "--data", str(tiny_set), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "sync")],
     ):
         assert main([*command, "--device", "cpu"]) == 2

@@ -10,9 +10,9 @@ import pytest
 from hand_edited import change_json, read_plain
 from tiny_runs import tiny_config, write_tiny_set
 
-from avppc.config import EvaluateConfig, ProbeConfig, ReportConfig
+from avppc.config import DiagnoseConfig, EvaluateConfig, ReportConfig
 from avppc.data.packed.dataset import split_sha256
-from avppc.evaluate.diagnose.diagnose import probe
+from avppc.evaluate.diagnose.diagnose import diagnose
 from avppc.evaluate.lipreading.evaluate import evaluate
 from avppc.evaluate.report.report import render
 from avppc.export.export import _describe_data
@@ -64,7 +64,7 @@ class TestClips:
         with pytest.raises(ValueError, match=message):
             evaluate(EvaluateConfig(run, rows=("frozen",)))
         with pytest.raises(ValueError, match=message):
-            probe(ProbeConfig(run))
+            diagnose(DiagnoseConfig(run))
         with pytest.raises(ValueError, match="holds a run on other clips"):
             pretrain(tiny_config(Path("packed"), run, steps=2))
         assert "was trained on clips of packed" in render(ReportConfig(run))

@@ -1,1 +1,1 @@
-"""A look into a run and into a data set: `avppc probe` and `avppc check-sync`."""
+"""A look into a run and into a data set: `avppc diagnose` and `avppc check-sync`."""

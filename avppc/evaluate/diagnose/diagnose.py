@@ -1,4 +1,4 @@
-"""`avppc probe`: what a pretrained run can tell apart, and by what.
+"""`avppc diagnose`: what a pretrained run can tell apart, and by what.
 
 That includes which words are confused, by how far apart they look, with words as strings of visemes.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from avppc.data.packed.dataset import PackedDataset
-from avppc.evaluate.config import ProbeConfig
+from avppc.evaluate.config import DiagnoseConfig
 from avppc.evaluate.diagnose.task import (
     TrainedTask,
     gradient_conflict,
@@ -34,19 +34,19 @@ from avppc.settings import config_to_dict
 from avppc.train.hardware import keep_memory, resolve_device, use_bf16
 from avppc.train.run_folder import data_of
 
-PROBE_FILE = "probe.json"
+FINDINGS_FILE = "probe.json"  # the command was called probe once
 
 FARTHEST = 4
 """Viseme distances of this or more are counted together."""
 
 
-def run(config: ProbeConfig) -> int:
-    """`avppc probe`: measures, writes evaluation/probe.json, and prints it; returns 0."""
-    print_findings(probe(config))
+def run(config: DiagnoseConfig) -> int:
+    """`avppc diagnose`: measures, writes evaluation/probe.json, and prints it; returns 0."""
+    print_findings(diagnose(config))
     return 0
 
 
-def probe(config: ProbeConfig) -> dict[str, Any]:
+def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     """All measures asked for, by name; None for one that the run's task does not have."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -68,9 +68,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     console = Console(stderr=True)
     findings: dict[str, Any] = {"settings": config_to_dict(config), "task": trained.config.task}
     for name in config.measures:
-        console.print(f"probe: {name}")
+        console.print(f"diagnose: {name}")
         findings[name] = measures[name]()
-    write_json(config.run / "evaluation" / PROBE_FILE, findings)
+    write_json(config.run / "evaluation" / FINDINGS_FILE, findings)
     return findings
 
 

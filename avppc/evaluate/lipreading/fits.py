@@ -222,7 +222,7 @@ def check_words(data: str | os.PathLike[str], words: Sequence[str]) -> None:
     if not words:
         raise ValueError(
             f"{data} has no labels: lip reading is tested on words, which `avppc prepare` takes from folders "
-            "VIDEOS/WORD/{train,val,test}. `avppc probe`, `embed` and `check-sync` need no labels"
+            "VIDEOS/WORD/{train,val,test}. `avppc diagnose`, `embed` and `check-sync` need no labels"
         )
     if len(words) == 1:
         raise ValueError(f"{data} has one word only, {words[0]}: there is nothing to tell apart")

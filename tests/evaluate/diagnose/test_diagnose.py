@@ -1,4 +1,4 @@
-"""The probe of a run: its arithmetic against plain loops, and what it finds in runs of every task."""
+"""The diagnosis of a run: its arithmetic against plain loops, and what it finds in runs of every task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from tiny_runs import WORDS, tiny_config, write_tiny_set
 
 from avppc.cli import main
-from avppc.config import ProbeConfig
-from avppc.evaluate.diagnose.diagnose import confusions_by_visemes, edit_distance, probe, viseme_strings
+from avppc.config import DiagnoseConfig
+from avppc.evaluate.diagnose.diagnose import confusions_by_visemes, diagnose, edit_distance, viseme_strings
 from avppc.evaluate.diagnose.task import accuracy_among, load_task, ranks_of_positives, recall_at, vote_of_neighbours
 from avppc.evaluate.lipreading.results import RowResult, write_row
 from avppc.tasks.config import TASK_NAMES
@@ -26,7 +26,7 @@ pytest.importorskip("espeakng_loader", reason="visemes need the extra synth")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny run of every task."""
-    folder = tmp_path_factory.mktemp("probed")
+    folder = tmp_path_factory.mktemp("diagnosed")
     data = write_tiny_set(folder / "packed")
     found = {}
     for task in TASK_NAMES:
@@ -72,8 +72,8 @@ def test_neighbours_vote() -> None:
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_every_task_is_probed_for_what_it_has(runs: dict[str, Path], task: str) -> None:
-    findings = probe(ProbeConfig(runs[task], device="cpu", threads=1, conflict_batches=1, neighbours=3))
+def test_every_task_is_diagnosed_for_what_it_has(runs: dict[str, Path], task: str) -> None:
+    findings = diagnose(DiagnoseConfig(runs[task], device="cpu", threads=1, conflict_batches=1, neighbours=3))
     has_sound_score = task in ("av-permutative", "synchronization", "correspondence")
     assert (findings["retrieval"] is not None) == (findings["offset"] is not None) == has_sound_score
     assert (findings["shortcut"] is not None) == (findings["conflict"] is not None) == task.endswith("permutative")
@@ -163,11 +163,13 @@ def test_command_line_prints_the_findings(runs: dict[str, Path], capsys) -> None
     draws = [{"seed": 0, "val_wcr": 0.9, "test_wcr": 0.9}]
     row = RowResult("frozen", 4, 0.9, 0.1, 1 / 3, {"head": "bins"}, [], draws, list(WORDS), 9, confusion, 1.0, settings)
     write_row(run, row)
-    assert main(["probe", "--run", str(run), "--device", "cpu", "--threads", "1", "--conflict-batches", "1"]) == 0
+    assert main(["diagnose", "--run", str(run), "--device", "cpu", "--threads", "1", "--conflict-batches", "1"]) == 0
     printed = capsys.readouterr().out
     for text in ("sound by picture, R@1", "own clip", "Cosines of the gradients", "Confusions, frozen-4"):
         assert text in printed
-    assert main(["probe", "--run", str(run / "nothing")]) == 2
+    for name in ("diagnose", "probe"):  # the latter is its former name
+        assert main([name, "--run", str(run / "nothing")]) == 2
+        assert capsys.readouterr().err.startswith(f"avppc: {run / 'nothing'} holds no run")
 
 
 def test_run_without_checkpoint_and_bad_settings_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -175,6 +177,6 @@ def test_run_without_checkpoint_and_bad_settings_are_refused(runs: dict[str, Pat
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint"):
         load_task(tmp_path, torch.device("cpu"), bf16=False)
     with pytest.raises(ValueError, match="measures must be one of"):
-        ProbeConfig(tmp_path, measures=("speed",))
+        DiagnoseConfig(tmp_path, measures=("speed",))
     with pytest.raises(ValueError, match="neighbours must be at least 1"):
-        dataclasses.replace(ProbeConfig(tmp_path), neighbours=0)
+        dataclasses.replace(DiagnoseConfig(tmp_path), neighbours=0)

@@ -40,7 +40,7 @@ def write_set(directory: Path, words: tuple[str, ...], splits: tuple[str, ...]) 
 @pytest.mark.parametrize(
     ("words", "splits", "message"),
     [
-        ((), ("train",), "has no labels: .*folders VIDEOS/WORD/{train,val,test}.*`avppc probe`"),
+        ((), ("train",), "has no labels: .*folders VIDEOS/WORD/{train,val,test}.*`avppc diagnose`"),
         (("ABOUT",), ("train", "val", "test"), "has one word only, ABOUT: there is nothing to tell apart"),
         (("ABOUT", "HOUSE"), ("train",), "split 'val' of .* has no clips; available: 'train'; .*VIDEOS/WORD/val"),
     ],
