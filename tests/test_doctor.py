@@ -16,6 +16,7 @@ from avppc import doctor
 from avppc.cli import main
 from avppc.config import DoctorConfig
 from avppc.ops import _library
+from avppc.ops.info_nce import cpu as info_nce_cpu
 from avppc.printing import one_line
 from avppc.train.hardware import package_versions
 
@@ -85,6 +86,7 @@ def test_without_the_extension_the_reason_is_given(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_library, "missing_reason", lambda backend: "it was not built")
+    monkeypatch.setattr(info_nce_cpu, "MISSING", "it was not built")
     monkeypatch.setattr(_library, "has_cpp_ops", lambda: False)
     monkeypatch.setattr(_library, "build_info", lambda: None)
     found = findings(capsys)

@@ -4,68 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_number, dtype_name
 from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
 from avppc.ops.info_nce.distributed import solve_gathered
-from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, to_autocast_dtype
-from avppc.ops.info_nce.problem import Pairs, Problem, as_pairs, check_embeddings, make_problem
+from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve
+from avppc.ops.info_nce.problem import Pairs, as_pairs, make_problem, product_dtype
 
 NORMALIZATIONS = ("none", "layer_norm")
 MAX_WIDTH = 1 << 20
 MAX_TASKS = 1 << 20
-
-
-@dataclass(frozen=True)
-class InfoNCEOptions:
-    """How a loss module scores and reduces."""
-
-    scale: float = 1.0
-    """What the logits are multiplied by; its first value if it is learned."""
-    learn_scale: bool = False
-    """Whether the scale is a parameter (its logarithm is, so that it stays positive)."""
-    normalize: str = "none"
-    """"none": embeddings are scored as they come; "layer_norm": each is first brought to mean 0 and variance 1."""
-    task_weights: Sequence[float] | None = None
-    """K weights of the sub-tasks in the mean, at least 0: sum(w_k loss_k) / sum(w_k); None: equal."""
-    symmetric: bool = False
-    """Whether the loss of targets looking for contexts is averaged in."""
-    reduction: str = "mean"
-    """"mean", "task" or "none", as in bilinear_info_nce."""
-    backend: str = "auto"
-    """"auto", "triton", "cpp" or "reference"."""
-    gather: str = "none"
-    """Whose targets are the negatives; "none": this process's own; "all", "ring": those of all processes."""
-    return_stats: bool = False
-    """Whether a call also returns InfoNCEStats, unless the call says otherwise."""
-
-    def __post_init__(self) -> None:
-        _check_factor("scale", self.scale)
-        if self.scale == 0:
-            raise ValueError("scale must be above 0, got 0")
-        for name in ("learn_scale", "symmetric", "return_stats"):
-            check_bool(name, getattr(self, name))
-        check_choice("normalize", self.normalize, NORMALIZATIONS)
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        check_choice("backend", self.backend, BACKENDS)
-        check_choice("gather", self.gather, GATHERS)
-        if self.task_weights is not None:
-            check_weight_list(self.task_weights)
-            for weight in self.task_weights:
-                _check_factor("task_weights", weight)
-            if not any(self.task_weights):
-                raise ValueError("task_weights must hold a weight above 0, got none")
+_SETTINGS = (  # that the repr shows
+    "initial_scale", "learn_scale", "normalize", "task_weights", "symmetric", "reduction", "backend", "gather",
+    "return_stats",
+)  # fmt: skip
 
 
 def check_weight_list(weights: object) -> None:
-    """Raises TypeError unless it is a collection, such as a list (not a tensor); the options check the numbers."""
+    """Raises TypeError unless it is a collection, such as a list, and no tensor; BilinearInfoNCE checks the numbers."""
     if not isinstance(weights, Collection) or isinstance(weights, Tensor):
         raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
 
@@ -76,12 +38,14 @@ def _check_factor(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite in float32, got {value}")
 
 
-def check_option_names(owner: str, names: Iterable[str]) -> None:
-    """Raises TypeError, in the name of the owner, unless all are fields of InfoNCEOptions."""
-    allowed = [field.name for field in fields(InfoNCEOptions)]
-    for name in names:
-        if name not in allowed:
-            raise TypeError(f"{owner} has no option {name!r}; there are {', '.join(allowed)}")
+def _check_task_weights(weights: Sequence[float], tasks: int) -> None:
+    check_weight_list(weights)
+    for weight in weights:
+        _check_factor("task_weights", weight)
+    if not any(weights):
+        raise ValueError("task_weights must hold a weight above 0, got none")
+    if len(weights) != tasks:
+        raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
 
 
 def _fill(parameter: Any, value: Tensor) -> None:
@@ -107,8 +71,7 @@ def check_like_module(name: str, value: object, weight: Tensor) -> None:
         return
     if value.device != weight.device:
         raise ValueError(f"{name} must be on {weight.device} like the module, got {value.device}")
-    cast_value, cast_weight = to_autocast_dtype(value, weight)
-    if cast_value.dtype != cast_weight.dtype:
+    if value.dtype != weight.dtype and product_dtype(value) != product_dtype(weight):
         wanted, got = dtype_name(weight.dtype), dtype_name(value.dtype)
         raise TypeError(f"{name} must have dtype {wanted} like the module where there is no autocast, got {got}")
 
@@ -122,14 +85,18 @@ class BilinearInfoNCE(nn.Module):
         tasks: K, the number of sub-tasks; if pairs are given, their number.
         pairs: [K, 2] integers, the (context index, target index) of each sub-task; None: sub-task k uses context k
             and target k.
-        learn_scale: whether the scale of the logits is a parameter.
+        scale: what the logits are multiplied by, above 0; its first value if it is learned.
+        learn_scale: whether the scale is a parameter (its logarithm is, so that it stays positive).
+        normalize: "none": embeddings are scored as they come; "layer_norm": each is first brought to mean 0 and
+            variance 1.
+        task_weights: K weights of the sub-tasks in the mean, at least 0: sum(w_k loss_k) / sum(w_k); None: equal.
+        symmetric, reduction, backend: as in bilinear_info_nce.
         gather: "none": negatives of this process alone. With torch.distributed, "all": the targets of all processes,
             copied to each; "ring": the same loss and gradients with the targets passed round, which takes the memory of
             one process and more arithmetic. Each process returns the mean over its own rows, so that the gradients that
             DistributedDataParallel averages are those of one process with the whole batch; this module must be inside
             what it wraps. All processes must call it alike, after `eval()`, too.
-        **options: the other fields of InfoNCEOptions: scale, normalize, task_weights, symmetric, reduction, backend,
-            return_stats.
+        return_stats: whether a call also returns InfoNCEStats, unless the call says otherwise.
 
     W starts as I / sqrt(D), so that embeddings of unit variance give logits of unit variance.
     """
@@ -143,16 +110,29 @@ class BilinearInfoNCE(nn.Module):
         *,
         tasks: int = 1,
         pairs: Pairs | None = None,
+        scale: float = 1.0,
         learn_scale: bool = False,
+        normalize: str = "none",
+        task_weights: Sequence[float] | None = None,
+        symmetric: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
         gather: str = "none",
-        **options: Any,
+        return_stats: bool = False,
     ) -> None:
         super().__init__()
         check_integer("context_dim", context_dim, 1, MAX_WIDTH)
         check_integer("target_dim", target_dim, 1, MAX_WIDTH)
         check_integer("tasks", tasks, 1, MAX_TASKS)
-        check_option_names("BilinearInfoNCE", options)
-        self.options = InfoNCEOptions(learn_scale=learn_scale, gather=gather, **options)
+        _check_factor("scale", scale)
+        if scale == 0:
+            raise ValueError("scale must be above 0, got 0")
+        for name, switch in (("learn_scale", learn_scale), ("symmetric", symmetric), ("return_stats", return_stats)):
+            check_bool(name, switch)
+        check_choice("normalize", normalize, NORMALIZATIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, BACKENDS)
+        check_choice("gather", gather, GATHERS)
         if pairs is not None:
             pairs = as_pairs(pairs)
             if pairs.min() < 0:
@@ -160,10 +140,13 @@ class BilinearInfoNCE(nn.Module):
             if tasks not in (1, len(pairs)):
                 raise ValueError(f"tasks must be left out or equal the {len(pairs)} pairs, got {tasks}")
             tasks = len(pairs)
+        if task_weights is not None:
+            _check_task_weights(task_weights, tasks)
         self.pairs = pairs
-        weights = self.options.task_weights
-        if weights is not None and len(weights) != tasks:
-            raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
+        self.initial_scale, self.learn_scale, self.normalize = scale, learn_scale, normalize
+        self.task_weights = None if task_weights is None else tuple(task_weights)
+        self.symmetric, self.reduction, self.backend = symmetric, reduction, backend
+        self.gather, self.return_stats = gather, return_stats
         self.weight = nn.Parameter(torch.empty(tasks, target_dim, context_dim))
         self.log_scale = nn.Parameter(torch.empty(1)) if learn_scale else None  # FSDP shards nothing of 0 dimensions
         self.reset_parameters()
@@ -176,18 +159,27 @@ class BilinearInfoNCE(nn.Module):
             identity /= math.sqrt(min(target_dim, context_dim))
             _fill(self.weight, identity.expand(self.weight.shape))
             if self.log_scale is not None:
-                self.log_scale.fill_(math.log(self.options.scale))
+                self.log_scale.fill_(math.log(self.initial_scale))
 
     @property
     def scale(self) -> float | Tensor:
         """What the logits are multiplied by."""
-        return self.options.scale if self.log_scale is None else self.log_scale.exp().squeeze(0)
+        return self.initial_scale if self.log_scale is None else self.log_scale.exp().squeeze(0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         name = f"{prefix}log_scale"
         if isinstance(value := state_dict.get(name), Tensor) and value.ndim == 0:  # as it was up to version 0.1
             state_dict[name] = value.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the targets of other processes are negatives here."""
+        return self.gather != "none" and has_others()
+
+    def refusal_told(self, device: torch.device) -> AbstractContextManager[None]:
+        """A context for the checks of a call: the other processes, which wait for this one, learn of an error."""
+        return refusal_told(device) if self.gathers else contextlib.nullcontext()
 
     def forward(
         self,
@@ -197,42 +189,31 @@ class BilinearInfoNCE(nn.Module):
         target_ids: Tensor | None = None,  # [M]
         *,
         return_stats: bool | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss, or (loss, InfoNCEStats); the arguments are those of bilinear_info_nce."""
-        options = self.options
-        with refusal_told(self.weight.device) if has_others(options.gather) else contextlib.nullcontext():
-            with_stats = options.return_stats if return_stats is None else return_stats
+        with self.refusal_told(self.weight.device):
+            with_stats = self.return_stats if return_stats is None else return_stats
             check_bool("return_stats", with_stats)
-            problem = self._problem(contexts, targets, context_ids, target_ids)
-        loss, stats = solve_gathered(
-            problem,
-            options.gather,
-            reduction=options.reduction,
-            task_weights=options.task_weights,
-            backend=options.backend,
-        )
-        return (loss, stats) if with_stats else loss
-
-    def _problem(
-        self, contexts: Tensor, targets: Tensor, context_ids: Tensor | None, target_ids: Tensor | None
-    ) -> Problem:
-        if self.options.normalize == "layer_norm":
-            contexts, targets = check_embeddings("contexts", contexts), check_embeddings("targets", targets)
-            contexts = F.layer_norm(contexts, contexts.shape[-1:])
-            targets = F.layer_norm(targets, targets.shape[-1:])
-        check_like_module("contexts", contexts, self.weight)
-        contexts, targets, weights = to_autocast_dtype(contexts, targets, self.weight)
-        return make_problem(
-            contexts,
-            targets,
-            weights,
-            self.pairs,
-            scale=self.scale,
-            context_ids=context_ids,
-            target_ids=target_ids,
-            symmetric=self.options.symmetric,
-        )
+            check_like_module("contexts", contexts, self.weight)
+            problem = make_problem(
+                contexts,
+                targets,
+                self.weight,
+                self.pairs,
+                scale=self.scale,
+                context_ids=context_ids,
+                target_ids=target_ids,
+                symmetric=self.symmetric,
+                layer_norm=self.normalize == "layer_norm",
+            )
+        stats: InfoNCEStats | None
+        if self.gathers:
+            loss, stats = solve_gathered(problem, self.gather, self.reduction, self.task_weights, self.backend)
+        else:
+            loss, stats = solve(problem, self.reduction, self.task_weights, self.backend, with_stats)
+        return (loss, stats) if with_stats and stats is not None else loss
 
     def extra_repr(self) -> str:
         tasks, target_dim, context_dim = self.weight.shape
-        return f"{context_dim}, {target_dim}, tasks={tasks}, {self.options}"
+        settings = (f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
+        return f"{context_dim}, {target_dim}, tasks={tasks}, {', '.join(settings)}"

@@ -6,27 +6,19 @@ predicts every disjoint set of one or two.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_tensor, dtype_name
-from avppc.losses.bilinear_info_nce import (
-    MAX_WIDTH,
-    BilinearInfoNCE,
-    check_like_module,
-    check_option_names,
-    check_weight_list,
-)
-from avppc.ops.info_nce.agreement import has_others, refusal_told
-from avppc.ops.info_nce.op import to_autocast_dtype
-from avppc.ops.info_nce.problem import check_ids
+from avppc.losses.bilinear_info_nce import MAX_WIDTH, BilinearInfoNCE, check_like_module, check_weight_list
+from avppc.ops.info_nce.op import InfoNCEStats
+from avppc.ops.info_nce.problem import check_ids, product_dtype
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 
 ELEMENTS = ("Vp", "Vf", "Ap", "Af")
@@ -132,12 +124,11 @@ class PermutativeInfoNCE(nn.Module):
             named weigh 1): loss = sum(w_k loss_k) / sum(w_k). None: equal weights.
         fusion: how two elements become one embedding: "mlp", two layers over both side by side; "concat-linear", one
             layer; "sum". Each pair of elements has layers of its own, one set as context and one as target.
-        gather: whose targets are the negatives, as in BilinearInfoNCE.
         swapped_negatives: whether each target is also told from the targets with past and future swapped, of all clips,
             its own included: 2 N candidates, of which one shares speaker, light and pose.
-        **options: the other options of BilinearInfoNCE: scale, learn_scale, normalize, symmetric (not beside
-            swapped_negatives), reduction, backend, return_stats. The defaults are the method's: no temperature, no
-            normalisation.
+        scale, learn_scale, normalize, reduction, backend, gather, return_stats: as in BilinearInfoNCE. The defaults are
+            the method's: no temperature, no normalisation.
+        symmetric: as in bilinear_info_nce; not beside swapped_negatives.
 
     A state_dict holds the W in the order of `subtasks`: load it into a module with the same sub-tasks in that order.
 
@@ -152,15 +143,20 @@ class PermutativeInfoNCE(nn.Module):
         subtasks: Sequence[SubTask | str] = SUBTASKS,
         task_weights: Sequence[float] | Mapping[str, float] | None = None,
         fusion: str = "mlp",
-        gather: str = "none",
         swapped_negatives: bool = False,
-        **options: Any,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+        normalize: str = "none",
+        symmetric: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
+        gather: str = "none",
+        return_stats: bool = False,
     ) -> None:
         super().__init__()
         check_integer("dim", dim, 1, MAX_WIDTH)
         check_bool("swapped_negatives", swapped_negatives)
-        check_option_names("PermutativeInfoNCE", options)
-        if swapped_negatives and options.get("symmetric"):
+        if swapped_negatives and symmetric:
             raise ValueError(
                 "swapped_negatives and symmetric must not both be True: with 2 N candidates for N contexts, a target's "
                 "own contexts are no second set of losses"
@@ -181,9 +177,15 @@ class PermutativeInfoNCE(nn.Module):
             dim,
             dim,
             pairs=[(contexts.index(subtask.inputs), targets.index(subtask.targets)) for subtask in self.subtasks],
-            gather=gather,
+            scale=scale,
+            learn_scale=learn_scale,
+            normalize=normalize,
             task_weights=_check_task_weights(task_weights, self.subtasks),
-            **options,
+            symmetric=symmetric,
+            reduction=reduction,
+            backend=backend,
+            gather=gather,
+            return_stats=return_stats,
         )
 
     def forward(
@@ -195,7 +197,7 @@ class PermutativeInfoNCE(nn.Module):
         clip_ids: Tensor | None = None,  # [N]
         *,
         return_stats: bool | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss, or (loss, InfoNCEStats) with one entry for each of self.subtasks.
 
         Args:
@@ -206,12 +208,12 @@ class PermutativeInfoNCE(nn.Module):
             a_future: [N, D], their futures as heard.
             clip_ids: [N] integers; clips with equal ids are not negatives of each other. With swapped_negatives -2**63
                 counts as -2**63 + 1.
-            return_stats: overrides the option of the same name.
+            return_stats: overrides the setting of the same name.
         """
         given = (v_past, v_future, a_past, a_future)
         first = next((value for value in given if isinstance(value, Tensor)), None)
         device = self.score.weight.device if first is None else first.device
-        with refusal_told(device) if has_others(self.score.options.gather) else contextlib.nullcontext():
+        with self.score.refusal_told(device):
             if clip_ids is not None:
                 clip_ids = clip_ids if first is None else check_ids("clip_ids", clip_ids, first.unsqueeze(0))
             contexts, targets = self._sides(given, self.swapped_negatives)
@@ -222,7 +224,9 @@ class PermutativeInfoNCE(nn.Module):
             nobody = torch.iinfo(clip_ids.dtype).min
             clip_ids = clip_ids.clamp_min(nobody + 1)
             target_ids = torch.cat([clip_ids, torch.full_like(clip_ids, nobody)])
-        return self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
+        loss: Tensor | tuple[Tensor, InfoNCEStats]
+        loss = self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
+        return loss
 
     def logits(
         self,
@@ -239,7 +243,7 @@ class PermutativeInfoNCE(nn.Module):
             swapped: gives [K, N, 2 N] instead: after the true targets, those with past and future swapped.
         """
         contexts, targets = self._sides((v_past, v_future, a_past, a_future), swapped)
-        if self.score.options.normalize == "layer_norm":
+        if self.score.normalize == "layer_norm":
             contexts, targets = (functional.layer_norm(side, side.shape[-1:]) for side in (contexts, targets))
         pairs = torch.as_tensor(self.score.pairs)
         scale = torch.as_tensor(self.score.scale)
@@ -299,8 +303,7 @@ def _check_kind(argument: str, value: Tensor, first: tuple[str, Tensor] | None) 
     like = ARGUMENTS[ELEMENTS.index(element)]
     if value.device != other.device:
         raise ValueError(f"{argument} must be on {other.device} like {like}, got {value.device}")
-    cast_value, cast_other = to_autocast_dtype(value, other)
-    if cast_value.dtype != cast_other.dtype:
+    if value.dtype != other.dtype and product_dtype(value) != product_dtype(other):
         wanted, got = dtype_name(other.dtype), dtype_name(value.dtype)
         raise TypeError(f"{argument} must have dtype {wanted} like {like} where there is no autocast, got {got}")
 
@@ -332,7 +335,7 @@ def _check_subtasks(subtasks: Sequence[SubTask | str]) -> tuple[SubTask, ...]:
 def _check_task_weights(
     weights: Sequence[float] | Mapping[str, float] | None, subtasks: Sequence[SubTask]
 ) -> tuple[float, ...] | None:
-    """One weight a sub-task; the values are checked by InfoNCEOptions."""
+    """One weight a sub-task; BilinearInfoNCE checks the values."""
     if weights is None:
         return None
     check_weight_list(weights)

@@ -34,9 +34,9 @@ def rows_known_even() -> Iterator[None]:
         _checks = before
 
 
-def has_others(gather: str) -> bool:
-    """Whether other processes take part in a loss with this gather."""
-    return gather != "none" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def has_others() -> bool:
+    """Whether there are other processes, which take part in a loss unless its gather is "none"."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Facts(NamedTuple):

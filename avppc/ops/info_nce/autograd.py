@@ -12,16 +12,9 @@ from avppc.ops.derivatives import refuse_second_derivative
 from avppc.ops.info_nce.problem import Problem
 
 FIELDS = len(Problem._fields)
+_DIFFERENTIABLE = [Problem._fields.index(name) for name in ("contexts", "targets", "weights", "scale")]
 NEEDS = 4
 """Flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale."""
-
-
-def distinct(problem: Problem) -> Problem:
-    """The problem as torch.compile takes it: no tensor twice, as it would be if it were both contexts and targets."""
-    if not torch.compiler.is_compiling():
-        return problem
-    ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
-    return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
 
 
 def refuse_double_backward(backend: str) -> None:
@@ -29,12 +22,6 @@ def refuse_double_backward(backend: str) -> None:
     refuse_second_derivative(
         f"bilinear_info_nce(backend={backend!r})", "use backend='reference' with create_graph=True"
     )
-
-
-def needs_of(ctx: Any) -> tuple[bool, bool, bool, bool]:
-    """Whether a gradient is needed of the contexts, the targets, the weights and the scale of a Problem as inputs."""
-    contexts, targets, weights, _, scale, *_ = ctx.needs_input_grad
-    return contexts, targets, weights, scale
 
 
 def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
@@ -56,7 +43,7 @@ def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Te
     contexts, targets, weights, pairs, scale, context_ids, target_ids, *statistics = ctx.saved_tensors
     offset, symmetric = ctx.settings
     problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
-    needs = needs_of(ctx)
+    needs = [ctx.needs_input_grad[field] for field in _DIFFERENTIABLE]
     found = operator(*problem, *statistics, drows, *needs)
     wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
     return gradients_of(wanted, FIELDS)

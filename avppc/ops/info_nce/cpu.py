@@ -18,10 +18,8 @@ from avppc.ops.info_nce.autograd import (
     FIELDS,
     NEEDS,
     backward_fake,
-    distinct,
     gradients_fake,
     gradients_of,
-    needs_of,
     refuse_double_backward,
     rows_backward,
     rows_fake,
@@ -29,20 +27,26 @@ from avppc.ops.info_nce.autograd import (
 )
 from avppc.ops.info_nce.problem import Problem
 
+MISSING = _library.missing_reason("cpp")
+"""Why these operators cannot be used here, with what to do about it; None when they can."""
+
 
 def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
     """Losses [K, N], differentiable, and whether each positive beats every negative [K, N]."""
-    rows, correct = _Rows.apply(*distinct(problem))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    rows, correct = _Rows.apply(*problem.distinct())  # type: ignore[no-untyped-call]  # torch does not annotate it
     return rows, correct
 
 
 def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sum(shares * task losses), differentiable; task losses [K]; accuracies [K]. The shares are [K] float32."""
     tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
-    if not (torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in tensors)):
-        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *[False] * NEEDS)
+    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
+    if not any(needs):
+        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *needs)
         return loss, task_loss, accuracy
-    loss, task_loss, accuracy = _Mean.apply(*distinct(problem), shares)  # type: ignore[no-untyped-call]  # as above
+    loss, task_loss, accuracy = _Mean.apply(  # type: ignore[no-untyped-call]  # as above
+        *problem.distinct(), shares, *needs
+    )
     return loss, task_loss, accuracy
 
 
@@ -71,25 +75,29 @@ class _Rows(torch.autograd.Function):
         return rows_backward(ctx, torch.ops.avppc.info_nce_cpu_backward, drows)
 
 
+_MEAN_INPUTS = FIELDS + 1 + NEEDS  # a Problem's fields, the shares, which gradients are needed
+
+
 class _Mean(torch.autograd.Function):
     """The weighted mean of the losses; the gradients are computed along with it."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        needs = needs_of(ctx)
-        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs, *needs)
+        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs)
         ctx.mark_non_differentiable(task_loss, accuracy)
         if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)  # no zeros for task_loss and accuracy
         ctx.dtype = inputs[0].dtype
-        ctx.save_for_backward(*[value if need else None for need, value in zip(needs, gradients, strict=True)])
+        ctx.save_for_backward(
+            *[value if need else None for need, value in zip(inputs[-NEEDS:], gradients, strict=True)]
+        )
         return loss, task_loss, accuracy
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward("cpp")
         if dloss is None:  # nothing after the loss has a gradient: with set_materialize_grads there is no zero for it
-            return (None,) * (FIELDS + 1)
+            return (None,) * _MEAN_INPUTS
         gradients = ctx.saved_tensors
         if not _is_last_backward(dloss):  # copies even for dloss = 1: the next backward needs the saved gradients
             gradients = tuple(value if value is None else value * dloss for value in gradients)
@@ -98,7 +106,7 @@ class _Mean(torch.autograd.Function):
         if ctx.dtype == torch.float16:  # its gradients are float32 until the upstream factor is in
             *embeddings, scale = gradients
             gradients = *[value if value is None else value.to(ctx.dtype) for value in embeddings], scale
-        return gradients_of(gradients, FIELDS + 1)
+        return gradients_of(gradients, _MEAN_INPUTS)
 
 
 def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -109,7 +117,7 @@ def _mean_fake(*inputs: Any) -> tuple[Tensor, ...]:
     return task_loss.new_empty(()), task_loss, torch.empty_like(task_loss), *gradients
 
 
-if _library.has_cpp_ops():
+if MISSING is None:
     torch.library.register_fake("avppc::info_nce_cpu", rows_fake)
     torch.library.register_fake("avppc::info_nce_cpu_backward", backward_fake)
     torch.library.register_fake("avppc::info_nce_cpu_mean", _mean_fake)

@@ -16,45 +16,37 @@ from torch import Tensor
 
 from avppc.checks import without_autocast
 from avppc.ops.derivatives import plain_torch_alone, refuse_second_derivative
-from avppc.ops.info_nce.agreement import check_agreement, has_others
+from avppc.ops.info_nce.agreement import check_agreement
 from avppc.ops.info_nce.op import InfoNCEStats, pick_backend, reduce_rows, solve
 from avppc.ops.info_nce.problem import NO_POSITIVE, Problem
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 
 
 def solve_gathered(
-    problem: Problem,
-    gather: str,
-    *,
-    reduction: str = "mean",
-    task_weights: Sequence[float] | None = None,
-    backend: str = "auto",
+    problem: Problem, gather: str, reduction: str, task_weights: Sequence[float] | None, backend: str
 ) -> tuple[Tensor, InfoNCEStats]:
-    """The loss of this process's rows, and its statistics.
+    """The loss of this process's rows, and its statistics; there must be other processes.
 
     Args:
         problem: this process's own; its positive_offset is 0.
         gather: "all": the targets of all processes are copied here; "ring": they pass by, one process's at a time, in
-            the forward and again in the backward; "none": only this process's own are used.
+            the forward and again in the backward.
         reduction, task_weights, backend: as in `solve`.
 
     Raises:
         ValueError: the processes differ in shapes, dtypes or options; on all of them, naming what differs.
         RuntimeError: torch.func or a forward-mode derivative is asked to go through messages.
     """
-    options: dict[str, Any] = {"reduction": reduction, "task_weights": task_weights, "backend": backend}
-    if not has_others(gather):
-        loss, stats = solve(problem, return_stats=True, **options)
-        return loss, stats
+    options = reduction, task_weights, backend
     lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
     if lacking:  # messages to other processes are seen by the backwards of autograd functions alone
         raise RuntimeError(f"gather={gather!r} has no {lacking} with several processes; use gather='none'")
     check_agreement(problem, gather, reduction, task_weights)
     one_way = _solve_all if gather == "all" else _solve_ring
     if not problem.symmetric:
-        return one_way(problem, **options)
-    loss, stats = one_way(problem._replace(symmetric=False), **options)
-    column_loss, column_stats = one_way(_turned(problem), **options)
+        return one_way(problem, *options)
+    loss, stats = one_way(problem._replace(symmetric=False), *options)
+    column_loss, column_stats = one_way(_turned(problem), *options)
     task_loss = (stats.task_loss + column_stats.task_loss) / 2
     return (loss + column_loss) / 2, InfoNCEStats(task_loss, stats.accuracy)
 
@@ -111,7 +103,9 @@ class _SumRows(torch.autograd.Function):
         return _GatherRows.apply(gradient)  # type: ignore[no-untyped-call]  # as above
 
 
-def _solve_all(problem: Problem, **options: Any) -> tuple[Tensor, InfoNCEStats]:
+def _solve_all(
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str
+) -> tuple[Tensor, InfoNCEStats]:
     targets: Tensor = _GatherRows.apply(problem.targets)  # type: ignore[no-untyped-call]  # torch does not annotate it
     ids = problem.target_ids
     whole = problem._replace(
@@ -119,12 +113,13 @@ def _solve_all(problem: Problem, **options: Any) -> tuple[Tensor, InfoNCEStats]:
         target_ids=None if ids is None else _gather(ids).flatten(),
         positive_offset=dist.get_rank() * problem.targets.shape[1],
     )
-    loss, stats = solve(whole, return_stats=True, **options)
+    loss, stats = solve(whole, reduction, task_weights, backend, with_stats=True)
+    assert stats is not None
     return loss, stats
 
 
 def _solve_ring(
-    problem: Problem, *, reduction: str, task_weights: Sequence[float] | None, backend: str
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str
 ) -> tuple[Tensor, InfoNCEStats]:
     rows, correct = _Ring.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
         problem.contexts, problem.targets, problem.weights, problem.scale, problem, pick_backend(problem, backend)

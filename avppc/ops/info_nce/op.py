@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from avppc.checks import check_bool, check_choice, is_autocast_on, without_autocast
+from avppc.checks import check_bool, check_choice, without_autocast
 from avppc.ops import _library
 from avppc.ops.constant_tensors import constant
 from avppc.ops.derivatives import plain_torch_alone
-from avppc.ops.info_nce.cpu import info_nce_cpu_mean, info_nce_cpu_rows
+from avppc.ops.info_nce import cpu
 from avppc.ops.info_nce.problem import Pairs, Problem, make_problem
 from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
 from avppc.ops.info_nce.triton.op import info_nce_triton_rows
 
 REDUCTIONS = ("mean", "task", "none")
 BACKENDS = ("auto", "triton", "cpp", "reference")
-_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class InfoNCEStats(NamedTuple):
@@ -32,6 +31,27 @@ class InfoNCEStats(NamedTuple):
     """[K] share of contexts whose positive scores above each of their negatives, 0 to 1; a tie is a miss."""
 
 
+@overload
+def bilinear_info_nce(
+    contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
+    scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def bilinear_info_nce(
+    contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
+    scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
+    return_stats: Literal[True],
+) -> tuple[Tensor, InfoNCEStats]: ...  # fmt: skip
+@overload
+def bilinear_info_nce(
+    contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
+    scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
+    return_stats: bool,
+) -> Tensor | tuple[Tensor, InfoNCEStats]: ...  # fmt: skip
 def bilinear_info_nce(
     contexts: Tensor,
     targets: Tensor,
@@ -46,7 +66,7 @@ def bilinear_info_nce(
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: bool = False,
-) -> Any:
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """K InfoNCE losses with bilinear scores: each context must find its target among the targets of the whole batch.
 
     In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]]):
@@ -79,7 +99,7 @@ def bilinear_info_nce(
         ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the text names it.
         RuntimeError: the backend asked for is not available here.
     """
-    contexts, targets, weights = to_autocast_dtype(contexts, targets, weights)
+    check_bool("return_stats", return_stats)
     problem = make_problem(
         contexts,
         targets,
@@ -91,25 +111,20 @@ def bilinear_info_nce(
         target_ids=target_ids,
         symmetric=symmetric,
     )
-    return solve(problem, reduction=reduction, backend=backend, return_stats=return_stats)
+    loss, stats = solve(problem, reduction, None, backend, return_stats)
+    return loss if stats is None else (loss, stats)
 
 
 def solve(
-    problem: Problem,
-    *,
-    reduction: str = "mean",
-    task_weights: Sequence[float] | None = None,
-    backend: str = "auto",
-    return_stats: bool = False,
-) -> Any:
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool
+) -> tuple[Tensor, InfoNCEStats | None]:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     check_choice("reduction", reduction, REDUCTIONS)
-    check_bool("return_stats", return_stats)
     picked = pick_backend(problem, backend)
     if picked == "reference":
-        return _solve_reference(problem, reduction, task_weights, return_stats)
+        return _solve_reference(problem, reduction, task_weights, with_stats)
     loss, stats = (_solve_cpp if picked == "cpp" else _solve_triton)(problem, reduction, task_weights)
-    return (loss, stats) if return_stats else loss
+    return loss, stats if with_stats else None
 
 
 def pick_backend(problem: Problem, backend: str) -> str:
@@ -146,7 +161,7 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, lacking: str |
     elif lacking:
         reason = f"they have no {lacking}"
     elif backend == "cpp":
-        reason = _library.missing_reason("cpp")
+        reason = cpu.MISSING
     else:
         reason = _library.triton_missing_reason("cuda", device.index)
     if reason is None:
@@ -156,14 +171,14 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, lacking: str |
 
 
 def _solve_reference(
-    problem: Problem, reduction: str, task_weights: Sequence[float] | None, return_stats: bool
-) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, with_stats: bool
+) -> tuple[Tensor, InfoNCEStats | None]:
     with without_autocast(problem.contexts):
         s = info_nce_logits_reference(*problem[:-1])
         rows = info_nce_rows_reference(s, problem.positive_offset, problem.symmetric)
         loss = reduce_rows(rows, reduction, task_weights)
-        if not return_stats:
-            return loss
+        if not with_stats:
+            return loss, None
         accuracy = info_nce_accuracy_reference(s.detach(), problem.positive_offset)
         return loss, InfoNCEStats(rows.detach().mean(1), accuracy)
 
@@ -171,9 +186,9 @@ def _solve_reference(
 def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] | None) -> tuple[Tensor, InfoNCEStats]:
     if reduction == "mean":
         shares = _shares(task_weights, problem.tasks, problem.scale)
-        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares)
+        loss, task_loss, accuracy = cpu.info_nce_cpu_mean(problem, shares)
     else:
-        rows, correct = info_nce_cpu_rows(problem)
+        rows, correct = cpu.info_nce_cpu_rows(problem)
         loss, task_loss, accuracy = reduce_rows(rows, reduction, None), rows.mean(1), correct.mean(1)
     return loss, InfoNCEStats(task_loss.detach(), accuracy)
 
@@ -208,15 +223,3 @@ def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> T
 def _normalized(task_weights: Sequence[float]) -> list[float]:
     total = math.fsum(task_weights)
     return [weight / total for weight in task_weights]
-
-
-def to_autocast_dtype(*embeddings: Any) -> tuple[Any, ...]:
-    """The embeddings in autocast's dtype where autocast is on, as for torch.matmul; float64 stays."""
-    kinds = [value.device.type for value in embeddings if isinstance(value, Tensor)]
-    if not kinds or not is_autocast_on(kinds[0]):
-        return embeddings
-    dtype = torch.get_autocast_dtype(kinds[0])
-    return tuple(
-        value.to(dtype) if isinstance(value, Tensor) and value.dtype in _AUTOCAST_DTYPES else value
-        for value in embeddings
-    )

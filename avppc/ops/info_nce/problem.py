@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name
+from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name, is_autocast_on
 from avppc.ops.constant_tensors import constant
 
 NO_POSITIVE = -1
 """The positive_offset inside a ring, where the targets are another process's and no row has its positive among them."""
 
 Pairs = Tensor | Sequence[Sequence[int]]
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Problem(NamedTuple):
@@ -50,6 +52,13 @@ class Problem(NamedTuple):
         """The number of contexts of each sub-task, N."""
         return self.contexts.shape[1]
 
+    def distinct(self) -> Problem:
+        """The same as torch.compile takes it: no tensor twice, as it would be if it were both contexts and targets."""
+        if not torch.compiler.is_compiling():
+            return self
+        ids = None if self.target_ids is None else self.target_ids.view_as(self.target_ids)
+        return self._replace(targets=self.targets.view_as(self.targets), target_ids=ids)
+
 
 def make_problem(
     contexts: Tensor,
@@ -62,11 +71,19 @@ def make_problem(
     context_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
     symmetric: bool = False,
+    layer_norm: bool = False,
 ) -> Problem:
-    """The checked Problem of the arguments of bilinear_info_nce; raises ValueError or TypeError naming the argument."""
+    """The arguments of bilinear_info_nce, checked, and in autocast's dtype where autocast is on.
+
+    With layer_norm each embedding is first brought to mean 0 and variance 1. Raises ValueError or TypeError naming the
+    argument.
+    """
     check_bool("symmetric", symmetric)
-    contexts = check_embeddings("contexts", contexts)
-    targets = check_embeddings("targets", targets)
+    contexts = _check_embeddings("contexts", contexts)
+    targets = _check_embeddings("targets", targets)
+    if layer_norm:
+        contexts, targets = (F.layer_norm(value, value.shape[-1:]) for value in (contexts, targets))
+    contexts, targets = (value.to(product_dtype(value)) for value in (contexts, targets))
     _check_alike("targets", targets, contexts)
     if weights is not None:
         weights = _check_weights(weights, contexts, targets)
@@ -96,7 +113,14 @@ def make_problem(
     )
 
 
-def check_embeddings(name: str, value: Tensor) -> Tensor:
+def product_dtype(value: Tensor) -> torch.dtype:
+    """The dtype in which products take the tensor: autocast's where it is on, as for torch.matmul; float64 stays."""
+    kind = value.device.type
+    castable = value.dtype in _AUTOCAST_DTYPES and is_autocast_on(kind)
+    return torch.get_autocast_dtype(kind) if castable else value.dtype
+
+
+def _check_embeddings(name: str, value: Tensor) -> Tensor:
     """The embeddings as [sets, rows, width]."""
     check_tensor(name, value)
     letters = "[C, N, Dc] or [N, Dc]" if name == "contexts" else "[U, M, Dz] or [M, Dz]"
@@ -119,6 +143,7 @@ def _check_alike(name: str, value: Tensor, contexts: Tensor) -> None:
 def _check_weights(weights: Tensor, contexts: Tensor, targets: Tensor) -> Tensor:
     """The weights as [K, Dz, Dc]."""
     check_tensor("weights", weights)
+    weights = weights.to(product_dtype(weights))
     _check_alike("weights", weights, contexts)
     allowed = f"[K, {targets.shape[2]}, {contexts.shape[2]}] (K, width of targets, width of contexts)"
     if weights.ndim == 2:

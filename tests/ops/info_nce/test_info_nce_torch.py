@@ -15,6 +15,7 @@ from torch.library import opcheck
 
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.ops import _library
+from avppc.ops.info_nce import cpu
 from avppc.ops.info_nce.op import bilinear_info_nce
 from avppc.ops.info_nce.problem import Problem, make_problem
 
@@ -240,6 +241,7 @@ def test_backends_that_cannot_run_say_why(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         bilinear_info_nce(x.double(), x.double(), backend="cpp")
     monkeypatch.setattr(_library, "_find", lambda _: "it was not built")
+    monkeypatch.setattr(cpu, "MISSING", "it was not built")
     with pytest.raises(RuntimeError, match=r"backend='cpp'\) needs the compiled extension: it was not built"):
         bilinear_info_nce(x, x, backend="cpp")
     assert bilinear_info_nce(x, x) > 1.0  # auto: the reference

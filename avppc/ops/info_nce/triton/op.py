@@ -15,7 +15,6 @@ from torch import Tensor
 from avppc.ops import _library
 from avppc.ops.info_nce.autograd import (
     backward_fake,
-    distinct,
     refuse_double_backward,
     rows_backward,
     rows_fake,
@@ -32,7 +31,7 @@ _SAVED = "Tensor row_lse, Tensor column_lse, Tensor queries"
 
 def info_nce_triton_rows(problem: Problem) -> tuple[Tensor, Tensor]:
     """Losses [K, N], differentiable, and whether each positive beats every negative [K, N]."""
-    rows, correct = _Rows.apply(*distinct(problem))  # type: ignore[no-untyped-call]  # torch does not annotate it
+    rows, correct = _Rows.apply(*problem.distinct())  # type: ignore[no-untyped-call]  # torch does not annotate it
     return rows, correct
 
 
