@@ -37,34 +37,43 @@ def _weights(lse, dlosses, unit, task, o, K, L):
 
 @triton.jit
 def _logit_gradient(
-    s,  # [BLOCK_N, BLOCK_M], or transposed
-    o_n,
-    o_m,
-    ids_n,
-    ids_m,
-    row_max,
-    row_weight,
-    du,
-    column_max,
-    column_weight,
+    s,  # [BLOCK_N, BLOCK_M], or [BLOCK_M, BLOCK_N] if TRANSPOSED
     n,
     m,
+    row_max,  # [BLOCK_N], as are the next two: by _weights
+    row_weight,
+    du,
+    column_lse,  # [2, K, M]
+    drows,  # [K, N]
+    unit,  # []
+    task,
+    context_ids,  # [N]
+    target_ids,  # [M]
+    K,
     N,
     M,
     offset,
+    TRANSPOSED: tl.constexpr,
     HAS_IDS: tl.constexpr,
     SYMMETRIC: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """dS: each candidate's softmax term, less the positive's gradient. Values of rows or columns broadcast to s."""
+    """dS of the tile from row n and column m on: each candidate's softmax term, less the positive's gradient."""
+    ACROSS_N: tl.constexpr = 0 if TRANSPOSED else 1  # the axis along which values of rows are repeated
+    ACROSS_M: tl.constexpr = 1 if TRANSPOSED else 0
+    columns = m + tl.arange(0, BLOCK_M)
+    o_n, o_m = tl.expand_dims(n + tl.arange(0, BLOCK_N), ACROSS_N), tl.expand_dims(columns, ACROSS_M)
     if HAS_IDS or _is_edge(n, m, N, M, BLOCK_N, BLOCK_M):
+        ids_n, ids_m = _load_ids(context_ids, target_ids, o_n, o_m, N, M, HAS_IDS)
         s = _candidates(s, o_n, o_m, ids_n, ids_m, N, M, offset, HAS_IDS)
-    ds = tl.exp2(s * LOG2E - row_max) * row_weight
+    ds = tl.exp2(s * LOG2E - tl.expand_dims(row_max, ACROSS_N)) * tl.expand_dims(row_weight, ACROSS_N)
     if SYMMETRIC:
-        ds = (ds + tl.exp2(s * LOG2E - column_max) * column_weight) * 0.5
+        column_max, column_weight, _ = _weights(column_lse, drows, unit, task, columns, K, M)
+        other = tl.exp2(s * LOG2E - tl.expand_dims(column_max, ACROSS_M)) * tl.expand_dims(column_weight, ACROSS_M)
+        ds = (ds + other) * 0.5
     if _has_positives(n, m, offset, BLOCK_N, BLOCK_M):
-        ds = tl.where((o_m == o_n + offset) & (o_n < N), ds - du, ds)
+        ds = tl.where((o_m == o_n + offset) & (o_n < N), ds - tl.expand_dims(du, ACROSS_N), ds)
     return ds
 
 
@@ -122,33 +131,10 @@ def info_nce_bwd_dq_kernel(
         else:
             dots = _products(p_q, p_z, D, EVEN, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
             b_z = _load(p_z, o, D, EVEN, BLOCK_O)
-        o_m = m + tl.arange(0, BLOCK_M)
-        ids_n, ids_m = _load_ids(context_ids, target_ids, o_n[:, None], o_m[None, :], N, M, HAS_IDS)
-        column_max, column_weight = row_max[:, None], row_weight[:, None]
-        if SYMMETRIC:
-            column_max, column_weight, _ = _weights(column_lse, drows, unit, task, o_m, K, M)
-            column_max, column_weight = column_max[None, :], column_weight[None, :]
         ds = _logit_gradient(
-            dots * b_scale,
-            o_n[:, None],
-            o_m[None, :],
-            ids_n,
-            ids_m,
-            row_max[:, None],
-            row_weight[:, None],
-            du[:, None],
-            column_max,
-            column_weight,
-            n,
-            m,
-            N,
-            M,
-            offset,
-            HAS_IDS,
-            SYMMETRIC,
-            BLOCK_N,
-            BLOCK_M,
-        )
+            dots * b_scale, n, m, row_max, row_weight, du, column_lse, drows, unit, task, context_ids, target_ids,
+            K, N, M, offset, False, HAS_IDS, SYMMETRIC, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
         b_dscale += tl.sum(ds * dots, 1)
         if HAS_DQ:
             acc = _dot(_narrow(ds, z.dtype.element_ty), b_z, acc, PRECISION)
@@ -214,32 +200,10 @@ def info_nce_bwd_dz_kernel(
             b_q = _load(p_q, o, D, EVEN, BLOCK_O)
         o_n = n + tl.arange(0, BLOCK_N)
         row_max, row_weight, du = _weights(row_lse, drows, unit, task, o_n, K, N)
-        ids_n, ids_m = _load_ids(context_ids, target_ids, o_n[None, :], o_m[:, None], N, M, HAS_IDS)
-        column_max, column_weight = row_max[None, :], row_weight[None, :]
-        if SYMMETRIC:
-            column_max, column_weight, _ = _weights(column_lse, drows, unit, task, o_m, K, M)
-            column_max, column_weight = column_max[:, None], column_weight[:, None]
         ds = _logit_gradient(
-            dots * b_scale,
-            o_n[None, :],
-            o_m[:, None],
-            ids_n,
-            ids_m,
-            row_max[None, :],
-            row_weight[None, :],
-            du[None, :],
-            column_max,
-            column_weight,
-            n,
-            m,
-            N,
-            M,
-            offset,
-            HAS_IDS,
-            SYMMETRIC,
-            BLOCK_N,
-            BLOCK_M,
-        )
+            dots * b_scale, n, m, row_max, row_weight, du, column_lse, drows, unit, task, context_ids, target_ids,
+            K, N, M, offset, True, HAS_IDS, SYMMETRIC, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
         acc = _dot(_narrow(ds, q.dtype.element_ty), b_q, acc, PRECISION)
     o_o = o + tl.arange(0, BLOCK_O)
     p_dz = dz + o_target + (tl.cast(o_m, tl.int64) * D)[:, None] + o_o[None, :]
@@ -292,32 +256,10 @@ def info_nce_bwd_ds_kernel(
     p_q = _row_pointers(q + o_slot * D, n, N, D, BLOCK_N)
     dots = _products(p_q, _row_pointers(z, m, M, D, BLOCK_M), D, EVEN, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
     row_max, row_weight, du = _weights(row_lse, drows, unit, task, o_n, K, N)
-    ids_n, ids_m = _load_ids(context_ids, target_ids, o_n[:, None], o_m[None, :], N, M, HAS_IDS)
-    column_max, column_weight = row_max[:, None], row_weight[:, None]
-    if SYMMETRIC:
-        column_max, column_weight, _ = _weights(column_lse, drows, unit, task, o_m, K, M)
-        column_max, column_weight = column_max[None, :], column_weight[None, :]
     ds = _logit_gradient(
-        dots * tl.load(scale),
-        o_n[:, None],
-        o_m[None, :],
-        ids_n,
-        ids_m,
-        row_max[:, None],
-        row_weight[:, None],
-        du[:, None],
-        column_max,
-        column_weight,
-        n,
-        m,
-        N,
-        M,
-        offset,
-        HAS_IDS,
-        SYMMETRIC,
-        BLOCK_N,
-        BLOCK_M,
-    )
+        dots * tl.load(scale), n, m, row_max, row_weight, du, column_lse, drows, unit, task, context_ids, target_ids,
+        K, N, M, offset, False, HAS_IDS, SYMMETRIC, BLOCK_N, BLOCK_M,
+    )  # fmt: skip
     tl.store(dscale + pid, tl.sum(ds * dots))
     o_first = tl.cast(first_tile // tiles_n, tl.int64) * N + (first_tile % tiles_n) * BLOCK_N  # the wave's first row
     p_ds = ds_wave + ((o_slot + o_n - o_first) * row_stride)[:, None] + o_m[None, :]
