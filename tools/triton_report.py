@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from avppc.ops.info_nce.triton.tiles import SHARED_MEMORY_BYTES, SMALL, TABLE, Place, Tile, table_tile
+from avppc.ops.info_nce.triton.tiles import SHARED_MEMORY_BYTES, SMALL, TABLE, Tile, TileKey, table_tile
 
 REPORT_WIDTHS = (64, 128, 256, 512)
 TARGETS = {SMALL: 86, 80: 80, 90: 90, 100: 100}
@@ -33,8 +33,8 @@ class Variant(NamedTuple):
     width: int
     tile: Tile
     flags: tuple[str, ...] = ()
-    """Any of "ids", "symmetric", "ragged" (sizes that are not multiples of 16), "tf32", "ones" (every size is 1, which
-    Triton takes for a constant); of `product` "dcontexts" or "dweights" (not queries); of `lse` "no_positive"."""
+    """Any of "ids", "symmetric", "unaligned" (sizes that are not multiples of 16), "tf32", "ones" (every size is 1,
+    which Triton takes for a constant); of `product` "dcontexts" or "dweights" (not queries); of `lse` "no_positive"."""
 
     def __str__(self) -> str:
         flags = "".join(f"-{flag}" for flag in self.flags)
@@ -65,9 +65,9 @@ def table_variants(dtypes: tuple[str, ...] = ("bf16", "fp32")) -> Iterator[Varia
 
 def variant(kernel: str, architecture: int, dtype: str, width: int, flags: tuple[str, ...] = ()) -> Variant:
     """The kernel with the tile of the table."""
-    busy = "ids" in flags or "symmetric" in flags
-    place = Place(architecture, DTYPES[dtype], width, ragged="ragged" in flags, busy=busy)
-    return Variant(kernel, architecture, dtype, width, table_tile(kernel, place), flags)
+    extra_registers = "ids" in flags or "symmetric" in flags
+    key = TileKey(architecture, DTYPES[dtype], width, unaligned="unaligned" in flags, extra_registers=extra_registers)
+    return Variant(kernel, architecture, dtype, width, table_tile(kernel, key), flags)
 
 
 def compile_kernel(one: Variant) -> Compiled:
@@ -81,7 +81,7 @@ def compile_kernel(one: Variant) -> Compiled:
     aligned = [
         (i,)
         for i, name in enumerate(function.arg_names)
-        if name in pointers or (name in _MULTIPLES and "ragged" not in one.flags and name not in constants)
+        if name in pointers or (name in _MULTIPLES and "unaligned" not in one.flags and name not in constants)
     ]
     source = ASTSource(
         fn=function,
@@ -135,7 +135,7 @@ def _signature(one: Variant) -> tuple[Any, dict[str, str], dict[str, str], dict[
         "COLUMNS": symmetric,
         "SYMMETRIC": symmetric,
         "HAS_DQ": True,
-        "HAS_GAIN": True,
+        "HAS_ALPHA": True,
         "EVEN": one.width % tile.d == 0 and one.width % max(output, 1) == 0,
         "WHOLE": tile.d >= one.width,
         "GROUP": GROUP,

@@ -1,9 +1,9 @@
-"""Launches the Triton kernels of the bilinear InfoNCE's backward, in one of two ways.
+"""Launches the Triton kernels of the bilinear InfoNCE's backward, by one of two methods.
 
 By recomputation, two kernels compute the logits again and keep dq and dz on the chip, without a workspace. By waves,
 the dS of some rows at a time is written to a bounded workspace, and cuBLAS multiplies. The upstream gradients are
-divided by the largest of them, `unit`, so that float16 holds dS and dq; `gain`, which is scale * unit, is multiplied in
-where gradients are stored. Nothing here waits for the device.
+divided by the largest of them, `amax`, so that float16 holds dS and dq; gradients are multiplied by `alpha`, which is
+scale * amax, where they are stored. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from avppc.ops.info_nce.problem import Problem
 from avppc.ops.info_nce.triton import kernels_backward as kernels
 from avppc.ops.info_nce.triton import tiles
-from avppc.ops.info_nce.triton.forward import Plan, Setting, divide_up, multiply_terms, on, options_of, queries_of
-from avppc.ops.info_nce.triton.tiles import Tile, with_best_tile, with_best_way
+from avppc.ops.info_nce.triton.forward import LaunchArguments, Plan, cdiv, grouped_matmul, on, options_of, queries_of
+from avppc.ops.info_nce.triton.tiles import Tile, with_best_method, with_best_tile
 
 GROUP = 8
 """Row tiles that walk the columns together; their queries and the columns' targets share the second-level cache."""
@@ -33,10 +33,10 @@ class _Upstream(NamedTuple):
     """[2, K, M], or [2, K, 0] unless symmetric"""
     drows: Tensor
     """[K, N]"""
-    unit: Tensor
+    amax: Tensor
     """0-d: the largest |drows|, or 1 where all are 0"""
-    gain: Tensor
-    """0-d: scale * unit"""
+    alpha: Tensor
+    """0-d: scale * amax"""
 
 
 class _Needs(NamedTuple):
@@ -59,120 +59,120 @@ def info_nce_triton_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tens
     four needs.
     """
     fields = len(Problem._fields)
-    setting = Setting.of(Problem(*inputs[:fields]))
+    launch = LaunchArguments.of(Problem(*inputs[:fields]))
     row_lse, column_lse, queries, drows = inputs[fields : fields + 4]
     needs = _Needs(*inputs[fields + 4 :])
-    if setting.problem.weights is None:
+    if launch.problem.weights is None:
         needs = needs._replace(weights=False)
     with on(drows.device):
         largest = drows.abs().amax()
-        unit = torch.where(largest > 0, largest, 1.0)
+        amax = torch.where(largest > 0, largest, 1.0)
         upstream = _Upstream(
-            row_lse.contiguous(), column_lse.contiguous(), drows.contiguous(), unit, unit * setting.problem.scale
+            row_lse.contiguous(), column_lse.contiguous(), drows.contiguous(), amax, amax * launch.problem.scale
         )
-        queries = queries.contiguous() if queries.numel() > 0 else queries_of(setting)
-        dq, dtargets, terms = _solve(setting, queries, upstream, needs)
-        dcontexts, dweights = _dcontexts_and_dweights(setting, dq, upstream.gain, needs)
-        dscale = terms.sum() * unit if needs.scale else setting.empty(0)
+        queries = queries.contiguous() if queries.numel() > 0 else queries_of(launch)
+        dq, dtargets, terms = _solve(launch, queries, upstream, needs)
+        dcontexts, dweights = _dcontexts_and_dweights(launch, dq, upstream.alpha, needs)
+        dscale = terms.sum() * amax if needs.scale else launch.empty(0)
     return dcontexts, dtargets, dweights, dscale
 
 
 _Solved = tuple[Tensor, Tensor, Tensor]
-"""dq [K, N, D] by slot, dtargets, and the terms of dscale / unit; empty where not needed."""
+"""dq [K, N, D] by slot, dtargets, and the terms of dscale / amax; empty where not needed."""
 
 
-def _solve(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
-    K, N, U, M, D = setting.sizes
-    tile = tiles.table_tile("dz", setting.place)
-    target_tiles = U * divide_up(M, tile.m) * divide_up(D, tile.output(D))
+def _solve(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+    K, N, U, M, D = launch.sizes
+    tile = tiles.table_tile("dz", launch.key)
+    target_tiles = U * cdiv(M, tile.m) * cdiv(D, tile.output(D))
     processors = tiles.processors_of(queries.device)
-    recompute = tiles.recompute_in_backward(setting.place, K * N * M, target_tiles, processors)
-    ways = {"recompute": _by_recomputation, "waves": _by_waves}
-    key = setting.place, K, N, U, M
-    return with_best_way(
-        key, "recompute" if recompute else "waves", ways, lambda way: way(setting, queries, upstream, needs)
+    recompute = tiles.recompute_in_backward(launch.key, K * N * M, target_tiles, processors)
+    methods = {"recompute": _by_recomputation, "waves": _by_waves}
+    key = launch.key, K, N, U, M
+    return with_best_method(
+        key, "recompute" if recompute else "waves", methods, lambda method: method(launch, queries, upstream, needs)
     )
 
 
-def _by_recomputation(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+def _by_recomputation(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
     """Two kernels and no workspace."""
-    dq, terms = _empty_dq(setting, needs.dq), setting.empty(0)
+    dq, terms = _empty_dq(launch, needs.dq), launch.empty(0)
     if needs.dq or needs.scale:
-        terms = with_best_tile("dq", setting.place, lambda tile: _recompute_dq(setting, queries, upstream, dq, tile))
-    dtargets = _empty_if(setting, needs.targets, setting.problem.targets)
+        terms = with_best_tile("dq", launch.key, lambda tile: _recompute_dq(launch, queries, upstream, dq, tile))
+    dtargets = _empty_if(launch, needs.targets, launch.problem.targets)
     if needs.targets:
-        with_best_tile("dz", setting.place, lambda tile: _recompute_dz(setting, queries, upstream, dtargets, tile))
+        with_best_tile("dz", launch.key, lambda tile: _recompute_dz(launch, queries, upstream, dtargets, tile))
     return dq, dtargets, terms
 
 
-def _empty_if(setting: Setting, needed: bool, like: Tensor) -> Tensor:
-    return setting.empty(*(like.shape if needed else (0,)), dtype=like.dtype)
+def _empty_if(launch: LaunchArguments, needed: bool, like: Tensor) -> Tensor:
+    return launch.empty(*(like.shape if needed else (0,)), dtype=like.dtype)
 
 
-def _empty_dq(setting: Setting, needed: bool) -> Tensor:
+def _empty_dq(launch: LaunchArguments, needed: bool) -> Tensor:
     """dq; without weights it is added up as it is, not multiplied, and so is float32."""
-    K, N, _, _, D = setting.sizes
-    dtype = torch.float32 if setting.problem.weights is None else setting.problem.contexts.dtype
-    return setting.empty(*((K, N, D) if needed else (0,)), dtype=dtype)
+    K, N, _, _, D = launch.sizes
+    dtype = torch.float32 if launch.problem.weights is None else launch.problem.contexts.dtype
+    return launch.empty(*((K, N, D) if needed else (0,)), dtype=dtype)
 
 
-def _common(setting: Setting, upstream: _Upstream) -> tuple[Any, ...]:
+def _common(launch: LaunchArguments, upstream: _Upstream) -> tuple[Any, ...]:
     """The last arguments, which are the same for all three kernels."""
-    K, N, _, M, D = setting.sizes
-    return upstream.row_lse, upstream.column_lse, upstream.drows, *setting.ids, K, N, M, setting.offset, D
+    K, N, _, M, D = launch.sizes
+    return upstream.row_lse, upstream.column_lse, upstream.drows, *launch.ids, K, N, M, launch.offset, D
 
 
-def _flags(setting: Setting) -> dict[str, Any]:
-    return {"HAS_IDS": setting.has_ids, "SYMMETRIC": setting.problem.symmetric}
+def _flags(launch: LaunchArguments) -> dict[str, Any]:
+    return {"HAS_IDS": launch.has_ids, "SYMMETRIC": launch.problem.symmetric}
 
 
-def _output_options(setting: Setting, output: int, tile: Tile) -> dict[str, Any]:
+def _output_options(launch: LaunchArguments, output: int, tile: Tile) -> dict[str, Any]:
     """For kernels that keep a part of a gradient's tile, `output` wide, on the chip."""
-    D = setting.place.width
+    D = launch.key.width
     even = D % tile.d == 0 and D % output == 0
-    return {"EVEN": even, "WHOLE": tile.d >= D, "BLOCK_O": output, **_flags(setting), **options_of(tile)}
+    return {"EVEN": even, "WHOLE": tile.d >= D, "BLOCK_O": output, **_flags(launch), **options_of(tile)}
 
 
-def _recompute_dq(setting: Setting, queries: Tensor, upstream: _Upstream, dq: Tensor, tile: Tile) -> Tensor:
+def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, dq: Tensor, tile: Tile) -> Tensor:
     """Fills dq, unless it is empty; returns the terms of dscale."""
-    problem, plan = setting.problem, setting.plan
-    K, N, _, _, D = setting.sizes
-    programs = K * divide_up(N, tile.n)
-    terms = setting.empty(programs)
+    problem, plan = launch.problem, launch.plan
+    K, N, _, _, D = launch.sizes
+    programs = K * cdiv(N, tile.n)
+    terms = launch.empty(programs)
     # for the scale alone one part of the width is enough
     output = tile.output(D)
-    parts = divide_up(D, output) if dq.numel() > 0 else 1
+    parts = cdiv(D, output) if dq.numel() > 0 else 1
     kernels.info_nce_bwd_dq_kernel[(programs, parts)](
         queries,
         problem.targets,
         dq,
         terms,
         problem.scale,
-        upstream.unit,
+        upstream.amax,
         plan.slot_tasks,
         plan.slot_targets,
-        *_common(setting, upstream),
+        *_common(launch, upstream),
         HAS_DQ=dq.numel() > 0,
-        **_output_options(setting, output, tile),
+        **_output_options(launch, output, tile),
     )
     return terms
 
 
-def _recompute_dz(setting: Setting, queries: Tensor, upstream: _Upstream, dtargets: Tensor, tile: Tile) -> None:
-    problem, plan = setting.problem, setting.plan
-    _, _, U, M, D = setting.sizes
+def _recompute_dz(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, dtargets: Tensor, tile: Tile) -> None:
+    problem, plan = launch.problem, launch.plan
+    _, _, U, M, D = launch.sizes
     output = tile.output(D)
-    kernels.info_nce_bwd_dz_kernel[(U * divide_up(M, tile.m), divide_up(D, output))](
+    kernels.info_nce_bwd_dz_kernel[(U * cdiv(M, tile.m), cdiv(D, output))](
         queries,
         problem.targets,
         dtargets,
-        upstream.gain,
+        upstream.alpha,
         problem.scale,
-        upstream.unit,
+        upstream.amax,
         plan.slot_tasks,
         plan.target_starts,
-        *_common(setting, upstream),
-        **_output_options(setting, output, tile),
+        *_common(launch, upstream),
+        **_output_options(launch, output, tile),
     )
 
 
@@ -192,7 +192,7 @@ class _Wave(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_tiles: int) -> tuple[_Wave, ...]:
     """Waves of about equal size, none of more than most_tiles."""
-    tiles_per_slot = divide_up(N, block)
+    tiles_per_slot = cdiv(N, block)
 
     def row(tile: int) -> int:
         return tile // tiles_per_slot * N + tile % tiles_per_slot * block
@@ -200,30 +200,30 @@ def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_t
     waves = []
     for target, (first_slot, last_slot) in enumerate(target_slots):
         first, last = first_slot * tiles_per_slot, last_slot * tiles_per_slot
-        size = divide_up(last - first, divide_up(last - first, most_tiles)) if last > first else 1
+        size = cdiv(last - first, cdiv(last - first, most_tiles)) if last > first else 1
         for tile in range(first, last, size):
             count = min(size, last - tile)
             waves.append(_Wave(target, tile, count, row(tile), row(tile + count) - row(tile), tile == first))
     return tuple(waves)
 
 
-def _by_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+def _by_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
     """The products of dS by cuBLAS, with as many rows of dS at a time as the workspace holds."""
-    return with_best_tile("ds", setting.place, lambda tile: _run_waves(setting, queries, upstream, needs, tile))
+    return with_best_tile("ds", launch.key, lambda tile: _run_waves(launch, queries, upstream, needs, tile))
 
 
-def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
-    problem, plan = setting.problem, setting.plan
-    _, N, U, M, D = setting.sizes
+def _run_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
+    problem, plan = launch.problem, launch.plan
+    _, N, U, M, D = launch.sizes
     dtype = queries.dtype
-    stride = divide_up(M, 16 // queries.itemsize) * (16 // queries.itemsize)  # rows start at 16 bytes
-    most_tiles = max(1, tiles.BACKWARD[setting.place.architecture].wave_bytes // (tile.n * stride * queries.itemsize))
+    stride = cdiv(M, 16 // queries.itemsize) * (16 // queries.itemsize)  # rows start at 16 bytes
+    most_tiles = max(1, tiles.BACKWARD[launch.key.architecture].wave_bytes // (tile.n * stride * queries.itemsize))
     waves = _waves(plan.target_slots, N, tile.n, most_tiles)
-    workspace = setting.empty(max(wave.rows for wave in waves), stride, dtype=dtype)
-    column_tiles = divide_up(M, tile.m)
-    terms = setting.empty(sum(wave.tiles for wave in waves), column_tiles)
-    dq = _empty_dq(setting, needs.dq)
-    dz = setting.empty(*((U, M, D) if needs.targets else (0,)))
+    workspace = launch.empty(max(wave.rows for wave in waves), stride, dtype=dtype)
+    column_tiles = cdiv(M, tile.m)
+    terms = launch.empty(sum(wave.tiles for wave in waves), column_tiles)
+    dq = _empty_dq(launch, needs.dq)
+    dz = launch.empty(*((U, M, D) if needs.targets else (0,)))
     done = 0
     for wave in waves:
         z, ds = problem.targets[wave.target], workspace[: wave.rows, :M]
@@ -233,15 +233,15 @@ def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _N
             workspace,
             terms[done],
             problem.scale,
-            upstream.unit,
+            upstream.amax,
             plan.slot_tasks,
             wave.first_tile,
             wave.tiles,
             stride,
-            *_common(setting, upstream),
+            *_common(launch, upstream),
             GROUP=GROUP,
             EVEN=D % tile.d == 0,
-            **_flags(setting),
+            **_flags(launch),
             **options_of(tile),
         )
         done += wave.tiles
@@ -254,7 +254,7 @@ def _run_waves(setting: Setting, queries: Tensor, upstream: _Upstream, needs: _N
         for target, (first, last) in enumerate(plan.target_slots):
             if first == last:
                 dz[target].zero_()
-        dz = dz.mul_(upstream.gain).to(dtype)
+        dz = dz.mul_(upstream.alpha).to(dtype)
     return dq, dz, terms
 
 
@@ -272,23 +272,23 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         out.copy_(out + product if add else product)
 
 
-def _dcontexts_and_dweights(setting: Setting, dq: Tensor, gain: Tensor, needs: _Needs) -> tuple[Tensor, Tensor]:
+def _dcontexts_and_dweights(launch: LaunchArguments, dq: Tensor, alpha: Tensor, needs: _Needs) -> tuple[Tensor, Tensor]:
     """dc = the sum over a context's sub-tasks of dq W, dW = dq^T c."""
-    problem, plan = setting.problem, setting.plan
-    dcontexts = _empty_if(setting, needs.contexts, problem.contexts)
+    problem, plan = launch.problem, launch.plan
+    dcontexts = _empty_if(launch, needs.contexts, problem.contexts)
     if problem.weights is None:
         if needs.contexts:
-            _add_up(plan, dq, gain, dcontexts)
-        return dcontexts, setting.empty(0, dtype=dcontexts.dtype)
-    dweights = _empty_if(setting, needs.weights, problem.weights)
+            _add_up(plan, dq, alpha, dcontexts)
+        return dcontexts, launch.empty(0, dtype=dcontexts.dtype)
+    dweights = _empty_if(launch, needs.weights, problem.weights)
     if needs.contexts:
-        multiply_terms(setting.place, dq, problem.weights, plan.dcontexts, dcontexts, gain)
+        grouped_matmul(launch.key, dq, problem.weights, plan.dcontexts, dcontexts, alpha)
     if needs.weights:
-        multiply_terms(setting.place, dq.mT, problem.contexts, plan.dweights, dweights, gain)
+        grouped_matmul(launch.key, dq.mT, problem.contexts, plan.dweights, dweights, alpha)
     return dcontexts, dweights
 
 
-def _add_up(plan: Plan, dq: Tensor, gain: Tensor, dcontexts: Tensor) -> None:
+def _add_up(plan: Plan, dq: Tensor, alpha: Tensor, dcontexts: Tensor) -> None:
     """Without weights: each context's gradient is the sum of dq over its slots, always in the same order."""
     of_context: list[list[int]] = [[] for _ in range(dcontexts.shape[0])]
     for slot, context in enumerate(plan.slot_contexts):
@@ -297,4 +297,4 @@ def _add_up(plan: Plan, dq: Tensor, gain: Tensor, dcontexts: Tensor) -> None:
         total = dq[slots[0]] if slots else torch.zeros_like(dq[0])
         for slot in slots[1:]:
             total = total + dq[slot]
-        dcontexts[context].copy_(total * gain)
+        dcontexts[context].copy_(total * alpha)

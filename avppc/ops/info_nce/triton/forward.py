@@ -21,41 +21,41 @@ from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.problem import NO_POSITIVE, Problem
 from avppc.ops.info_nce.triton import kernels_forward as kernels
 from avppc.ops.info_nce.triton import tiles
-from avppc.ops.info_nce.triton.tiles import Place, Tile, with_best_tile
+from avppc.ops.info_nce.triton.tiles import Tile, TileKey, with_best_tile
 
 _NOWHERE = -(1 << 30)
 """The offset of positives that are not among the columns here."""
 FINISH_BLOCK = 256
 
 
-def divide_up(n: int, by: int) -> int:
+def cdiv(n: int, by: int) -> int:
     """n / by, rounded up."""
     return (n + by - 1) // by
 
 
-class Setting(NamedTuple):
+class LaunchArguments(NamedTuple):
     """A problem as the kernels take it: contiguous, with its tables."""
 
     problem: Problem
     plan: Plan
-    place: Place
+    key: TileKey
 
     @classmethod
-    def of(cls, problem: Problem) -> Setting:
-        """The setting of a checked problem; copies what is not contiguous."""
+    def of(cls, problem: Problem) -> LaunchArguments:
+        """The arguments for a checked problem; copies what is not contiguous."""
         values: Any = (x.contiguous() if isinstance(x, Tensor) else x for x in problem)
         problem = Problem(*values)
         device = problem.contexts.device
         plan = plan_of(problem)
         width, itemsize = problem.targets.shape[2], problem.contexts.itemsize
-        place = Place(
+        key = TileKey(
             tiles.architecture_of(device),
             itemsize,
             width,
-            ragged=width * itemsize % 16 != 0,
-            busy=problem.symmetric or problem.context_ids is not None,
+            unaligned=width * itemsize % 16 != 0,
+            extra_registers=problem.symmetric or problem.context_ids is not None,
         )
-        return cls(problem, plan, place)
+        return cls(problem, plan, key)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -103,112 +103,114 @@ def options_of(tile: Tile) -> dict[str, Any]:
     return {**blocks, "PRECISION": _precision(), "num_warps": tile.warps, "num_stages": tile.stages}
 
 
-def multiply_terms(place: Place, a: Tensor, b: Tensor, terms: Terms, out: Tensor, gain: Tensor | None = None) -> None:
-    """out[o] = gain * sum over terms of o of a[terms.a] @ b[terms.b]; a [.., rows, depth], b [.., depth, columns]."""
+def grouped_matmul(
+    key: TileKey, a: Tensor, b: Tensor, groups: GroupedProducts, out: Tensor, alpha: Tensor | None = None
+) -> None:
+    """out[o] = alpha * the sum of group o of products a[..] @ b[..]; a [.., rows, depth], b [.., depth, columns]."""
     outputs, rows, columns = out.shape
     depth = a.shape[2]
 
     def run(tile: Tile) -> None:
-        grid = (outputs * divide_up(rows, tile.n) * divide_up(columns, tile.m),)
+        grid = (outputs * cdiv(rows, tile.n) * cdiv(columns, tile.m),)
         kernels.info_nce_product_kernel[grid](
             a,
             b,
             out,
-            out if gain is None else gain,
-            terms.starts,
-            terms.a,
-            terms.b,
+            out if alpha is None else alpha,
+            groups.starts,
+            groups.a,
+            groups.b,
             rows,
             columns,
             depth,
             *a.stride(),
             *b.stride(),
             EVEN=depth % tile.d == 0,
-            HAS_GAIN=gain is not None,
+            HAS_ALPHA=alpha is not None,
             **options_of(tile),
         )
 
-    ragged = rows * a.itemsize % 16 != 0 or depth * a.itemsize % 16 != 0 or columns * a.itemsize % 16 != 0
-    with_best_tile("product", place._replace(width=depth, ragged=ragged, busy=False), run)
+    unaligned = rows * a.itemsize % 16 != 0 or depth * a.itemsize % 16 != 0 or columns * a.itemsize % 16 != 0
+    with_best_tile("product", key._replace(width=depth, unaligned=unaligned, extra_registers=False), run)
 
 
-def queries_of(setting: Setting) -> Tensor:
+def queries_of(launch: LaunchArguments) -> Tensor:
     """[K, N, D]: q = c W^T of each slot; without weights, the contexts themselves."""
-    problem, plan = setting.problem, setting.plan
-    K, N, _, _, D = setting.sizes
+    problem, plan = launch.problem, launch.plan
+    K, N, _, _, D = launch.sizes
     if problem.weights is None:
         if plan.slot_contexts == tuple(range(problem.contexts.shape[0])):
             return problem.contexts
         return problem.contexts.index_select(0, plan.queries.a)
-    queries = setting.empty(K, N, D, dtype=problem.contexts.dtype)
-    multiply_terms(setting.place, problem.contexts, problem.weights.mT, plan.queries, queries)
+    queries = launch.empty(K, N, D, dtype=problem.contexts.dtype)
+    grouped_matmul(launch.key, problem.contexts, problem.weights.mT, plan.queries, queries)
     return queries
 
 
 def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """rows [K, N], correct [K, N], row_lse [2, K, N], column_lse [2, K, M or 0], queries [K, N, D] (none without W)."""
-    setting = Setting.of(Problem(*inputs))
-    problem = setting.problem
-    K, N, _, M, _ = setting.sizes
-    rows, correct, positives = setting.empty(K, N), setting.empty(K, N), setting.empty(K, N)
-    row_lse = setting.empty(2, K, N)
-    column_lse = setting.empty(2, K, M if problem.symmetric else 0)
+    launch = LaunchArguments.of(Problem(*inputs))
+    problem = launch.problem
+    K, N, _, M, _ = launch.sizes
+    rows, correct, positives = launch.empty(K, N), launch.empty(K, N), launch.empty(K, N)
+    row_lse = launch.empty(2, K, N)
+    column_lse = launch.empty(2, K, M if problem.symmetric else 0)
     with on(problem.contexts.device):
-        queries = queries_of(setting)
+        queries = queries_of(launch)
 
         def run(tile: Tile) -> None:
-            for first, count in _slot_chunks(setting, tile):
-                row_parts, column_parts = _statistics(setting, queries, positives, tile, first, count)
-                _combine(setting, row_parts, positives, row_lse, rows, correct, first)
+            for first, count in _slot_chunks(launch, tile):
+                row_parts, column_parts = _statistics(launch, queries, positives, tile, first, count)
+                _combine(launch, row_parts, positives, row_lse, rows, correct, first)
                 if problem.symmetric:
-                    _combine(setting, column_parts, positives, column_lse, rows, None, first)
+                    _combine(launch, column_parts, positives, column_lse, rows, None, first)
 
-        with_best_tile("fwd", setting.place, run)
-    saved = queries if problem.weights is not None else setting.empty(0, dtype=queries.dtype)
+        with_best_tile("fwd", launch.key, run)
+    saved = queries if problem.weights is not None else launch.empty(0, dtype=queries.dtype)
     return rows, correct, row_lse, column_lse, saved
 
 
-def _slot_chunks(setting: Setting, tile: Tile) -> Iterator[tuple[int, int]]:
+def _slot_chunks(launch: LaunchArguments, tile: Tile) -> Iterator[tuple[int, int]]:
     """(first slot, slots) of each launch of the forward: all, or as many as the bound on columns' statistics allows."""
-    K, N, _, M, _ = setting.sizes
+    K, N, _, M, _ = launch.sizes
     chunk = K
-    if setting.problem.symmetric:
-        chunk = max(1, tiles.COLUMN_STATISTICS_BYTES // (divide_up(N, tile.n) * M * 8))
+    if launch.problem.symmetric:
+        chunk = max(1, tiles.COLUMN_STATISTICS_BYTES // (cdiv(N, tile.n) * M * 8))
     for first in range(0, K, chunk):
         yield first, min(chunk, K - first)
 
 
-def _splits(setting: Setting, tile: Tile, slots: int) -> int:
+def _splits(launch: LaunchArguments, tile: Tile, slots: int) -> int:
     """Over how many programs a row tile's columns are divided: one, unless that were fewer than two a processor."""
-    _, N, _, M, _ = setting.sizes
-    programs = slots * divide_up(N, tile.n)
-    wanted = divide_up(2 * tiles.processors_of(setting.problem.contexts.device), programs)
-    return max(1, min(wanted, divide_up(M, tile.m)))
+    _, N, _, M, _ = launch.sizes
+    programs = slots * cdiv(N, tile.n)
+    wanted = cdiv(2 * tiles.processors_of(launch.problem.contexts.device), programs)
+    return max(1, min(wanted, cdiv(M, tile.m)))
 
 
 _Parts = tuple[Tensor, Tensor]  # maxima and sums [parts, slots, length]
 
 
 def _statistics(
-    setting: Setting, queries: Tensor, positives: Tensor, tile: Tile, first_slot: int, slots: int
+    launch: LaunchArguments, queries: Tensor, positives: Tensor, tile: Tile, first_slot: int, slots: int
 ) -> tuple[_Parts, _Parts]:
     """Statistics of the negatives: of rows by split of the columns, and of columns by row tile."""
-    problem, plan = setting.problem, setting.plan
-    _, N, _, M, D = setting.sizes
-    row_tiles = divide_up(N, tile.n)
-    split_columns = divide_up(divide_up(M, tile.m), _splits(setting, tile, slots)) * tile.m
-    splits = divide_up(M, split_columns)
-    row_parts = setting.empty(splits, slots, N), setting.empty(splits, slots, N)
+    problem, plan = launch.problem, launch.plan
+    _, N, _, M, D = launch.sizes
+    row_tiles = cdiv(N, tile.n)
+    split_columns = cdiv(cdiv(M, tile.m), _splits(launch, tile, slots)) * tile.m
+    splits = cdiv(M, split_columns)
+    row_parts = launch.empty(splits, slots, N), launch.empty(splits, slots, N)
     column_parts = row_parts
     if problem.symmetric:
-        column_parts = setting.empty(row_tiles, slots, M), setting.empty(row_tiles, slots, M)
+        column_parts = launch.empty(row_tiles, slots, M), launch.empty(row_tiles, slots, M)
     kernels.info_nce_fwd_kernel[(slots * row_tiles, splits)](
         queries,
         problem.targets,
         problem.scale,
         plan.slot_tasks,
         plan.slot_targets,
-        *setting.ids,
+        *launch.ids,
         *row_parts,
         positives,
         *column_parts,
@@ -216,12 +218,12 @@ def _statistics(
         slots,
         N,
         M,
-        setting.offset,
+        launch.offset,
         split_columns,
         D,
         EVEN=D % tile.d == 0,
         WHOLE=tile.d >= D,
-        HAS_IDS=setting.has_ids,
+        HAS_IDS=launch.has_ids,
         COLUMNS=problem.symmetric,
         **options_of(tile),
     )
@@ -229,7 +231,7 @@ def _statistics(
 
 
 def _combine(
-    setting: Setting,
+    launch: LaunchArguments,
     parts: _Parts,
     positives: Tensor,
     lse: Tensor,
@@ -239,34 +241,34 @@ def _combine(
 ) -> None:
     """Log-sum-exps and losses of rows if `correct` is given; else of columns, averaged into the losses of rows."""
     count, slots, length = parts[0].shape
-    kernels.info_nce_lse_kernel[(slots * divide_up(length, FINISH_BLOCK),)](
+    kernels.info_nce_lse_kernel[(slots * cdiv(length, FINISH_BLOCK),)](
         *parts,
         positives,
         lse,
         losses,
         losses if correct is None else correct,
-        setting.plan.slot_tasks,
+        launch.plan.slot_tasks,
         first_slot,
         slots,
         lse.shape[1],
         length,
         count,
-        HAS_POSITIVE=setting.offset != _NOWHERE,
+        HAS_POSITIVE=launch.offset != _NOWHERE,
         IS_COLUMN=correct is None,
         BLOCK=FINISH_BLOCK,
     )
 
 
 @dataclass(frozen=True)
-class Terms:
-    """Sums of products for `info_nce_product_kernel`."""
+class GroupedProducts:
+    """Which products of matrices `info_nce_product_kernel` adds up to each output."""
 
     starts: Tensor
-    """[outputs + 1] int32: the terms of output o are starts[o] to starts[o + 1] - 1"""
+    """[outputs + 1] int32: the products of output o are starts[o] to starts[o + 1] - 1"""
     a: Tensor
-    """[terms] int32: the first factor of each"""
+    """[products] int32: the index of the first factor of each"""
     b: Tensor
-    """[terms] int32: the second factor of each"""
+    """[products] int32: the index of the second factor of each"""
 
 
 @dataclass(frozen=True)
@@ -283,11 +285,11 @@ class Plan:
     """U ranges: target_starts on the host"""
     slot_contexts: tuple[int, ...]
     """K: the context of each slot, on the host"""
-    queries: Terms
+    queries: GroupedProducts
     """For each slot: its context, times its sub-task's weights transposed"""
-    dcontexts: Terms
+    dcontexts: GroupedProducts
     """For each context: the dq of its slots, times their sub-tasks' weights"""
-    dweights: Terms
+    dweights: GroupedProducts
     """For each sub-task: the dq of its slot transposed, times its context"""
 
 
@@ -310,13 +312,13 @@ def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch
     def table(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
-    def terms(groups: list[list[tuple[int, int]]]) -> Terms:
+    def grouped(groups: list[list[tuple[int, int]]]) -> GroupedProducts:
         """One list of (first factor, second factor) for each output."""
         starts = [0]
         for group in groups:
             starts.append(starts[-1] + len(group))
-        flat_terms = [term for group in groups for term in group]
-        return Terms(table(starts), table([a for a, _ in flat_terms]), table([b for _, b in flat_terms]))
+        products = [product for group in groups for product in group]
+        return GroupedProducts(table(starts), table([a for a, _ in products]), table([b for _, b in products]))
 
     counts = collections.Counter(target for _, target in pairs)
     target_starts = list(itertools.accumulate((counts[target] for target in range(targets)), initial=0))
@@ -329,7 +331,7 @@ def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch
         target_starts=table(target_starts),
         target_slots=tuple(itertools.pairwise(target_starts)),
         slot_contexts=tuple(pairs[task][0] for task in tasks),
-        queries=terms([[(pairs[task][0], task)] for task in tasks]),
-        dcontexts=terms(of_context),
-        dweights=terms([[(slots[k], pair[0])] for k, pair in enumerate(pairs)]),
+        queries=grouped([[(pairs[task][0], task)] for task in tasks]),
+        dcontexts=grouped(of_context),
+        dweights=grouped([[(slots[k], pair[0])] for k, pair in enumerate(pairs)]),
     )

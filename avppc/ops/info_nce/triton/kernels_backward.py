@@ -1,6 +1,6 @@
 """Triton kernels of the bilinear InfoNCE's backward: logits computed again, dS on the chip or by waves in a workspace.
 
-Letters, names and slots are those of kernels_forward.py. dS is the gradient of the logits, divided by `unit`.
+Letters, names and slots are those of kernels_forward.py. dS is the gradient of the logits, divided by `amax`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from avppc.ops.info_nce.triton.kernels_forward import (
 
 
 @triton.jit
-def _weights(lse, dlosses, unit, task, o, K, L):
+def _weights(lse, dlosses, amax, task, o, K, L):
     """Of rows or columns o of a task: maximum in base 2, upstream gradient over the sum of exponentials, and itself.
 
     Past the end the weights are 0, and the maximum is so high that no exponential overflows.
     """
     o_task = tl.cast(task, tl.int64) * L + o
-    b_du = tl.load(dlosses + o_task, mask=o < L, other=0.0) / tl.load(unit)
+    b_du = tl.load(dlosses + o_task, mask=o < L, other=0.0) / tl.load(amax)
     b_max = tl.load(lse + o_task, mask=o < L, other=float("inf"))
     b_log = tl.load(lse + tl.cast(K, tl.int64) * L + o_task, mask=o < L, other=0.0)
     return b_max * LOG2E, b_du * tl.exp2(-b_log * LOG2E), b_du
@@ -45,7 +45,7 @@ def _logit_gradient(
     du,
     column_lse,  # [2, K, M]
     drows,  # [K, N]
-    unit,  # []
+    amax,  # []
     task,
     context_ids,  # [N]
     target_ids,  # [M]
@@ -69,7 +69,7 @@ def _logit_gradient(
         s = _candidates(s, o_n, o_m, ids_n, ids_m, N, M, offset, HAS_IDS)
     ds = tl.exp2(s * LOG2E - tl.expand_dims(row_max, ACROSS_N)) * tl.expand_dims(row_weight, ACROSS_N)
     if SYMMETRIC:
-        column_max, column_weight, _ = _weights(column_lse, drows, unit, task, columns, K, M)
+        column_max, column_weight, _ = _weights(column_lse, drows, amax, task, columns, K, M)
         other = tl.exp2(s * LOG2E - tl.expand_dims(column_max, ACROSS_M)) * tl.expand_dims(column_weight, ACROSS_M)
         ds = (ds + other) * 0.5
     if _has_positives(n, m, offset, BLOCK_N, BLOCK_M):
@@ -81,10 +81,10 @@ def _logit_gradient(
 def info_nce_bwd_dq_kernel(
     q,  # [K, N, D] by slot
     z,  # [U, M, D]
-    dq,  # [K, N, D] by slot, without the factors scale and unit
-    dscale,  # [K T]: a term of each tile, without the factor unit
+    dq,  # [K, N, D] by slot, without the factors scale and amax
+    dscale,  # [K T]: a term of each tile, without the factor amax
     scale,  # []
-    unit,  # []: what the upstream gradients are divided by
+    amax,  # []: what the upstream gradients are divided by
     slot_tasks,  # [K]
     slot_targets,  # [K]
     row_lse,  # [2, K, N]
@@ -118,7 +118,7 @@ def info_nce_bwd_dq_kernel(
     o_slot = tl.cast(slot, tl.int64) * N * D
     p_q = _row_pointers(q + o_slot, n, N, D, BLOCK_N)
     p_target = z + tl.cast(target, tl.int64) * M * D
-    row_max, row_weight, du = _weights(row_lse, drows, unit, task, o_n, K, N)
+    row_max, row_weight, du = _weights(row_lse, drows, amax, task, o_n, K, N)
     if WHOLE:
         b_q = _load(p_q, 0, D, EVEN, BLOCK_D)
     acc = tl.zeros([BLOCK_N, BLOCK_O], tl.float32)
@@ -132,7 +132,7 @@ def info_nce_bwd_dq_kernel(
             dots = _products(p_q, p_z, D, EVEN, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
             b_z = _load(p_z, o, D, EVEN, BLOCK_O)
         ds = _logit_gradient(
-            dots * b_scale, n, m, row_max, row_weight, du, column_lse, drows, unit, task, context_ids, target_ids,
+            dots * b_scale, n, m, row_max, row_weight, du, column_lse, drows, amax, task, context_ids, target_ids,
             K, N, M, offset, False, HAS_IDS, SYMMETRIC, BLOCK_N, BLOCK_M,
         )  # fmt: skip
         b_dscale += tl.sum(ds * dots, 1)
@@ -151,9 +151,9 @@ def info_nce_bwd_dz_kernel(
     q,  # [K, N, D] by slot
     z,  # [U, M, D]
     dz,  # [U, M, D]
-    gain,  # []: scale * unit, a factor of dz
+    alpha,  # []: scale * amax, a factor of dz
     scale,  # []
-    unit,  # []
+    amax,  # []
     slot_tasks,  # [K]
     target_starts,  # [U + 1]: the slots of target u are target_starts[u] to target_starts[u + 1] - 1
     row_lse,  # [2, K, N]
@@ -199,15 +199,15 @@ def info_nce_bwd_dz_kernel(
             dots = _products(p_z, p_q, D, EVEN, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION)
             b_q = _load(p_q, o, D, EVEN, BLOCK_O)
         o_n = n + tl.arange(0, BLOCK_N)
-        row_max, row_weight, du = _weights(row_lse, drows, unit, task, o_n, K, N)
+        row_max, row_weight, du = _weights(row_lse, drows, amax, task, o_n, K, N)
         ds = _logit_gradient(
-            dots * b_scale, n, m, row_max, row_weight, du, column_lse, drows, unit, task, context_ids, target_ids,
+            dots * b_scale, n, m, row_max, row_weight, du, column_lse, drows, amax, task, context_ids, target_ids,
             K, N, M, offset, True, HAS_IDS, SYMMETRIC, BLOCK_N, BLOCK_M,
         )  # fmt: skip
         acc = _dot(_narrow(ds, q.dtype.element_ty), b_q, acc, PRECISION)
     o_o = o + tl.arange(0, BLOCK_O)
     p_dz = dz + o_target + (tl.cast(o_m, tl.int64) * D)[:, None] + o_o[None, :]
-    b_dz = _narrow(acc * tl.load(gain), dz.dtype.element_ty)
+    b_dz = _narrow(acc * tl.load(alpha), dz.dtype.element_ty)
     tl.store(p_dz, b_dz, mask=(o_m < M)[:, None] & (o_o < D)[None, :])
 
 
@@ -218,7 +218,7 @@ def info_nce_bwd_ds_kernel(
     ds_wave,  # [rows of the wave, row_stride]
     dscale,  # [programs]
     scale,  # []
-    unit,  # []
+    amax,  # []
     slot_tasks,  # [K]
     first_tile,  # the wave is the row tiles first_tile.., counted from slot 0
     tiles,  # of the wave
@@ -255,9 +255,9 @@ def info_nce_bwd_ds_kernel(
     o_slot = tl.cast(slot, tl.int64) * N
     p_q = _row_pointers(q + o_slot * D, n, N, D, BLOCK_N)
     dots = _products(p_q, _row_pointers(z, m, M, D, BLOCK_M), D, EVEN, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
-    row_max, row_weight, du = _weights(row_lse, drows, unit, task, o_n, K, N)
+    row_max, row_weight, du = _weights(row_lse, drows, amax, task, o_n, K, N)
     ds = _logit_gradient(
-        dots * tl.load(scale), n, m, row_max, row_weight, du, column_lse, drows, unit, task, context_ids, target_ids,
+        dots * tl.load(scale), n, m, row_max, row_weight, du, column_lse, drows, amax, task, context_ids, target_ids,
         K, N, M, offset, False, HAS_IDS, SYMMETRIC, BLOCK_N, BLOCK_M,
     )  # fmt: skip
     tl.store(dscale + pid, tl.sum(ds * dots))

@@ -110,10 +110,10 @@ def info_nce_product_kernel(
     a,  # [.., rows, depth], any strides
     b,  # [.., depth, columns], any strides
     out,  # [outputs, rows, columns]
-    gain,  # []
-    starts,  # [outputs + 1]: output o is the sum over the terms starts[o] to starts[o + 1] - 1
-    a_index,  # [terms]: which a and
-    b_index,  # [terms]: which b are the factors of a term
+    alpha,  # []
+    starts,  # [outputs + 1]: output o is the sum of the products starts[o] to starts[o + 1] - 1
+    a_index,  # [products]: which a and
+    b_index,  # [products]: which b are the factors of a product
     rows,
     columns,
     depth,
@@ -124,13 +124,13 @@ def info_nce_product_kernel(
     b_depth,
     b_column,
     EVEN: tl.constexpr,  # whether BLOCK_D divides depth
-    HAS_GAIN: tl.constexpr,
+    HAS_ALPHA: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out[o] = gain * sum over terms of a[a_index] b[b_index]: queries, and the gradients of contexts and weights."""
+    """out[o] = alpha * the sum of its a[a_index] b[b_index]: queries, and gradients of contexts and weights."""
     tiles_n, tiles_m = tl.cdiv(rows, BLOCK_N), tl.cdiv(columns, BLOCK_M)
     pid = tl.program_id(0)
     i_out, i_tile = pid // (tiles_n * tiles_m), pid % (tiles_n * tiles_m)
@@ -139,9 +139,9 @@ def info_nce_product_kernel(
     o_a = tl.cast(tl.minimum(o_n, rows - 1), tl.int64) * a_row
     o_b = tl.cast(tl.minimum(o_m, columns - 1), tl.int64) * b_column
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for term in tl.range(tl.load(starts + i_out), tl.load(starts + i_out + 1)):
-        p_a = a + tl.load(a_index + term).to(tl.int64) * a_matrix + o_a
-        p_b = b + tl.load(b_index + term).to(tl.int64) * b_matrix + o_b
+    for i_product in tl.range(tl.load(starts + i_out), tl.load(starts + i_out + 1)):
+        p_a = a + tl.load(a_index + i_product).to(tl.int64) * a_matrix + o_a
+        p_b = b + tl.load(b_index + i_product).to(tl.int64) * b_matrix + o_b
         for d in tl.range(0, depth, BLOCK_D):
             o_d = d + tl.arange(0, BLOCK_D)
             p_ad = p_a[:, None] + (tl.cast(o_d, tl.int64) * a_depth)[None, :]
@@ -152,8 +152,8 @@ def info_nce_product_kernel(
                 b_a = tl.load(p_ad, mask=(o_d < depth)[None, :], other=0.0)
                 b_b = tl.load(p_bd, mask=(o_d < depth)[:, None], other=0.0)
                 acc = _dot(b_a, b_b, acc, PRECISION)
-    if HAS_GAIN:
-        acc = acc * tl.load(gain)
+    if HAS_ALPHA:
+        acc = acc * tl.load(alpha)
     p_out = out + tl.cast(i_out, tl.int64) * rows * columns
     p_out = p_out + (tl.cast(o_n, tl.int64) * columns)[:, None] + o_m[None, :]
     m_out = (o_n < rows)[:, None] & (o_m < columns)[None, :]

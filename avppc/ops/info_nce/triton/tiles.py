@@ -31,10 +31,10 @@ COLUMN_STATISTICS_BYTES = 256 << 20
 """The bound on the statistics of columns by row tile that a symmetric loss keeps before they are combined."""
 
 _Result = TypeVar("_Result")
-_Way = TypeVar("_Way")
+_Method = TypeVar("_Method")
 _logger = logging.getLogger(__name__)
-_found: dict[tuple[str, Place], Tile] = {}
-_found_ways: dict[object, str] = {}
+_found: dict[tuple[str, TileKey], Tile] = {}
+_found_methods: dict[object, str] = {}
 REPETITIONS = 5
 
 
@@ -59,7 +59,7 @@ class Tile(NamedTuple):
         return self.d if self.d >= width else self.o
 
 
-class Place(NamedTuple):
+class TileKey(NamedTuple):
     """What the choice of a tile depends on."""
 
     architecture: int
@@ -68,9 +68,9 @@ class Place(NamedTuple):
     """Bytes of an element: 2 (bfloat16, float16) or 4 (float32)."""
     width: int
     """D"""
-    ragged: bool = False
+    unaligned: bool = False
     """Whether rows do not start at multiples of 16 bytes, and are loaded element by element."""
-    busy: bool = False
+    extra_registers: bool = False
     """Whether there are ids or the loss is symmetric, so that more is kept in registers."""
 
 
@@ -158,13 +158,13 @@ TABLE: dict[tuple[int, int], dict[str, _Row]] = {
 }
 
 
-BUSY: dict[tuple[int, int, str], Tile] = {
+EXTRA_REGISTERS: dict[tuple[int, int, str], Tile] = {
     (90, 2, "fwd"): _WIDE,
     (100, 2, "fwd"): Tile(128, 64, 64, 0, 8, 3),
     (100, 2, "ds"): Tile(128, 64, 64, 0, 8, 3),
 }
 """Where the table's tile would not fit the registers with ids or symmetric; keys: architecture, itemsize, kernel."""
-RAGGED: dict[str, Tile] = {
+UNALIGNED: dict[str, Tile] = {
     "product": Tile(64, 64, 16, 0, 8, 2),
     "fwd": Tile(64, 64, 16, 0, 8, 2),
     "dq": Tile(32, 32, 16, 64, 8, 2),
@@ -174,14 +174,14 @@ RAGGED: dict[str, Tile] = {
 """Of every architecture, for rows that do not start at multiples of 16 bytes."""
 
 
-def table_tile(kernel: str, place: Place) -> Tile:
+def table_tile(kernel: str, key: TileKey) -> Tile:
     """The tile of the table."""
-    if place.ragged and place.architecture != INTERPRETER:
-        return RAGGED[kernel]
-    if place.busy and (place.architecture, place.itemsize, kernel) in BUSY:
-        return BUSY[place.architecture, place.itemsize, kernel]
-    column = next(i for i, width in enumerate(WIDTHS) if place.width <= width)
-    return TABLE[place.architecture, place.itemsize][kernel][column]
+    if key.unaligned and key.architecture != INTERPRETER:
+        return UNALIGNED[kernel]
+    if key.extra_registers and (key.architecture, key.itemsize, kernel) in EXTRA_REGISTERS:
+        return EXTRA_REGISTERS[key.architecture, key.itemsize, kernel]
+    column = next(i for i, width in enumerate(WIDTHS) if key.width <= width)
+    return TABLE[key.architecture, key.itemsize][kernel][column]
 
 
 class Backward(NamedTuple):
@@ -204,17 +204,17 @@ BACKWARD = {
 }
 
 
-def recompute_in_backward(place: Place, logits: int, tiles: int, processors: int) -> bool:
+def recompute_in_backward(key: TileKey, logits: int, tiles: int, processors: int) -> bool:
     """Whether the backward goes by recomputation, without a workspace.
 
     Args:
-        place: as for the tiles.
+        key: as for the tiles.
         logits: K N M.
         tiles: how many tiles of the targets' gradients are computed at a time, which keeps the GPU busy.
         processors: of the GPU.
     """
-    limits = BACKWARD[place.architecture]
-    wide = place.width <= limits.recompute_width and tiles >= processors
+    limits = BACKWARD[key.architecture]
+    wide = key.width <= limits.recompute_width and tiles >= processors
     return wide or (logits <= limits.recompute_logits and 2 * tiles >= processors)
 
 
@@ -235,28 +235,31 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def with_best_tile(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> _Result:
+def with_best_tile(kernel: str, key: TileKey, run: Callable[[Tile], _Result]) -> _Result:
     """What `run` returns with the table's tile; under AVPPC_TUNE=1 with the fastest candidate."""
     if not _is_tuning():
-        return run(_found.get((kernel, place)) or table_tile(kernel, place))
-    if (kernel, place) not in _found:
-        _found[kernel, place] = _search(kernel, place, run)
-    return run(_found[kernel, place])
+        return run(_found.get((kernel, key)) or table_tile(kernel, key))
+    if (kernel, key) not in _found:
+        _found[kernel, key] = _search(kernel, key, run)
+    return run(_found[kernel, key])
 
 
-def with_best_way(key: object, usual: str, ways: dict[str, _Way], run: Callable[[_Way], _Result]) -> _Result:
-    """What `run` returns with the usual way; under AVPPC_TUNE=1 with the fastest way for this key."""
+def with_best_method(
+    key: object, usual: str, methods: dict[str, _Method], run: Callable[[_Method], _Result]
+) -> _Result:
+    """What `run` returns with the usual method; under AVPPC_TUNE=1 with the fastest method for this key."""
     if not _is_tuning():
-        return run(ways[_found_ways.get(key, usual)])
-    if key not in _found_ways:
-        for way in ways.values():
-            run(way)  # compiles, and finds the tiles
+        return run(methods[_found_methods.get(key, usual)])
+    if key not in _found_methods:
+        for method in methods.values():
+            run(method)  # compiles, and finds the tiles
         times = {
-            name: statistics.median(_milliseconds(run, way) for _ in range(REPETITIONS)) for name, way in ways.items()
+            name: statistics.median(_milliseconds(run, method) for _ in range(REPETITIONS))
+            for name, method in methods.items()
         }
-        _found_ways[key] = min(times, key=lambda name: times[name])
+        _found_methods[key] = min(times, key=lambda name: times[name])
         print(f"tuned the backward at {key}: {times} ms; the table's is {usual!r}", flush=True)
-    return run(ways[_found_ways[key]])
+    return run(methods[_found_methods[key]])
 
 
 def _is_tuning() -> bool:
@@ -264,58 +267,58 @@ def _is_tuning() -> bool:
     return is_switched_on("AVPPC_TUNE") and not is_capturing
 
 
-def candidates(kernel: str, place: Place) -> Iterator[Tile]:
+def candidates(kernel: str, key: TileKey) -> Iterator[Tile]:
     """The table's tile and others whose operands fit the shared memory."""
-    first = table_tile(kernel, place)
+    first = table_tile(kernel, key)
     yield first
-    if place.architecture == INTERPRETER:
+    if key.architecture == INTERPRETER:
         yield first._replace(d=first.d // 2, o=first.o // 2)
         return
     sizes = [(128, 128), (128, 64), (64, 128), (64, 64)]
     sizes += [(128, 256), (256, 128)] if kernel in ("fwd", "ds") else []
-    step = 64 if place.itemsize == 2 else 32
-    whole = 1 << (place.width - 1).bit_length()
+    step = 64 if key.itemsize == 2 else 32
+    whole = 1 << (key.width - 1).bit_length()
     steps = {step, whole} if kernel in ("fwd", "dq", "dz") and whole <= 256 else {step}
     for (n, m), d, warps, stages in itertools.product(sizes, sorted(steps), (4, 8), (2, 3, 4)):
-        outputs = (0,) if kernel not in ("dq", "dz") else (d,) if d >= place.width else (128, 256)
+        outputs = (0,) if kernel not in ("dq", "dz") else (d,) if d >= key.width else (128, 256)
         limits = (0, 128) if warps == 8 else (0,)  # 128 registers a thread: two blocks on a processor
         for o, registers in itertools.product(outputs, limits):
             tile = Tile(n, m, d, o, warps, stages, registers)
-            if tile != first and _fits(tile, place):
+            if tile != first and _fits(tile, key):
                 yield tile
 
 
-def _fits(tile: Tile, place: Place) -> bool:
+def _fits(tile: Tile, key: TileKey) -> bool:
     """Whether the operands of all stages fit into the shared memory (what is kept whole counts as a stage)."""
     operands = (tile.n + tile.m) * tile.d * tile.stages + tile.m * (0 if tile.o == tile.d else tile.o)
-    return operands * place.itemsize <= SHARED_MEMORY_BYTES[place.architecture]
+    return operands * key.itemsize <= SHARED_MEMORY_BYTES[key.architecture]
 
 
-def _search(kernel: str, place: Place, run: Callable[[Tile], _Result]) -> Tile:
+def _search(kernel: str, key: TileKey, run: Callable[[Tile], _Result]) -> Tile:
     times: dict[Tile, float] = {}
-    for tile in candidates(kernel, place):
+    for tile in candidates(kernel, key):
         try:
             run(tile)  # compiles
             times[tile] = statistics.median(_milliseconds(run, tile) for _ in range(REPETITIONS))
         except Exception as error:  # a tile that does not compile or launch is left out; Triton's errors share no base
             _logger.info("%s %s does not run: %s", kernel, tile, str(error).split("\n")[0])
     if not times:
-        raise RuntimeError(f"AVPPC_TUNE=1 found no tile of {kernel!r} that runs for {place}")
+        raise RuntimeError(f"AVPPC_TUNE=1 found no tile of {kernel!r} that runs for {key}")
     best = min(times, key=lambda tile: times[tile])
-    first = table_tile(kernel, place)
+    first = table_tile(kernel, key)
     was = f"{times[first]:.4f} ms" if first in times else "does not run"
-    print(f"tuned {kernel!r} at {place}: {best} {times[best]:.4f} ms; the table's {first} {was}", flush=True)
+    print(f"tuned {kernel!r} at {key}: {best} {times[best]:.4f} ms; the table's {first} {was}", flush=True)
     return best
 
 
-def _milliseconds(run: Callable[[_Way], object], way: _Way) -> float:
+def _milliseconds(run: Callable[[_Method], object], method: _Method) -> float:
     if not torch.cuda.is_available():
         start = time.perf_counter()
-        run(way)
+        run(method)
         return (time.perf_counter() - start) * 1e3
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     before.record()
-    run(way)
+    run(method)
     after.record()
     after.synchronize()
     return before.elapsed_time(after)

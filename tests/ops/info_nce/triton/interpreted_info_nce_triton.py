@@ -161,7 +161,7 @@ def test_statistics_of_columns_may_come_in_parts(monkeypatch: pytest.MonkeyPatch
 
 
 def setting_of(arguments: dict[str, Any]) -> Any:
-    return launch.Setting.of(make_problem(**arguments))
+    return launch.LaunchArguments.of(make_problem(**arguments))
 
 
 def test_columns_are_split_where_rows_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,9 +380,9 @@ def test_tuning_finds_a_tile_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys
     got = with_gradients(solve(arguments), torch.tensor(1.0), arguments)
     torch.testing.assert_close(got, expected)
     printed = capsys.readouterr().out
-    assert "tuned 'fwd' at Place(architecture=0" in printed
+    assert "tuned 'fwd' at TileKey(architecture=0" in printed
     assert "; the table's Tile(n=64, m=32, d=64" in printed
-    assert "tuned the backward at (Place(architecture=0" in printed
+    assert "tuned the backward at (TileKey(architecture=0" in printed
     assert "; the table's is 'recompute'" in printed or "; the table's is 'waves'" in printed
 
 

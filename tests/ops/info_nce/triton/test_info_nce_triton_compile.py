@@ -17,8 +17,8 @@ from avppc.ops.info_nce.triton.tiles import (
     KERNELS,
     SHARED_MEMORY_BYTES,
     SMALL,
-    Place,
     Tile,
+    TileKey,
     recompute_in_backward,
     table_tile,
 )
@@ -43,10 +43,10 @@ TABLE = distinct([one for one in table_variants(("bf16",)) if one.architecture !
 TABLE += [variant(kernel, architecture, "fp32", 512) for kernel in KERNELS for architecture in (90,)]
 LSE_FLAGS: list[tuple[str, ...]] = [(), ("symmetric",), ("no_positive",), ("ones",)]
 OTHERS = [variant(kernel, SMALL, "bf16", 512) for kernel in KERNELS]
-OTHERS += [variant(kernel, 90, "bf16", 123, ("ids", "ragged")) for kernel in KERNELS]
+OTHERS += [variant(kernel, 90, "bf16", 123, ("ids", "unaligned")) for kernel in KERNELS]
 OTHERS += [variant(kernel, 100, "bf16", 64, ("ids", "symmetric")) for kernel in KERNELS if kernel != "product"]
 OTHERS += [variant(kernel, 90, "bf16", 512, ("ids", "symmetric")) for kernel in KERNELS if kernel != "product"]
-OTHERS += [variant(kernel, 90, "bf16", 1, ("ragged", "ones")) for kernel in KERNELS]
+OTHERS += [variant(kernel, 90, "bf16", 1, ("unaligned", "ones")) for kernel in KERNELS]
 OTHERS += [variant("product", a, "bf16", 512, (flag,)) for a in (80, 90, 100) for flag in ("dcontexts", "dweights")]
 OTHERS += [Variant("lse", 90, "fp32", 1, Tile(1, 1, 1, 0, 4, 3), flags) for flags in LSE_FLAGS]
 OTHERS += [variant("fwd", 90, "fp16", 512), variant("fwd", 90, "fp32", 512, ("tf32",))]
@@ -89,10 +89,10 @@ def test_every_place_has_a_tile() -> None:
     for architecture in SHARED_MEMORY_BYTES:
         for itemsize in (2, 4):
             for width in (1, 64, 65, 123, 256, 1024, 8192):
-                for flags in ({}, {"ragged": True}, {"busy": True}):
+                for flags in ({}, {"unaligned": True}, {"extra_registers": True}):
                     for kernel in KERNELS:
-                        place = Place(architecture, itemsize, width, **flags)
-                        assert table_tile(kernel, place).output(width) > 0 or kernel not in ("dq", "dz")
+                        key = TileKey(architecture, itemsize, width, **flags)
+                        assert table_tile(kernel, key).output(width) > 0 or kernel not in ("dq", "dz")
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_every_place_has_a_tile() -> None:
 )
 def test_the_backward_goes_by_shape(width: int, rows: int, expected: bool) -> None:
     """The 42 sub-tasks on a GPU of 132 processors."""
-    place = Place(90, 2, width)
-    tile = table_tile("dz", place)
+    key = TileKey(90, 2, width)
+    tile = table_tile("dz", key)
     target_tiles = 10 * -(-rows // tile.m) * -(-width // tile.output(width))
-    assert recompute_in_backward(place, 42 * rows * rows, target_tiles, 132) == expected
+    assert recompute_in_backward(key, 42 * rows * rows, target_tiles, 132) == expected
 
 
 class Hopper:
