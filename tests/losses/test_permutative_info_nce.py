@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from collections import Counter
 
 import pytest
@@ -187,6 +188,14 @@ def test_state_dict_is_stable() -> None:
     expected = {f"{role}_fusion.{name}": shape for role in ("context", "target") for name, shape in fusion.items()}
     expected |= {"score.weight": [42, D, D], "score.log_scale": [1]}
     assert {name: list(value.shape) for name, value in state.items()} == expected
+
+
+def test_a_copy_sent_to_another_process_is_the_same_loss(elements: list[Tensor]) -> None:
+    loss_fn = PermutativeInfoNCE(D, task_weights={"Vp->Vf": 0.0}, normalize="layer_norm", scale=2.0, return_stats=True)
+    copy = pickle.loads(pickle.dumps(loss_fn))
+    assert repr(copy) == repr(loss_fn)
+    assert "initial_scale=2.0, learn_scale=False, normalize='layer_norm', task_weights=(0.0, 1.0, " in repr(copy)
+    torch.testing.assert_close(copy(*elements), loss_fn(*elements))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

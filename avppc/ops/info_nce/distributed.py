@@ -46,12 +46,12 @@ def solve_gathered(
     if not problem.symmetric:
         return one_way(problem, *options)
     loss, stats = one_way(problem._replace(symmetric=False), *options)
-    column_loss, column_stats = one_way(_turned(problem), *options)
+    column_loss, column_stats = one_way(_transposed(problem), *options)
     task_loss = (stats.task_loss + column_stats.task_loss) / 2
     return (loss + column_loss) / 2, InfoNCEStats(task_loss, stats.accuracy)
 
 
-def _turned(problem: Problem) -> Problem:
+def _transposed(problem: Problem) -> Problem:
     """The problem in which targets look for contexts."""
     weights = None if problem.weights is None else problem.weights.mT
     return Problem(

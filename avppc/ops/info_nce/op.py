@@ -23,7 +23,7 @@ BACKENDS = ("auto", "triton", "cpp", "reference")
 
 
 class InfoNCEStats(NamedTuple):
-    """Figures of each sub-task in one call; no gradient."""
+    """Metrics of each sub-task in one call; without gradient."""
 
     task_loss: Tensor
     """[K] mean loss of each sub-task, in nats; log(M) - task_loss bounds its mutual information from below."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from typing import Any
 
 import torch
@@ -81,6 +82,15 @@ def expected(arguments: dict[str, Any]) -> Tensor:
         loss = s.logsumexp(1) - s[positive]
         losses.append((loss + s.logsumexp(0) - s[positive]) / 2 if arguments["symmetric"] else loss)
     return torch.stack(losses)
+
+
+def test_overloads_take_the_arguments_of_the_function() -> None:
+    """So type checkers know the arguments that there are; the last one's type says what comes back."""
+    *wanted, return_stats = inspect.signature(bilinear_info_nce).parameters.values()
+    overloads = [inspect.signature(one).parameters for one in typing.get_overloads(bilinear_info_nce)]
+    assert [list(parameters.values())[:-1] for parameters in overloads] == [wanted] * 3
+    types = [parameters[return_stats.name].annotation for parameters in overloads]
+    assert types == ["Literal[False]", "Literal[True]", "bool"]
 
 
 @examples(150)
