@@ -1,4 +1,4 @@
-// Checks at the operators' doors: each message names the argument, what came and what is allowed.
+// Checks of the operators' arguments: each message names the argument, what came and what is allowed.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -41,7 +41,7 @@ Tensor cut_spans(const Tensor& clips, const Tensor& starts, int64_t length) {
   const auto* from = static_cast<const char*>(clips.const_data_ptr());
   auto* to = static_cast<char*>(out.mutable_data_ptr());
   const int64_t size = length * step;
-  torch::stable::parallel_for(0, spans, divide_up(BYTES_PER_THREAD, size), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, spans, ceil_div(BYTES_PER_THREAD, size), [&](int64_t begin, int64_t end) {
     for (int64_t span = begin; span < end; ++span) {
       std::memcpy(to + span * size, from + (span % count * steps + first[span]) * step, size);
     }
@@ -82,7 +82,7 @@ Tensor crop_luma(const Tensor& video, const Tensor& rows, const Tensor& columns,
   const int64_t clip_stride = video.stride(0), frame_stride = video.stride(1), stride = video.stride(2);
   float* luma = out.mutable_data_ptr<float>();
   torch::stable::parallel_for(
-      0, count * frames, divide_up(BYTES_PER_THREAD, crop * crop), [&](int64_t begin, int64_t end) {
+      0, count * frames, ceil_div(BYTES_PER_THREAD, crop * crop), [&](int64_t begin, int64_t end) {
         std::vector<uint32_t> sums(crop);
         for (int64_t frame = begin; frame < end; ++frame) {
           const int64_t clip = frame / frames;
@@ -105,12 +105,12 @@ Tensor motion_frames(const Tensor& video, int64_t stride, int64_t phase) {
   AVPPC_CHECK(video.numel() > 0, "video must not be empty");
   AVPPC_CHECK(stride >= 1, "stride must be at least 1, got ", stride);
   AVPPC_CHECK(phase >= 0 && phase < frames, "phase must be from 0 to ", frames - 1, ", got ", phase);
-  const int64_t taken = divide_up(frames - phase, stride), pixels = height * width;
+  const int64_t taken = ceil_div(frames - phase, stride), pixels = height * width;
   Tensor out = new_like(video, {count * taken, height, width, 4}, ScalarType::Float);
   const float* luma = video.const_data_ptr<float>();
   float* channels = out.mutable_data_ptr<float>();
   const int64_t bytes = frames * pixels * static_cast<int64_t>(sizeof(float));
-  torch::stable::parallel_for(0, count, divide_up(BYTES_PER_THREAD, bytes), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, ceil_div(BYTES_PER_THREAD, bytes), [&](int64_t begin, int64_t end) {
     std::vector<float> mean(pixels);
     for (int64_t clip = begin; clip < end; ++clip) {
       AVPPC_CPU_SELECT(motion_frames_clip)

@@ -47,7 +47,7 @@ LeftFactor left_factor(const Factor& a, int64_t first, int64_t rows, int64_t k, 
     return {reinterpret_cast<const char*>(data), LEFT_WIDTH * row_bytes, row_bytes, 4};
   }
   pack(data, depth, rows, a.stride, !a.transposed, LEFT_WIDTH, buffer);
-  return {reinterpret_cast<const char*>(buffer), divide_up(depth, 2) * LEFT_WIDTH * 4, 4, LEFT_WIDTH * 4};
+  return {reinterpret_cast<const char*>(buffer), ceil_div(depth, 2) * LEFT_WIDTH * 4, 4, LEFT_WIDTH * 4};
 }
 
 }  // namespace
@@ -61,8 +61,8 @@ bool has_gemm_bfloat16() {
 void gemm_bfloat16(const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
   uint32_t* const left_words = buffers();
   uint32_t* const right_words = left_words + MAX_LEFT_WORDS;
-  const int64_t depths = divide_up(a.columns, MAX_DEPTH);
-  const int64_t max_depth = 2 * divide_up(a.columns, 2 * depths);
+  const int64_t depths = ceil_div(a.columns, MAX_DEPTH);
+  const int64_t max_depth = 2 * ceil_div(a.columns, 2 * depths);
   const int64_t max_columns = MAX_RIGHT_WORDS / (max_depth / 2) / RIGHT_WIDTH * RIGHT_WIDTH;
   for (int64_t k = 0; k < a.columns; k += max_depth) {
     const int64_t depth = std::min(max_depth, a.columns - k);
@@ -73,7 +73,7 @@ void gemm_bfloat16(const Factor& a, const Factor& b, float alpha, float beta, fl
       for (int64_t i = 0; i < a.rows; i += MAX_LEFT_ROWS) {
         const int64_t rows = std::min(MAX_LEFT_ROWS, a.rows - i);
         const LeftFactor left = left_factor(a, i, rows, k, depth, left_words);
-        multiply_panels(left, right_words, rows, columns, divide_up(depth, 2), alpha, kept, c + i * stride + j,
+        multiply_panels(left, right_words, rows, columns, ceil_div(depth, 2), alpha, kept, c + i * stride + j,
                         stride);
       }
     }

@@ -133,7 +133,7 @@ constexpr Tile TILES[TILE_ROWS][RIGHT_WIDTH / LANES] = {
 }  // namespace
 
 void pack(const uint16_t* x, int64_t k, int64_t n, int64_t stride, bool transposed, int64_t width, uint32_t* panels) {
-  for (int64_t j = 0; j < n; j += width, panels += divide_up(k, 2) * width) {
+  for (int64_t j = 0; j < n; j += width, panels += ceil_div(k, 2) * width) {
     const int64_t columns = smaller(width, n - j);
     if (transposed) {
       pack_panel_transposed(x + j * stride, k, columns, stride, width, panels);
@@ -147,7 +147,7 @@ void multiply_panels(const LeftFactor& a, const uint32_t* b, int64_t rows, int64
                      float beta, float* c, int64_t stride) {
   for (int64_t j = 0; j < columns; j += RIGHT_WIDTH, b += words * RIGHT_WIDTH) {
     const int64_t width = smaller(RIGHT_WIDTH, columns - j);
-    const int64_t vectors = divide_up(width, LANES);
+    const int64_t vectors = ceil_div(width, LANES);
     const __mmask16 last = first16(width - (vectors - 1) * LANES);
     for (int64_t i = 0; i < rows; i += TILE_ROWS) {
       const char* left = a.data + i / LEFT_WIDTH * a.panel_bytes + i % LEFT_WIDTH * a.row_bytes;

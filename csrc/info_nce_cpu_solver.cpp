@@ -1,10 +1,10 @@
 // The bilinear InfoNCE loss and its gradients on the CPU, with one block of logits for each thread.
 //
-// A unit of work is a block of rows of one sub-task: q = c W^T, s = scale q z^T, one pass that turns s into losses and,
-// in place, into the gradient dS; then dq = dS z and the sums dz += scale dS^T q, dc += scale dq W, dW += scale dq^T c.
-// Where the weight of each row's loss is known beforehand, one round over the units does it all; otherwise the backward
-// computes s again. The symmetric loss needs the log-sum-exp of whole columns before dS: a second round, which finds
-// the logits of the first where they are few.
+// For each block of rows of a sub-task: q = c W^T, s = scale q z^T, one pass that turns s into losses and, in place,
+// into the gradient dS; then dq = dS z and the sums dz += scale dS^T q, dc += scale dq W, dW += scale dq^T c. Where the
+// weight of each row's loss is known beforehand, one round over the blocks does it all; otherwise the backward computes
+// s again. The symmetric loss needs the log-sum-exp of whole columns before dS: a second round, which finds the logits
+// of the first where they are few.
 #include "info_nce_cpu_solver.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #include <limits>
 
 #include "info_nce_cpu_kernel.h"
-#include "ordered_units.h"
+#include "parallel_work.h"
 #include "rounding.h"
 
 namespace avppc {
@@ -20,10 +20,10 @@ namespace {
 
 constexpr int64_t LOGITS_PER_THREAD = 1 << 20;
 constexpr int64_t KEPT_LOGITS = 1 << 22;          // of all sub-tasks, from a symmetric loss's first round to its second
-constexpr int64_t WHOLE_LOGITS = 1 << 16;         // of a sub-task that is one unit
-constexpr int64_t SHARED_LOGITS = 1 << 13;        // of one unit, for each thread that takes part in a pass over them
+constexpr int64_t WHOLE_LOGITS = 1 << 16;         // of a sub-task that is one block
+constexpr int64_t SHARED_LOGITS = 1 << 13;        // of one block, for each thread that takes part in a pass over them
 constexpr int64_t PRODUCTS_PER_THREAD = 1 << 21;  // multiplications of one q and s
-constexpr int64_t TARGET_SLICE = 128;             // rows of dz that one unit adds to while the next one waits for them
+constexpr int64_t TARGET_SLICE = 128;             // rows of dz that one block adds to while the next one waits for them
 
 // Threads that have a twentieth of a millisecond's work each, or more.
 int64_t choose_threads(const InfoNCEProblem& p) {
@@ -36,12 +36,12 @@ int64_t choose_threads(const InfoNCEProblem& p) {
 // too, so that each thread has something to do.
 int64_t choose_rows(const InfoNCEProblem& p, int64_t threads) {
   int64_t rows = std::min(std::max<int64_t>(LOGITS_PER_THREAD / p.M, 128), round_up(p.N, 16));
-  const auto blocks = [&] { return divide_up(p.N, rows) * p.K; };
+  const auto blocks = [&] { return ceil_div(p.N, rows) * p.K; };
   while (rows > 64 && blocks() < threads) rows /= 2;
   return std::min(round_up(rows, 16), p.N);
 }
 
-// Whether a small single sub-task is one unit, whose products the threads share. With a unit each they would wait for
+// Whether a small single sub-task is one block, whose products the threads share. With a block each they would wait for
 // each other: without weights a third of the products are sums of dz, which are added one after another.
 bool is_whole(const InfoNCEProblem& p) {
   return p.K == 1 && p.weights == nullptr && p.N * p.M <= WHOLE_LOGITS && products_share_threads(p.element);
@@ -52,11 +52,12 @@ class Solver {
   Solver(const InfoNCEProblem& problem, bool gradients)
       : p_(problem), threads_(choose_threads(p_)),
         rows_(gradients && is_whole(p_) ? p_.N : choose_rows(p_, threads_)),
-        units_(p_.units(rows_)), blocks_(divide_up(p_.N, rows_)), slices_(divide_up(p_.M, TARGET_SLICE)),
+        row_blocks_(p_.row_blocks(rows_)), blocks_per_task_(ceil_div(p_.N, rows_)),
+        slices_(ceil_div(p_.M, TARGET_SLICE)),
         s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)),
         keeps_logits_(gradients && p_.symmetric && p_.K * p_.N * p_.M <= KEPT_LOGITS) {
     const int64_t size = s_size_ + (p_.element == Element::float32 ? 2 : 3) * q_size_;
-    scratch_ = empty_floats({keeps_logits_ ? static_cast<int64_t>(units_.size()) : threads_, size});
+    scratch_ = empty_floats({keeps_logits_ ? static_cast<int64_t>(row_blocks_.size()) : threads_, size});
   }
 
   // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
@@ -70,18 +71,18 @@ class Solver {
     const LogSumExp row_lse = halves(result.row_lse), column_lse = halves(result.column_lse);
     std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
     std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
-    run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
+    run_in_order(row_blocks_.size(), threads_, lock_count(), [&](int64_t index, int64_t thread, TicketLocks& locks) {
       const OnThisThread products(!is_single());
-      const Unit& unit = units_[index];
-      const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
+      const RowBlock& block = row_blocks_[index];
+      const int64_t row = block.task * p_.N + block.first, column = block.task * p_.M;
       const Scratch scratch = scratch_of(keeps_logits_ ? index : thread);
-      project(unit, scratch);
-      const Factor q = projected(unit, scratch);
-      compute_logits(unit, q, scratch);
-      const LogitBlock s = logits(unit, scratch);
-      const bool gradient = at_once && any(du + row, unit.rows);
+      project(block, scratch);
+      const Factor q = projected(block, scratch);
+      compute_logits(block, q, scratch);
+      const LogitBlock s = logits(block, scratch);
+      const bool gradient = at_once && any(du + row, block.rows);
       if (p_.symmetric) {
-        const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
+        const TicketLocks::Turn turn(locks, task_lock(block), block.task_turn);
         merge_columns(s, at(column_lse, column));
       }
       float* loss = result.rows.mutable_data_ptr<float>() + row;
@@ -90,7 +91,7 @@ class Solver {
         AVPPC_CPU_SELECT(info_nce_rows)
         (part, at(row_lse, row + n), loss + n, correct + n, gradient ? du + row + n : nullptr, p_.element);
       });
-      if (at_once) add_gradients(index, q, scratch, gradient, doors);
+      if (at_once) add_gradients(index, q, scratch, gradient, locks);
     });
     if (p_.symmetric) finish_columns(result.rows.mutable_data_ptr<float>(), row_lse, column_lse);
     if (at_once) finish();
@@ -106,45 +107,45 @@ class Solver {
     std::vector<float> half(p_.symmetric ? p_.K * p_.N : 0);  // the loss is the mean of a row's and a column's
     std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
     const float* weight = p_.symmetric ? half.data() : du;
-    run_in_order(units_.size(), threads_, doors(), [&](int64_t index, int64_t thread, Doors& doors) {
+    run_in_order(row_blocks_.size(), threads_, lock_count(), [&](int64_t index, int64_t thread, TicketLocks& locks) {
       const OnThisThread products(!is_single());
-      const Unit& unit = units_[index];
-      const int64_t row = unit.task * p_.N + unit.first, column = unit.task * p_.M;
+      const RowBlock& block = row_blocks_[index];
+      const int64_t row = block.task * p_.N + block.first, column = block.task * p_.M;
       const Scratch scratch = scratch_of(keeps_logits_ ? index : thread);
-      const bool gradient = p_.symmetric ? any(du + column, p_.M) : any(du + row, unit.rows);
-      Factor q{nullptr, unit.rows, p_.Dz, p_.Dz};
+      const bool gradient = p_.symmetric ? any(du + column, p_.M) : any(du + row, block.rows);
+      Factor q{nullptr, block.rows, p_.Dz, p_.Dz};
       if (gradient) {
-        if (!has_logits) project(unit, scratch);
-        q = projected(unit, scratch);
-        if (!has_logits) compute_logits(unit, q, scratch);
-        for_rows(logits(unit, scratch), [&](int64_t n, const LogitBlock& part) {
+        if (!has_logits) project(block, scratch);
+        q = projected(block, scratch);
+        if (!has_logits) compute_logits(block, q, scratch);
+        for_rows(logits(block, scratch), [&](int64_t n, const LogitBlock& part) {
           AVPPC_CPU_SELECT(info_nce_gradient)
           (part, at(halves(row_lse), row + n), weight + row + n, at(halves(column_lse), column),
            p_.symmetric ? weight + column : nullptr, p_.element);
         });
       }
-      add_gradients(index, q, scratch, gradient, doors);
+      add_gradients(index, q, scratch, gradient, locks);
     });
     finish();
     return gradients;
   }
 
  private:
-  // With a single unit the threads share each product instead.
-  bool is_single() const { return units_.size() == 1; }
+  // With a single block the threads share each product instead.
+  bool is_single() const { return row_blocks_.size() == 1; }
 
   struct Scratch {
     float *s, *q, *dq;           // [rows, M], [rows, Dz] twice
     uint16_t *q_half, *dq_half;  // what products take of q and dq, where that is bfloat16
   };
 
-  // The doors to the sums that units add to: a block of dc, a slice of dz; dW, or the statistics of the columns.
-  int64_t doors() const { return p_.C * blocks_ + p_.U * slices_ + p_.K; }
-  int64_t context_door(const Unit& unit) const { return unit.context * blocks_ + unit.first / rows_; }
-  int64_t target_door(const Unit& unit, int64_t slice) const {
-    return p_.C * blocks_ + unit.target * slices_ + slice;
+  // The locks of the sums that blocks add to: a block of dc, a slice of dz; dW, or the statistics of the columns.
+  int64_t lock_count() const { return p_.C * blocks_per_task_ + p_.U * slices_ + p_.K; }
+  int64_t context_lock(const RowBlock& block) const { return block.context * blocks_per_task_ + block.first / rows_; }
+  int64_t target_lock(const RowBlock& block, int64_t slice) const {
+    return p_.C * blocks_per_task_ + block.target * slices_ + slice;
   }
-  int64_t task_door(const Unit& unit) const { return p_.C * blocks_ + p_.U * slices_ + unit.task; }
+  int64_t task_lock(const RowBlock& block) const { return p_.C * blocks_per_task_ + p_.U * slices_ + block.task; }
 
   // The two halves of a tensor [2, ...], and what belongs to its rows or columns from n on.
   static LogSumExp halves(const Tensor& lse) {
@@ -165,36 +166,36 @@ class Solver {
   }
 
   // q = c W^T, left in the scratch.
-  void project(const Unit& unit, const Scratch& scratch) const {
+  void project(const RowBlock& block, const Scratch& scratch) const {
     if (p_.weights == nullptr) return;
-    multiply(p_.element, p_.context_rows(unit), p_.weight(unit).turned(), 1.0f, 0.0f, scratch.q, p_.Dz);
-    to_element(unit, scratch.q, scratch.q_half);
+    multiply(p_.element, p_.context_rows(block), p_.weight(block).transpose(), 1.0f, 0.0f, scratch.q, p_.Dz);
+    to_element(block, scratch.q, scratch.q_half);
   }
 
   // A projected q as the products take it.
-  Factor projected(const Unit& unit, const Scratch& scratch) const {
-    return p_.weights == nullptr ? p_.context_rows(unit) : as_factor(unit, scratch.q, scratch.q_half);
+  Factor projected(const RowBlock& block, const Scratch& scratch) const {
+    return p_.weights == nullptr ? p_.context_rows(block) : as_factor(block, scratch.q, scratch.q_half);
   }
 
-  void to_element(const Unit& unit, const float* x, uint16_t* half) const {
-    if (p_.element == Element::bfloat16) AVPPC_CPU_SELECT(float_to_bfloat16)(x, half, unit.rows * p_.Dz);
+  void to_element(const RowBlock& block, const float* x, uint16_t* half) const {
+    if (p_.element == Element::bfloat16) AVPPC_CPU_SELECT(float_to_bfloat16)(x, half, block.rows * p_.Dz);
   }
 
-  Factor as_factor(const Unit& unit, const float* x, const uint16_t* half) const {
+  Factor as_factor(const RowBlock& block, const float* x, const uint16_t* half) const {
     const void* data = p_.element == Element::float32 ? static_cast<const void*>(x) : half;
-    return {data, unit.rows, p_.Dz, p_.Dz};
+    return {data, block.rows, p_.Dz, p_.Dz};
   }
 
-  void compute_logits(const Unit& unit, const Factor& q, const Scratch& scratch) const {
-    multiply(p_.element, q, p_.target_rows(unit).turned(), p_.scale, 0.0f, scratch.s, p_.M);
-    p_.leave_out(unit, scratch.s);
+  void compute_logits(const RowBlock& block, const Factor& q, const Scratch& scratch) const {
+    multiply(p_.element, q, p_.target_rows(block).transpose(), p_.scale, 0.0f, scratch.s, p_.M);
+    p_.leave_out(block, scratch.s);
   }
 
-  LogitBlock logits(const Unit& unit, const Scratch& scratch) const {
-    return {scratch.s, unit.rows, p_.M, p_.M, p_.first_positive(unit)};
+  LogitBlock logits(const RowBlock& block, const Scratch& scratch) const {
+    return {scratch.s, block.rows, p_.M, p_.M, p_.first_positive(block)};
   }
 
-  // body(first, part) for parts of the rows of s, on all threads where this is the only unit.
+  // body(first, part) for parts of the rows of s, on all threads where this is the only block.
   template <class Body>
   void for_rows(const LogitBlock& s, const Body& body) const {
     share(s.rows, s.columns, [&](int64_t begin, int64_t end) {
@@ -210,11 +211,11 @@ class Solver {
     });
   }
 
-  // body(begin, end) for parts of 0..count - 1, each of `logits` logits; inside a unit among others, at once.
+  // body(begin, end) for parts of 0..count - 1, each of `logits` logits; where there are other blocks, for all at once.
   template <class Body>
   void share(int64_t count, int64_t logits, const Body& body) const {
     if (!is_single()) return body(0, count);
-    torch::stable::parallel_for(0, count, divide_up(SHARED_LOGITS, logits), body);
+    torch::stable::parallel_for(0, count, ceil_div(SHARED_LOGITS, logits), body);
   }
 
   void finish_columns(float* rows, const LogSumExp& row_lse, const LogSumExp& column_lse) const {
@@ -232,8 +233,8 @@ class Solver {
                   empty_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), empty_if(wanted.scale, Shape())};
     wanted_ = wanted;
     gradients_ = gradients;
-    scale_terms_.assign(units_.size(), 0.0);
-    // the first unit overwrites what it adds to; what no unit adds to is zero
+    scale_terms_.assign(row_blocks_.size(), 0.0);
+    // the first block overwrites what it adds to; what no block adds to is zero
     std::vector<bool> context_used(p_.C), target_used(p_.U);
     for (const Pair& pair : p_.pairs) context_used[pair.context] = target_used[pair.target] = true;
     for (int64_t c = 0; wanted.contexts && c < p_.C; ++c) {
@@ -255,50 +256,51 @@ class Solver {
     *gradients_->scale.mutable_data_ptr<float>() = static_cast<float>(sum);
   }
 
-  // Adds a unit's terms to the gradients, from the dS in scratch.s. Without any, the next unit only gets its turn.
-  void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, Doors& doors) {
-    const Unit& unit = units_[index];
-    const Factor ds{scratch.s, unit.rows, p_.M, p_.element == Element::float32 ? p_.M : 2 * p_.M};
-    Factor dq{nullptr, unit.rows, p_.Dz, p_.Dz};
+  // Adds a block's terms to the gradients, from the dS in scratch.s. Without any, the next block only gets its turn.
+  void add_gradients(int64_t index, const Factor& q, const Scratch& scratch, bool any, TicketLocks& locks) {
+    const RowBlock& block = row_blocks_[index];
+    const Factor ds{scratch.s, block.rows, p_.M, p_.element == Element::float32 ? p_.M : 2 * p_.M};
+    Factor dq{nullptr, block.rows, p_.Dz, p_.Dz};
     if (any && (wanted_.contexts || wanted_.weights || wanted_.scale)) {
-      multiply(p_.element, ds, p_.target_rows(unit), 1.0f, 0.0f, scratch.dq, p_.Dz);
+      multiply(p_.element, ds, p_.target_rows(block), 1.0f, 0.0f, scratch.dq, p_.Dz);
       if (wanted_.scale) scale_terms_[index] = q_dot_dq(q, scratch);
       if (p_.weights != nullptr) {
-        to_element(unit, scratch.dq, scratch.dq_half);
-        dq = as_factor(unit, scratch.dq, scratch.dq_half);
+        to_element(block, scratch.dq, scratch.dq_half);
+        dq = as_factor(block, scratch.dq, scratch.dq_half);
       }
     }
-    // Two units of one target on two threads need not wait: one adds to dz, dW, dc, the other to dc, dz, dW.
-    const bool contexts_first = unit.target_turn % 2 == 1;
-    if (contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
-    if (wanted_.targets) add_to_targets(unit, ds.turned(), q, any, doors);
+    // Two blocks of one target on two threads need not wait: one adds to dz, dW, dc, the other to dc, dz, dW.
+    const bool contexts_first = block.target_turn % 2 == 1;
+    if (contexts_first) add_to_contexts(block, dq, scratch, any, locks);
+    if (wanted_.targets) add_to_targets(block, ds.transpose(), q, any, locks);
     if (wanted_.weights) {
-      const Doors::Turn turn(doors, task_door(unit), unit.task_turn);
-      add(dq.turned(), p_.context_rows(unit), unit.task_turn, any, dweights(unit.task));
+      const TicketLocks::Turn turn(locks, task_lock(block), block.task_turn);
+      add(dq.transpose(), p_.context_rows(block), block.task_turn, any, dweights(block.task));
     }
-    if (!contexts_first) add_to_contexts(unit, dq, scratch, any, doors);
+    if (!contexts_first) add_to_contexts(block, dq, scratch, any, locks);
   }
 
-  void add_to_contexts(const Unit& unit, const Factor& dq, const Scratch& scratch, bool any, Doors& doors) {
+  void add_to_contexts(const RowBlock& block, const Factor& dq, const Scratch& scratch, bool any, TicketLocks& locks) {
     if (!wanted_.contexts) return;
-    const Doors::Turn turn(doors, context_door(unit), unit.context_turn);
-    float* dc = dcontexts(unit.context) + unit.first * p_.Dc;
+    const TicketLocks::Turn turn(locks, context_lock(block), block.context_turn);
+    float* dc = dcontexts(block.context) + block.first * p_.Dc;
     if (p_.weights != nullptr) {
-      add(dq, p_.weight(unit), unit.context_turn, any, dc);
+      add(dq, p_.weight(block), block.context_turn, any, dc);
     } else {
-      if (unit.context_turn == 0) std::fill_n(dc, unit.rows * p_.Dc, 0.0f);
-      if (any) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, unit.rows * p_.Dc);
+      if (block.context_turn == 0) std::fill_n(dc, block.rows * p_.Dc, 0.0f);
+      if (any) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, block.rows * p_.Dc);
     }
   }
 
-  void add_to_targets(const Unit& unit, const Factor& ds_turned, const Factor& q, bool any, Doors& doors) {
+  void add_to_targets(const RowBlock& block, const Factor& ds_transposed, const Factor& q, bool any,
+                      TicketLocks& locks) {
     for (int64_t slice = 0; slice < slices_; ++slice) {
-      const Doors::Turn turn(doors, target_door(unit, slice), unit.target_turn);
+      const TicketLocks::Turn turn(locks, target_lock(block, slice), block.target_turn);
       const int64_t first = slice * TARGET_SLICE;
-      Factor part = ds_turned;
+      Factor part = ds_transposed;
       part.rows = std::min(TARGET_SLICE, p_.M - first);
       part.data = static_cast<const char*>(part.data) + first * (p_.element == Element::float32 ? 4 : 2);
-      add(part, q, unit.target_turn, any, dtargets(unit.target) + first * p_.Dz);
+      add(part, q, block.target_turn, any, dtargets(block.target) + first * p_.Dz);
     }
   }
 
@@ -311,7 +313,7 @@ class Solver {
     }
   }
 
-  // A unit's term of dscale, for s = scale q z^T and dq = dS z.
+  // A block's term of dscale, for s = scale q z^T and dq = dS z.
   double q_dot_dq(const Factor& q, const Scratch& scratch) const {
     const int64_t count = q.rows * p_.Dz;
     const auto* floats = static_cast<const float*>(q.data);
@@ -324,14 +326,14 @@ class Solver {
 
   const InfoNCEProblem& p_;
   const int64_t threads_, rows_;
-  const std::vector<Unit> units_;
-  const int64_t blocks_, slices_;  // of each context's rows, of each target's
+  const std::vector<RowBlock> row_blocks_;
+  const int64_t blocks_per_task_, slices_;  // of each context's rows, of each target's
   const int64_t s_size_, q_size_;
   const bool keeps_logits_;
   Tensor scratch_;
   Wanted wanted_{};
   Gradients* gradients_ = nullptr;
-  std::vector<double> scale_terms_;  // one a unit, so that they are summed in one order
+  std::vector<double> scale_terms_;  // one a block, so that they are summed in one order
 };
 
 }  // namespace

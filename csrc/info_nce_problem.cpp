@@ -132,44 +132,46 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
   }
 }
 
-std::vector<Unit> InfoNCEProblem::units(int64_t rows) const {
-  const int64_t blocks = divide_up(N, rows);
+std::vector<RowBlock> InfoNCEProblem::row_blocks(int64_t rows) const {
+  const int64_t blocks = ceil_div(N, rows);
   std::vector<int64_t> context_turns(C * blocks), target_turns(U), task_turns(K);
   const std::vector<int64_t> order = spread(pairs, C, U);
-  std::vector<Unit> units;
+  std::vector<RowBlock> result;
   for (int64_t block = 0; block < blocks; ++block) {
     for (const int64_t k : order) {
       const auto [context, target] = pairs[k];
-      units.push_back({k, context, target, block * rows, std::min(rows, N - block * rows),
+      result.push_back({k, context, target, block * rows, std::min(rows, N - block * rows),
                        context_turns[context * blocks + block]++, target_turns[target]++, task_turns[k]++});
     }
   }
-  return units;
+  return result;
 }
 
 const void* InfoNCEProblem::at(const void* data, int64_t offset) const {
   return static_cast<const char*>(data) + offset * (element == Element::float32 ? 4 : 2);
 }
 
-Factor InfoNCEProblem::context_rows(const Unit& unit) const {
-  return {at(contexts, (unit.context * N + unit.first) * Dc), unit.rows, Dc, Dc};
+Factor InfoNCEProblem::context_rows(const RowBlock& block) const {
+  return {at(contexts, (block.context * N + block.first) * Dc), block.rows, Dc, Dc};
 }
 
-Factor InfoNCEProblem::target_rows(const Unit& unit) const { return {at(targets, unit.target * M * Dz), M, Dz, Dz}; }
-
-Factor InfoNCEProblem::weight(const Unit& unit) const { return {at(weights, unit.task * Dz * Dc), Dz, Dc, Dc}; }
-
-int64_t InfoNCEProblem::first_positive(const Unit& unit) const {
-  return positive_offset == NO_POSITIVE ? NO_POSITIVE : unit.first + positive_offset;
+Factor InfoNCEProblem::target_rows(const RowBlock& block) const {
+  return {at(targets, block.target * M * Dz), M, Dz, Dz};
 }
 
-void InfoNCEProblem::leave_out(const Unit& unit, float* s) const {
+Factor InfoNCEProblem::weight(const RowBlock& block) const { return {at(weights, block.task * Dz * Dc), Dz, Dc, Dc}; }
+
+int64_t InfoNCEProblem::first_positive(const RowBlock& block) const {
+  return positive_offset == NO_POSITIVE ? NO_POSITIVE : block.first + positive_offset;
+}
+
+void InfoNCEProblem::leave_out(const RowBlock& block, float* s) const {
   if (same_id_.empty()) return;
-  for (int64_t r = 0; r < unit.rows; ++r) {
-    const auto [first, last] = same_id_[unit.first + r];
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const auto [first, last] = same_id_[block.first + r];
     for (int64_t n = first; n < last; ++n) {
       const int64_t column = columns_by_id_[n];
-      const bool is_positive = positive_offset != NO_POSITIVE && column == unit.first + r + positive_offset;
+      const bool is_positive = positive_offset != NO_POSITIVE && column == block.first + r + positive_offset;
       if (!is_positive) s[r * M + column] = -std::numeric_limits<float>::infinity();
     }
   }

@@ -17,8 +17,8 @@ struct Pair {
   int64_t context, target;
 };
 
-// Rows first..first + rows - 1 of sub-task `task`; the turns number the units that add to the same gradient.
-struct Unit {
+// Rows first..first + rows - 1 of sub-task `task`; the turns number the blocks that add to the same gradient.
+struct RowBlock {
   int64_t task, context, target, first, rows;
   int64_t context_turn, target_turn, task_turn;
 };
@@ -44,18 +44,18 @@ class InfoNCEProblem {
   ScalarType dtype;  // of the tensors that came, and of their gradients
 
   // Blocks of up to `rows` rows of every sub-task; neighbours share contexts and targets as little as possible.
-  std::vector<Unit> units(int64_t rows) const;
+  std::vector<RowBlock> row_blocks(int64_t rows) const;
 
-  // The rows of a unit's context, a target, a sub-task's weights.
-  Factor context_rows(const Unit& unit) const;
-  Factor target_rows(const Unit& unit) const;
-  Factor weight(const Unit& unit) const;
+  // The rows of a block's context, a target, a sub-task's weights.
+  Factor context_rows(const RowBlock& block) const;
+  Factor target_rows(const RowBlock& block) const;
+  Factor weight(const RowBlock& block) const;
 
-  // The column of a unit's first row's positive, or NO_POSITIVE.
-  int64_t first_positive(const Unit& unit) const;
+  // The column of a block's first row's positive, or NO_POSITIVE.
+  int64_t first_positive(const RowBlock& block) const;
 
-  // Puts -inf where a unit's logits s [rows, M] belong to no negative: equal ids, but for the positive.
-  void leave_out(const Unit& unit, float* s) const;
+  // Puts -inf where a block's logits s [rows, M] belong to no negative: equal ids, but for the positive.
+  void leave_out(const RowBlock& block, float* s) const;
 
  private:
   const void* at(const void* data, int64_t offset) const;

@@ -1,11 +1,8 @@
 // avppc::log_mel for CPU tensors: work split over threads, and what needs a whole clip.
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <exception>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <optional>
 #include <string>
@@ -22,6 +19,7 @@
 #include "log_mel_cpu_kernel.h"
 #include "log_mel_cpu_plan.h"
 #include "log_mel_index.h"
+#include "parallel_work.h"
 #include "rounding.h"
 
 namespace avppc {
@@ -268,44 +266,25 @@ void LogMelWorker::normalize(int64_t clip, int64_t count) {
   std::fill(values + count * features, values + job_.frames * features, 0.0f);
 }
 
-// work(worker, begin, end) for portions of 0 ... count, on torch's threads. Each takes the next portion when it is
-// done with one, so that a thread which the machine holds up delays one portion and not its whole share. An exception
-// is thrown here.
+// work(worker, begin, end) for portions of 0 ... count, on torch's threads.
 template <typename Work>
 void share_out(const LogMelJob& job, int64_t count, int64_t portion, const Work& work) {
-  struct Context {
-    const LogMelJob& job;
-    const Work& work;
-    int64_t count, portion;
-    std::atomic<int64_t> next;
-    std::mutex mutex;
-    std::exception_ptr error;
-  } context{job, work, count, portion, 0, {}, {}};
-  const auto help = [](int64_t, int64_t, void* pointer) {
-    Context& context = *static_cast<Context*>(pointer);
-    try {
-      LogMelWorker worker(context.job);
-      for (int64_t begin; (begin = context.next.fetch_add(context.portion)) < context.count;) {
-        context.work(worker, begin, std::min(begin + context.portion, context.count));
-      }
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(context.mutex);
-      context.error = std::current_exception();
-    }
-  };
-  uint32_t threads = 1;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  const int64_t helpers = std::min<int64_t>(threads, divide_up(count, portion));
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, helpers, 1, help, &context));
-  if (context.error) std::rethrow_exception(context.error);
+  const int64_t portions = ceil_div(count, portion);
+  share_items(
+      portions, torch::stable::get_num_threads(),
+      [&](int64_t, const auto& next) {
+        LogMelWorker worker(job);
+        for (int64_t i = next(); i < portions; i = next()) {
+          work(worker, i * portion, std::min((i + 1) * portion, count));
+        }
+      },
+      [] {});
 }
 
 void run(const LogMelJob& job, int64_t clips) {
   constexpr int64_t portion = 8;  // groups: about 50 us of work
   const bool finish = job.tables.config.needs_finish();
-  uint32_t threads = 1;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-  if (finish && clips >= int64_t{threads}) {  // a clip is finished while it is in the cache
+  if (finish && clips >= torch::stable::get_num_threads()) {  // a clip is finished while it is in the cache
     share_out(job, clips, 1, [&](LogMelWorker& worker, int64_t clip, int64_t) {
       worker.run_groups(clip * job.groups, (clip + 1) * job.groups);
       worker.finish_clip(clip);
@@ -341,7 +320,7 @@ Tensor log_mel_cpu(const Tensor& waveform, const std::optional<Tensor>& lengths,
     }
   }
   Tensor out = torch::stable::new_empty(waveform, {clips, frames, plan->config.features()}, ScalarType::Float);
-  const int64_t groups = divide_up(frames, LOG_MEL_GROUP);
+  const int64_t groups = ceil_div(frames, LOG_MEL_GROUP);
   const Floats largest = allocate_floats(clips * groups);
   float* const out_data = out.mutable_data_ptr<float>();
   const Floats bands = plan->config.mfcc > 0 ? allocate_floats(clips * frames * plan->config.bands) : nullptr;

@@ -153,8 +153,8 @@ class Fetcher {
  public:
   Fetcher(const LogMelAhead& ahead, int64_t steps)
       : left_(ahead),
-        read_step_(LINE * divide_up(ahead.read_end - ahead.read, LINE * steps)),
-        write_step_(LINE * divide_up(ahead.write_end - ahead.write, LINE * steps)) {}
+        read_step_(LINE * ceil_div(ahead.read_end - ahead.read, LINE * steps)),
+        write_step_(LINE * ceil_div(ahead.write_end - ahead.write, LINE * steps)) {}
 
   void step() {
     const char* const read_end = left_.read_end - left_.read < read_step_ ? left_.read_end : left_.read + read_step_;
@@ -257,7 +257,7 @@ void scatter_bands(const float* mel, int bands, int frames, float* out) {
 
 float log_mel_group(const LogMelPlan& plan, const float* samples, int frames, const LogMelWork& work,
                     const LogMelAhead& ahead, float* out) {
-  Fetcher fetcher(ahead, divide_up(frames, D) * plan.fft.radix[plan.fft.passes - 1] * (plan.fft.passes - 1));
+  Fetcher fetcher(ahead, ceil_div(frames, D) * plan.fft.radix[plan.fft.passes - 1] * (plan.fft.passes - 1));
   fill_rows(plan, samples, work.rows);
   for (int frame = 0; frame < frames; frame += D) {
     if (plan.chirp.slots != nullptr) {

@@ -126,7 +126,7 @@ int plan_log_mel_blocks(LogMelArguments<Real>& a, int64_t samples, int64_t max_s
   for (int warps = a.whole ? 8 : 4; warps > 0; warps /= 2) {
     for (int frames = a.whole ? 4 * warps : LOG_MEL_CHUNK_FRAMES; frames >= warps; frames /= 2) {
       a.chunk_frames = static_cast<int>(std::min<int64_t>(a.frames, frames));
-      a.chunks = divide_up(a.frames, a.chunk_frames);
+      a.chunks = ceil_div(a.frames, a.chunk_frames);
       if (log_mel_shared(a, warps).size <= max_shared) return warps;
     }
   }

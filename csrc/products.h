@@ -14,7 +14,7 @@ struct Factor {
   int64_t rows, columns, stride;
   bool transposed = false;
 
-  Factor turned() const { return {data, columns, rows, stride, !transposed}; }
+  Factor transpose() const { return {data, columns, rows, stride, !transposed}; }
 };
 
 // c = alpha a b + beta c, where c is row-major with `stride` floats between rows; sums are float32.

@@ -6,13 +6,13 @@
 namespace avppc {
 
 template <typename Integer>
-static constexpr Integer divide_up(Integer n, std::type_identity_t<Integer> by) {
+static constexpr Integer ceil_div(Integer n, std::type_identity_t<Integer> by) {
   return (n + by - 1) / by;
 }
 
 template <typename Integer>
 static constexpr Integer round_up(Integer n, std::type_identity_t<Integer> multiple) {
-  return divide_up(n, multiple) * multiple;
+  return ceil_div(n, multiple) * multiple;
 }
 
 }  // namespace avppc
