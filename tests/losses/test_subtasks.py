@@ -67,7 +67,7 @@ def test_task_learns_the_chosen_subtasks_alone() -> None:
     assert "Ap->Af" not in task.describe()["task_accuracy"]
     with pytest.raises(ValueError, match="are settings of the permutative tasks, task is 'time-arrow'"):
         make_task("time-arrow", make_config("time-arrow", exclude="1to1"))
-    with pytest.raises(ValueError, match="must use what is seen"):
+    with pytest.raises(ValueError, match="must use pictures"):
         make_task("av-permutative", make_config("av-permutative", subtasks="Ap->Af"))
 
 
