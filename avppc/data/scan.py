@@ -155,11 +155,11 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None,
     return result
 
 
-Found = tuple[str, tuple[int, int, SoundFile | None]]
+FoundVideo = tuple[str, tuple[int, int, SoundFile | None]]
 """Path below root; bytes and mtime_ns of the video; the sound beside it."""
 
 
-def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[Found]:
+def _listed_files(root: Path, paths: Iterable[str], result: Scan) -> Iterator[FoundVideo]:
     """As _files, but yields the videos among these paths only."""
     inside = real_path(root)
     for path in paths:
@@ -192,7 +192,7 @@ def _sound_file(name: str, status: os.stat_result) -> SoundFile:
     return SoundFile(name, *_size_and_time(status))
 
 
-def _files(root: Path, result: Scan) -> Iterator[Found]:
+def _files(root: Path, result: Scan) -> Iterator[FoundVideo]:
     """Walks through the folders below root and yields each video; everything else goes into the result."""
     inside = real_path(root)
     pending = [""]

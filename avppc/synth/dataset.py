@@ -50,8 +50,8 @@ def run(config: SynthConfig) -> int:
         ValueError: config.out holds something else, or a data set of other settings.
     """
     _require_extras()
-    if config.out.exists() and not config.out.is_dir():
-        raise ValueError(f"out must be a folder, got the file {config.out}")
+    if not config.out.is_dir():
+        check_vacant(config.out, "one that avppc synth began")
     config.out.mkdir(parents=True, exist_ok=True)
     # Another process may be making another set here, or the same one: and espeak-ng says nothing twice alike.
     with sole_use(config.out):

@@ -16,7 +16,7 @@ from avppc.clip import CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.on_the_fly.dali import dali_problem
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.video.decode import decode_clip, decode_clips
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.source import DecodeError
 
@@ -112,7 +112,7 @@ def test_links_and_folders_are_no_sound(tmp_path):
 
 def test_dali_leaves_such_videos_to_pyav(tmp_path, monkeypatch):
     monkeypatch.setattr("avppc.data.on_the_fly.dali.load_dali", lambda: None)
-    facts = probe(write_pair(tmp_path))
+    facts = inspect_video(write_pair(tmp_path))
     assert facts.streams == {"video": 1, "audio": 1}
     assert dali_problem(facts, torch.device("cpu")) == "its sound lies in a file of its own"
 

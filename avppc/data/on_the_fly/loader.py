@@ -54,12 +54,12 @@ def make_video_loader(
     from avppc.data.on_the_fly.dali import DaliLoader, choose_backend
     from avppc.data.on_the_fly.videos import VideoDataset
     from avppc.data.packed.loader import ClipLoader
-    from avppc.data.video.inspect import probe
+    from avppc.data.video.inspect import inspect_video
 
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
     device = torch.device(device)
-    choice = choose_backend(probe(clips[0].path), device)
+    choice = choose_backend(inspect_video(clips[0].path), device)
     _log.info("decoding with %s%s", choice.backend, f" ({choice.reason})" if choice.reason else "")
     if choice.backend == "dali":
         device_id = (device.index or 0) if device.type == "cuda" else None

@@ -208,14 +208,18 @@ def missing_shard(path: Path) -> ValueError:
     return ValueError(f"{path} is missing; {REMAKE_ADVICE}")
 
 
+def _entries(shape: ClipShape, clips: int) -> dict[str, dict[str, Any]]:
+    """What the header of a shard says of its tensors, which follow each other without gaps."""
+    entries, offset = {}, 0
+    for name, (dtype, size) in shape.tensors(clips).items():
+        start, offset = offset, offset + int(np.prod(size)) * _DTYPES[dtype].itemsize
+        entries[name] = {"dtype": dtype, "shape": list(size), "data_offsets": [start, offset]}
+    return entries
+
+
 def _header(shape: ClipShape, clips: int) -> bytes:
     """Length and JSON header, padded with spaces so that the data begin on a page."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", "avppc": "packed clips"}}
-    offset = 0
-    for name, (dtype, size) in shape.tensors(clips).items():
-        end = offset + int(np.prod(size)) * _DTYPES[dtype].itemsize
-        entries[name] = {"dtype": dtype, "shape": list(size), "data_offsets": [offset, end]}
-        offset = end
+    entries = {"__metadata__": {"format": "pt", "avppc": "packed clips"}} | _entries(shape, clips)
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT_BYTES)
     return len(text).to_bytes(8, "little") + text
@@ -227,22 +231,19 @@ def _check_header(path: Path, start: bytes, file_bytes: int, shape: ClipShape, c
     if len(start) < 8 or not 2 <= length <= min(_HEADER_LIMIT_BYTES, file_bytes - 8):
         raise ValueError(f"{path} is not a packed shard: its header would have {length} bytes")
     try:
-        entries = parse_json(start[8 : 8 + length])
+        found = parse_json(start[8 : 8 + length])
     except ValueError as error:
         raise ValueError(f"{path} is not a packed shard: its header is not JSON ({error})") from error
-    tensors = shape.tensors(clips)
-    if not isinstance(entries, dict) or entries.keys() - {"__metadata__"} != tensors.keys():
-        raise ValueError(f"{path} is not a packed shard: it must hold the tensors {', '.join(tensors)}")
-    offsets, end = {}, 0
-    for name, (dtype, size) in tensors.items():
-        start_byte, end = end, end + int(np.prod(size)) * _DTYPES[dtype].itemsize
-        expected = {"dtype": dtype, "shape": list(size), "data_offsets": [start_byte, end]}
-        if entries[name] != expected:
-            raise ValueError(f"{path}: {name} must be {expected}, got {entries[name]}")
-        offsets[name] = 8 + length + start_byte
-    if file_bytes != 8 + length + end:
-        raise ValueError(f"{path} must have {8 + length + end} bytes for {clips} clips, it has {file_bytes}")
-    return offsets
+    entries = _entries(shape, clips)
+    if not isinstance(found, dict) or found.keys() - {"__metadata__"} != entries.keys():
+        raise ValueError(f"{path} is not a packed shard: it must hold the tensors {', '.join(entries)}")
+    for name, expected in entries.items():
+        if found[name] != expected:
+            raise ValueError(f"{path}: {name} must be {expected}, got {found[name]}")
+    needed = 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
+    if file_bytes != needed:
+        raise ValueError(f"{path} must have {needed} bytes for {clips} clips, it has {file_bytes}")
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in entries.items()}
 
 
 def _write_all(handle: int, content: memoryview) -> None:

@@ -22,7 +22,7 @@ from avppc.data.prepare.pool import PASSING, Report, Unit, run_units
 from avppc.data.prepare.summary import print_kinds
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.sound_file import SOUND_FILE
-from avppc.data.video.inspect import VideoFacts, probe
+from avppc.data.video.inspect import VideoFacts, inspect_video
 from avppc.data.video.source import UNREADABLE, DecodeError, damage_as_decode_error
 from avppc.files import check_writable, remove_files, sha256_of, write_json_lines
 from avppc.printing import Console, ProgressBar, as_line
@@ -56,7 +56,7 @@ def run(config: IndexConfig) -> int:
     check_writable(target)
     entries = _known_entries(out, found, mine)
     todo = [video for video in mine if not _is_current(entries[video.path], video, config.frames)]
-    _probe_all(config, todo, entries, target, console)
+    _inspect_all(config, todo, entries, target, console)
     _write(target, entries)
     if shares > 1:
         entries = _known_entries(out, found, found.videos)
@@ -100,7 +100,7 @@ def _known_entries(out: Path, found: Scan, videos: Sequence[Video]) -> Entries:
     return entries
 
 
-class ProbeJob:
+class InspectJob:
     """Reads the facts of the videos of a unit."""
 
     def __init__(self, data: Path, frames: int) -> None:
@@ -122,7 +122,7 @@ class ProbeJob:
         try:
             with damage_as_decode_error(path):
                 digest = sha256_of(path)
-                found = probe(path, self.frames)
+                found = inspect_video(path, self.frames)
                 facts = found.as_json() | {"sha256": digest}
                 if video.sound_path is not None and any(note.startswith(SOUND_FILE) for note in found.notes):
                     facts["sound_sha256"] = sha256_of(self.data / video.sound_path)
@@ -164,12 +164,12 @@ def _kinds(value: object) -> tuple[type, ...]:
     return (int, float) if isinstance(value, float) else (type(value),)
 
 
-def _probe_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Path, console: Console) -> None:
+def _inspect_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Path, console: Console) -> None:
     groups = [tuple(todo[start : start + _VIDEOS_PER_UNIT]) for start in range(0, len(todo), _VIDEOS_PER_UNIT)]
     units = [Unit(str(number), "", videos) for number, videos in enumerate(groups)]
     saved = time.monotonic()
     with ProgressBar("index", len(todo), "videos", console=console) as progress:
-        for step in run_units(ProbeJob(config.data, config.frames), units, config.processes, config.timeout_seconds):
+        for step in run_units(InspectJob(config.data, config.frames), units, config.processes, config.timeout_seconds):
             progress.advance(step.videos)
             if step.unit is None:
                 continue

@@ -71,7 +71,7 @@ class VideoFacts:
         return {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
-def probe(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
+def inspect_video(source: Source, num_frames: int = CLIP_FRAMES) -> VideoFacts:
     """Facts of a file, read from its headers and packets.
 
     Args:

@@ -20,7 +20,7 @@ from avppc.data.video.clock import AudioTimeline, FrameGrid
 from avppc.data.video.crop import Geometry, geometry_of
 from avppc.data.video.decode import SEEK_BEYOND_FRAMES
 from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, decode_packet, frame_grid
-from avppc.data.video.reader import PRE_ROLL_SECONDS, choose_streams, missing_sound, stream_notes
+from avppc.data.video.reader import PRE_ROLL_SECONDS, all_present, choose_streams, missing_sound, stream_notes
 from avppc.data.video.source import DecodeError, Source, check_container, damage_as_decode_error, open_video
 
 
@@ -72,12 +72,7 @@ def read_sound_and_frames(source: Source, start_frame: int, num_frames: int, *, 
         if len(chosen) < num_frames:
             total, needed = start_frame + len(chosen), start_frame + num_frames
             raise DecodeError(name, f"too short: {total} frames of 1/25 s, {needed} are needed")
-        present = [number for number in chosen if number is not None]
-        if len(present) < num_frames:
-            seconds = (start_frame + chosen.index(None)) / VIDEO_FPS
-            raise DecodeError(
-                name, f"frames missing: {num_frames - len(present)} of {num_frames}, the first at {seconds:.2f} s"
-            )
+        present = all_present(chosen, start_frame)
         times = np.array([float(stamps[number] * video.time_base) for number in present])
         context = video.codec_context
         return SoundAndFrames(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.sound_file import sound_notes
-from avppc.data.video.clock import AudioTimeline, FrameGrid
+from avppc.data.video.clock import AudioTimeline, Frame, FrameGrid
 from avppc.data.video.crop import MAX_SIDE_PIXELS, NO_FACE, Crop, LumaReader
 from avppc.data.video.pictures import PictureDecoder, decode_packet, ends_stream, frame_grid
 
@@ -117,12 +117,7 @@ class StreamReader:
         """Frames start to start + count with their sound."""
         assert self._sound is not None
         assert self._grid is not None
-        images = self._images[start - self.first_frame :][:count]
-        present = [image for image in images if image is not None]
-        if len(present) < count:
-            first = next(number for number, image in enumerate(images, start) if image is None)
-            seconds = first / VIDEO_FPS
-            raise ClipError(f"frames missing: {count - len(present)} of {count}, the first at {seconds:.2f} s")
+        present = all_present(self._images[start - self.first_frame :][:count], start)
         faceless = [number for number, image in enumerate(present, start) if image is NO_FACE]
         if faceless:
             seconds = faceless[0] / VIDEO_FPS
@@ -295,6 +290,16 @@ def stream_notes(container: InputContainer, video: VideoStream, audio: AudioStre
 
 def _seconds(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction | None:
     return None if ticks is None or stream.time_base is None else ticks * stream.time_base
+
+
+def all_present(frames: Sequence[Frame | None], start: int) -> list[Frame]:
+    """The frames of a clip, of which the first is number `start` of the video; ClipError where one is missing."""
+    present = [frame for frame in frames if frame is not None]
+    if len(present) < len(frames):
+        seconds = (start + next(place for place, frame in enumerate(frames) if frame is None)) / VIDEO_FPS
+        missing = f"{len(frames) - len(present)} of {len(frames)}"
+        raise ClipError(f"frames missing: {missing}, the first at {seconds:.2f} s")
+    return present
 
 
 def missing_sound(missing: list[tuple[int, int]], count: int) -> list[str]:

@@ -21,7 +21,7 @@ from avppc.data.packed.sampler import EpochSampler
 from avppc.data.scan import scan
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip
-from avppc.data.video.inspect import VideoFacts, probe
+from avppc.data.video.inspect import VideoFacts, inspect_video
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.source import DecodeError
 
@@ -142,7 +142,7 @@ class TestShownAsStored:
         monkeypatch.setattr(dali, "nvdec_problem", lambda *facts: None)
         path = self.write(tmp_path, case)
         for device in ("cpu", "cuda"):
-            choice = dali.choose_backend(probe(path), device)
+            choice = dali.choose_backend(inspect_video(path), device)
             assert choice.backend == "pyav"
             assert note in choice.reason
         source = dali.ClipSource([VideoClip(path)], EpochSampler(1, 1, seed=0), 29, Crop())
@@ -153,7 +153,7 @@ class TestShownAsStored:
         monkeypatch.setattr(dali, "load_dali", lambda: None)
         monkeypatch.setattr(dali, "nvdec_problem", lambda *facts: None)
         path = self.write(tmp_path, "plain")
-        assert dali.choose_backend(probe(path), "cuda").backend == "dali"
+        assert dali.choose_backend(inspect_video(path), "cuda").backend == "dali"
         source = dali.ClipSource([VideoClip(path)], EpochSampler(1, 1, seed=0), 29, Crop())
         assert source(SimpleNamespace(iteration=0, idx_in_batch=0))[4].tolist() == [64, 64]
 
@@ -305,7 +305,7 @@ class TestLoader:
         for number in range(4):
             write_video(tmp_path / f"{number}.mp4", seed=number, **TOGETHER)
         clips = first_clips(tmp_path, scan(tmp_path).videos)
-        if (problem := dali.dali_problem(dali.probe(clips[0].path), torch.device("cuda", 0))) is not None:
+        if (problem := dali.dali_problem(dali.inspect_video(clips[0].path), torch.device("cuda", 0))) is not None:
             assert os.environ.get("AVPPC_REQUIRE_GPU") != "1" or "libnvcuvid" in problem, problem
             pytest.skip(problem)
         with dali.DaliLoader(clips, EpochSampler(4, 2, seed=0), device_id=0) as loader:

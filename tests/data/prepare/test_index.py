@@ -15,7 +15,7 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.data.prepare import index, prepare, worker
 from avppc.data.prepare.pool import Progress
 from avppc.data.video.decode import decode_clip, decode_clips
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 
@@ -43,7 +43,7 @@ class TestProbe:
         ids=lambda value: value if isinstance(value, str) else "",
     )  # fmt: skip
     def test_facts(self, tmp_path, name, options, expected, notes, problems):
-        facts = probe(write_video(tmp_path / name, **{**SMALL, **options})).as_json()
+        facts = inspect_video(write_video(tmp_path / name, **{**SMALL, **options})).as_json()
         assert {key: facts[key] for key in expected} == expected
         assert sorted(note.split(":")[0] for note in facts["notes"]) == notes
         assert [problem.split(":")[0] for problem in facts["problems"]] == problems
@@ -51,13 +51,13 @@ class TestProbe:
 
     def test_hidden_frames_are_not_counted(self, tmp_path):
         source = write_video(tmp_path / "long.mp4", frames=100, size=(64, 64), options={"g": "25"})
-        facts = probe(copy_cut(source, tmp_path / "cut.mp4", 1.32))
+        facts = inspect_video(copy_cut(source, tmp_path / "cut.mp4", 1.32))
         assert facts.frames == len(list(decode_clips(tmp_path / "cut.mp4", num_frames=1, stride=1))) == 100 - 33
         assert facts.notes[0] == "hidden frames: an edit list leaves some out"
 
     def test_times_agree_with_the_decoder(self, tmp_path):
         path = write_video(tmp_path / "late.mp4", audio_start=0.2, **SMALL)
-        facts = probe(path)
+        facts = inspect_video(path)
         silent = decode_clip(path).notes[0]
         assert silent == f"sound padded with zeros: 0 to {1000 * facts.audio_start_seconds:.0f} ms of the clip"
 
@@ -114,7 +114,7 @@ class TestIndex:
         (folder / "c-crash.mp4").write_bytes(b"x")
         (folder / "d-hang.mp4").write_bytes(b"x")
         with monkeypatch.context() as patch:
-            patch.setattr(index, "ProbeJob", troubled_worker.TroubledProbe)
+            patch.setattr(index, "InspectJob", troubled_worker.TroubledInspection)
             index.run(IndexConfig(folder, workers=1, timeout_seconds=1.0))
         found = entries(folder / "manifest.jsonl")
         assert found["c-crash.mp4"]["problems"] == ["it crashes the decoder (signal 11, SIGSEGV)"]
@@ -325,7 +325,7 @@ def test_names_that_no_manifest_may_hold_are_refused_and_left_out_of_it(tmp_path
 
 
 def test_a_manifest_that_cannot_be_written_is_told_before_anything_is_read(folder, monkeypatch):
-    monkeypatch.setattr(index, "_probe_all", lambda *_: pytest.fail("a video was read"))
+    monkeypatch.setattr(index, "_inspect_all", lambda *_: pytest.fail("a video was read"))
     with pytest.raises(OSError, match="none"):
         index.run(IndexConfig(folder, out=folder / "a.mp4" / "none" / "manifest.jsonl"))
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from avppc.data.prepare.index import ProbeJob
+from avppc.data.prepare.index import InspectJob
 from avppc.data.prepare.worker import DecodeJob
 from avppc.data.video.source import DecodeError, damage_as_decode_error
 
@@ -40,7 +40,7 @@ class TroubledJob(DecodeJob):
                 bytearray(8 << 30)
 
 
-class TroubledProbe(ProbeJob):
+class TroubledInspection(InspectJob):
     def run(self, unit, refused, report):
         for video in unit.videos:
             if video.path in refused:

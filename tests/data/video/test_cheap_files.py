@@ -34,7 +34,7 @@ def test_claims_are_refused_before_room_is_made_for_them(content, message, tmp_p
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     monkeypatch.setattr(source.av, "open", lambda *_, **__: pytest.fail("the decoder has opened it"))
-    for read in (inspect.probe, decode_clip, read_sound):
+    for read in (inspect.inspect_video, decode_clip, read_sound):
         with pytest.raises(DecodeError, match=message):
             read(path)
     with pytest.raises(DecodeError, match=message):
@@ -70,4 +70,4 @@ def test_more_packets_than_bytes_are_not_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(inspect, "_size", lambda source: 20)
     path = write_video(tmp_path / "a.mp4", size=(48, 64))
     with pytest.raises(DecodeError, match="damaged: it has more packets than bytes, 20"):
-        inspect.probe(path)
+        inspect.inspect_video(path)

@@ -24,7 +24,7 @@ from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.features import read_sound
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip, decode_clips
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 from avppc.data.video.reader import ClipError, missing_sound
 from avppc.data.video.source import DecodeError
 
@@ -83,7 +83,7 @@ class TestClock:
         assert click_seconds(clip.audio.numpy()) == pytest.approx(times[default], abs=0.003)
         note = f"several sound tracks: number {default + 1} of 2, the file's default, is used"
         assert note in clip.notes
-        assert note in probe(path).notes
+        assert note in inspect_video(path).notes
         assert click_seconds(read_sound(path)) == pytest.approx(times[default], abs=0.07)  # priming first
 
     @pytest.mark.parametrize("name", ["v.webm", "v.mkv"])
@@ -183,14 +183,14 @@ class TestPicture:
         assert np.abs(shown.numpy() - nearest).max() < 0.5
         kinds = [note.split(":")[0] for note in clip.notes[1:]]
         assert kinds == [f"frame rate {float(fps):.4g}", "frames held"][: 1 if fps == 24 else 2]
-        assert probe(path).problems == []
+        assert inspect_video(path).problems == []
 
     def test_a_first_frame_that_is_held_is_no_hole(self, tmp_path):
         """As Android's cameras write it: the second frame comes 185 ms after the first."""
         skipped = [number for number in range(1, 260) if number < 37 or (number - 37) % 7]
         path = write_video(tmp_path / "v.mp4", fps=200, frames=260, skipped=skipped, size=(64, 64))
         assert "frames held: until the next one came, up to 185 ms" in decode_clip(path).notes
-        assert probe(path).problems == []
+        assert inspect_video(path).problems == []
 
     @pytest.mark.parametrize("size", [(96, 96), (120, 160), (240, 96)])
     def test_centre_square_is_scaled(self, tmp_path, size):

@@ -12,7 +12,7 @@ from make_videos import moving_pattern, set_matrix, write_video
 
 from avppc.data.video.crop import Crop, Geometry
 from avppc.data.video.decode import decode_clip
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 from avppc.data.video.source import DecodeError
 from avppc.data.video.track import track_mouth
 
@@ -47,7 +47,7 @@ class TestMatrix:
         shown, note = SHOWN[matrix]
         clip = decode_clip(path)
         assert np.array_equal(clip.video[3].numpy(), shown(moving_pattern(3, 256, 256))[115:211, 79:175])
-        assert [*clip.notes] == probe(path).notes == ([] if note is None else [note])
+        assert [*clip.notes] == inspect_video(path).notes == ([] if note is None else [note])
 
     def test_small_slips_and_scales_are_no_turns(self, tmp_path):
         path = set_matrix(write_video(tmp_path / "v.mp4", options=EXACT), 0.5, 0.002, -0.002, 0.5)
@@ -60,7 +60,7 @@ class TestMatrix:
     )
     def test_others_are_refused(self, tmp_path, matrix, told):
         path = set_matrix(write_video(tmp_path / "v.mp4"), *matrix)
-        for read in (decode_clip, probe):
+        for read in (decode_clip, inspect_video):
             with pytest.raises(DecodeError, match=f"{told}.*only quarter turns and mirror images are possible"):
                 read(path)
 
@@ -98,7 +98,7 @@ class TestPixelShape:
         assert bright.any(0).sum() == bright.any(1).sum() == 40
         assert np.flatnonzero(bright.any(0))[0] == np.flatnonzero(bright.any(1))[0] == 10
         note = "pixel shape: 4:3, scaled to square pixels"
-        assert [*clip.notes] == probe(path).notes == [note]
+        assert [*clip.notes] == inspect_video(path).notes == [note]
 
     @pytest.mark.parametrize("aspect", [Fraction(4, 3), Fraction(8, 9)], ids=str)
     def test_a_mouth_is_followed_in_square_pixels(self, tmp_path, aspect):

@@ -6,7 +6,7 @@ import pytest
 from make_videos import copy_cut, write_video
 
 from avppc.data.video.decode import decode_clip
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 from avppc.data.video.mp4_boxes import check_mp4
 from avppc.data.video.source import DecodeError
 
@@ -82,14 +82,14 @@ def test_a_lost_edit_list_is_told(content):
     damaged = changed(content, b"edts", -4, b"edtr")
     note = "unknown box: 'edtr' in 'trak' is ignored"
     assert note in decode_clip(damaged).notes
-    assert note in probe(damaged).notes
+    assert note in inspect_video(damaged).notes
 
 
 def test_swapped_names_are_refused(content):
     """FFmpeg takes such a file, without the edit list that shifts its sound."""
     swapped = changed(changed(content, b"edts", -4, b"????"), b"tkhd", -4, b"edts")
     swapped = changed(swapped, b"????", -4, b"tkhd")
-    for read in (decode_clip, probe):
+    for read in (decode_clip, inspect_video):
         with pytest.raises(DecodeError, match="box"):
             read(swapped)
 

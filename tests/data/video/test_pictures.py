@@ -15,7 +15,7 @@ from make_videos import click_seconds, flash_frame, write_video
 
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip, decode_clips
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.pictures import PictureDecoder
 from avppc.data.video.track import track_mouth
@@ -43,7 +43,7 @@ class TestAvi:
         assert flash_frame(clip.video.numpy()) == 15
         assert click_seconds(clip.audio.numpy()) == pytest.approx(0.6, abs=0.001)
         assert clip.notes == ()
-        facts = probe(path)
+        facts = inspect_video(path)
         assert (facts.video_start_seconds, facts.frames, facts.notes, facts.problems) == (0.0, 29, [], [])
 
     @pytest.mark.parametrize("codec", CODECS)
@@ -75,7 +75,7 @@ class TestAvi:
         assert np.abs(shown.numpy() - expected).max() < 0.5
         assert click_seconds(clip.audio.numpy()) == pytest.approx(0.6, abs=0.001)
         assert clip.notes == (f"frames held: until the next one came, up to {40 * len(skipped) + 40} ms",)
-        assert probe(path).problems == []
+        assert inspect_video(path).problems == []
         assert np.array_equal(read_sound_and_frames(path, 0, 29).audio, clip.audio.numpy())
 
 
@@ -95,7 +95,7 @@ class TestOtherContainers:
         shown = (clip.video.double().mean((1, 2)) - 20) / 4
         assert np.abs(shown.numpy() - np.arange(45)).max() < 0.5
         assert click_seconds(clip.audio.numpy()) == pytest.approx(1.0, abs=0.002)
-        facts = probe(path)
+        facts = inspect_video(path)
         assert (facts.frames, facts.problems) == (50, [])
         assert facts.fps == pytest.approx(25)
         assert not any(note.startswith("uneven frames") for note in facts.notes)

@@ -13,7 +13,7 @@ from ogg_pages import add_empty_packets
 
 from avppc.data.features import read_sound
 from avppc.data.video.decode import decode_clip
-from avppc.data.video.inspect import probe
+from avppc.data.video.inspect import inspect_video
 from avppc.data.video.picked import read_sound_and_frames
 from avppc.data.video.reader import INTERLACED
 from avppc.data.video.source import DecodeError
@@ -42,7 +42,7 @@ def test_a_thumbnail_is_not_the_film(tmp_path, suffix):
     film = write_video(tmp_path / f"film.{suffix}", **SMALL)
     both = add_thumbnail(film, tmp_path / f"both.{suffix}")
     assert torch.equal(decode_clip(both).video, decode_clip(film).video)
-    facts = probe(both)
+    facts = inspect_video(both)
     assert (facts.video_codec, facts.width, facts.frames) == ("h264", 64, 29)
     assert [note.split(",")[0].removesuffix(" is used") for note in facts.notes] == [
         "several video streams: number 2 of 2"
@@ -81,7 +81,7 @@ def test_ogg_with_packets_without_content(tmp_path):
 def test_interlaced_video_is_noted(tmp_path, name, options, notes):
     video = write_video(tmp_path / name, size=(96, 128), **options)
     assert [note for note in decode_clip(video).notes if note.startswith("interlaced")] == notes
-    assert [note for note in probe(video).notes if note.startswith("interlaced")] == notes
+    assert [note for note in inspect_video(video).notes if note.startswith("interlaced")] == notes
     if name == "a.mp4":  # other decoders cannot count the pictures of an MPEG program stream
         assert [note for note in read_sound_and_frames(video, 0, 29).notes if note.startswith("interlaced")] == notes
 
