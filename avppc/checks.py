@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,15 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     choices = list(allowed)
     if not any(isinstance(value, type(choice)) and value == choice for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def check_choices(name: str, values: Sequence[object], allowed: Iterable[object]) -> None:
+    """Raises ValueError unless there is at least one value, and each is one of the allowed ones."""
+    choices = list(allowed)
+    if not values:
+        raise ValueError(f"{name} must name at least one of {', '.join(map(str, choices))}")
+    for value in values:
+        check_choice(name, value, choices)
 
 
 def check_bool(name: str, value: object) -> None:

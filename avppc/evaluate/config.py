@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
+from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SPLITS, SplitName
 from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
@@ -131,11 +131,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, values, allowed in (("rows", self.rows, ROWS), ("heads", self.heads, HEADS)):
-            if not values:
-                raise ValueError(f"{name} must name at least one of {', '.join(allowed)}")
-            for value in values:
-                check_choice(name, value, allowed)
+        check_choices("rows", self.rows, ROWS)
+        check_choices("heads", self.heads, HEADS)
         for name in ("head_learning_rates", "scratch_learning_rates", "finetune_learning_rates"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must hold at least one rate")
@@ -213,10 +210,7 @@ class DiagnoseConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_choice("split", self.split, SPLITS)
-        if not self.measures:
-            raise ValueError(f"measures must name at least one of {', '.join(MEASURES)}")
-        for measure in self.measures:
-            check_choice("measures", measure, MEASURES)
+        check_choices("measures", self.measures, MEASURES)
         check_integer("neighbours", self.neighbours, 1)
         check_integer("conflict_batches", self.conflict_batches, 1)
         check_choice("precision", self.precision, get_args(Precision))
@@ -310,10 +304,7 @@ class TableConfig:
             raise ValueError(f"tasks must name at least one task, and none twice; got {self.tasks}")
         for entry in self.tasks:
             check_choice("tasks", entry.partition(":")[0], TASK_NAMES)
-        if not self.heads:
-            raise ValueError(f"heads must name at least one of {', '.join(HEADS)}")
-        for head in self.heads:
-            check_choice("heads", head, HEADS)
+        check_choices("heads", self.heads, HEADS)
         counts = self.labels.split(",")
         if len(set(counts)) < len(counts) or not all(_LABELS.fullmatch(count) for count in counts):
             raise ValueError(f'labels must be different counts or "all", such as "all,10,1"; got {self.labels!r}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,13 +113,9 @@ class RunRecord:
         return float(np.divide(clips, speeds, out=np.zeros_like(clips), where=speeds > 0).sum())
 
     @property
-    def label_counts(self) -> list[int]:
-        """The different labels_per_word of the rows, 0 ("all") last."""
-        return list(dict.fromkeys(row.labels_per_word for row in self.rows))
-
-    def rows_of(self, labels_per_word: int) -> list[RowResult]:
-        """The rows evaluated with so many labels a word, in the order of the table."""
-        return [row for row in self.rows if row.labels_per_word == labels_per_word]
+    def groups(self) -> list[list[RowResult]]:
+        """The rows of the lip-reading table in groups of one number of labels; all labels come last."""
+        return [list(rows) for _, rows in itertools.groupby(self.rows, lambda row: row.labels_per_word)]
 
     @cached_property
     def subtasks(self) -> list[SubTask]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.checks import MAX_THREADS, check_choice, check_integer, check_types
+from avppc.checks import MAX_THREADS, check_choice, check_choices, check_integer, check_types
 from avppc.clip import SPLITS, SplitName
 from avppc.train.config import Precision
 
@@ -31,10 +31,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not self.formats:
-            raise ValueError(f"formats must name at least one of {', '.join(FORMATS)}")
-        for format_name in self.formats:
-            check_choice("formats", format_name, FORMATS)
+        check_choices("formats", self.formats, FORMATS)
 
 
 @dataclass(frozen=True)

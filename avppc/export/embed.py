@@ -26,7 +26,7 @@ from avppc.models.encoder_file import find_encoder, load_encoder
 from avppc.models.video import VideoEncoder
 from avppc.printing import Console, ProgressBar, as_line
 from avppc.settings import config_to_dict
-from avppc.train.hardware import autocast, keep_memory, resolve_device, use_bf16
+from avppc.train.hardware import autocast, resolve_device, set_up_cpu, use_bf16
 
 T = TypeVar("T")
 
@@ -70,9 +70,7 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     """
     if config.out.suffix == ".parquet":
         require_parquet()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    keep_memory()
+    set_up_cpu(config.threads)
     check_writable(config.out)
     encoder = load_encoder(config.encoder).to(resolve_device(config.device))
     directory, index = _open_index(config, encoder)

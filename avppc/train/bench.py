@@ -20,7 +20,7 @@ from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
 from avppc.train.config import BenchTrainConfig, PretrainConfig
 from avppc.train.distributed import Processes, join_processes
-from avppc.train.hardware import keep_memory, use_bf16
+from avppc.train.hardware import set_up_cpu, use_bf16
 from avppc.train.step import Lap, TrainingStep, make_optimizer, no_lap, prepare_model
 
 WARM_UP_STEPS = 3
@@ -65,9 +65,7 @@ def measure(config: BenchTrainConfig) -> BenchResult:
     with join_processes(config.device) as processes:
         if processes.size > 1:
             raise ValueError("bench-train times one process: start it without torchrun")
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        keep_memory()
+        set_up_cpu(config.threads)
         stepper = _Stepper(pretrain_config(config), processes)
         try:
             return _measure(stepper, config.steps)

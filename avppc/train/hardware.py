@@ -75,6 +75,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def set_up_cpu(threads: int) -> None:
+    """What a command does before it computes: so many threads for torch, 0: its own choice; freed memory is kept."""
+    if threads:
+        torch.set_num_threads(threads)
+    keep_memory()
+
+
 def keep_memory() -> None:
     """Lets glibc keep freed pages: a training step frees and takes the same large blocks again and again."""
     if not sys.platform.startswith("linux"):

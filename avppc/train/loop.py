@@ -33,7 +33,7 @@ from avppc.train.checkpoint import (
 from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes, join_processes
 from avppc.train.faults import SKIPPED_FILE, SkippedReport, SkippedSteps, StopRequest
-from avppc.train.hardware import keep_memory
+from avppc.train.hardware import set_up_cpu
 from avppc.train.log import Meter, RunLog, Stopwatch
 from avppc.train.run_folder import check_same_training, open_run
 from avppc.train.step import TrainingStep, make_optimizer, prepare_model
@@ -93,9 +93,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack) -> Path:
     device, main = processes.device, processes.main
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    keep_memory()
+    set_up_cpu(config.threads)
     dataset = processes.together(partial(_open_data, config, processes))
     check_same_training(config, split_sha256(config.data, "train"), processes)
     sampler = _make_sampler(config, dataset, processes)

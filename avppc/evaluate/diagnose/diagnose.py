@@ -31,7 +31,7 @@ from avppc.evaluate.lipreading.results import confusion_rates, read_rows
 from avppc.files import write_json
 from avppc.printing import Console
 from avppc.settings import config_to_dict
-from avppc.train.hardware import keep_memory, resolve_device, use_bf16
+from avppc.train.hardware import resolve_device, set_up_cpu, use_bf16
 from avppc.train.run_folder import data_of
 
 FINDINGS_FILE = "probe.json"  # the command was called probe once
@@ -48,9 +48,7 @@ def run(config: DiagnoseConfig) -> int:
 
 def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     """All measures asked for, by name; None for one that the run's task does not have."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    keep_memory()
+    set_up_cpu(config.threads)
     device = resolve_device(config.device)
     trained = load_task(config.run, device, use_bf16(config.precision, device))
     data = data_of(config.run, config.data)

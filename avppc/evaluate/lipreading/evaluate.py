@@ -31,7 +31,7 @@ from avppc.models.encoder_file import find_encoder
 from avppc.printing import ProgressBar
 from avppc.processes import ctrl_c_waits, follow_parent
 from avppc.settings import config_to_dict
-from avppc.train.hardware import keep_memory
+from avppc.train.hardware import set_up_cpu
 from avppc.train.run_folder import data_of, read_run_config
 
 
@@ -53,9 +53,7 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     Returns:
         The rows in the order of the settings.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    keep_memory()
+    set_up_cpu(config.threads)
     rows = config.rows
     if config.trajectories is not None and "ceiling" not in rows:
         rows = (*rows, "ceiling")
@@ -254,8 +252,7 @@ class FitPool:
 
 def _start_worker(threads: int) -> None:
     follow_parent()
-    torch.set_num_threads(threads)
-    keep_memory()
+    set_up_cpu(threads)
 
 
 @lru_cache(maxsize=1)

@@ -82,11 +82,7 @@ class MouthPictures:
     """Crops of the clips as an encoder takes them: for training at random places, else of the centre."""
 
     def __init__(
-        self,
-        splits: dict[str, PackedDataset],
-        encoder: VideoEncoder,
-        device: torch.device,
-        augment: AugmentConfig = TRAINING_AUGMENT,
+        self, splits: dict[str, PackedDataset], encoder: VideoEncoder, device: torch.device, augment: AugmentConfig
     ) -> None:
         self.splits = splits
         self.augment = augment
@@ -184,12 +180,13 @@ def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_clips:
         FileNotFoundError: a clip has no trajectory.
         ValueError: a file is not a trajectory; the text names it.
     """
-    clips = {"train": train_clips, **{name: torch.arange(len(splits[name])) for name in HELD_OUT_SPLITS}}
-    tensors = {}
-    for name, chosen in clips.items():
-        sources = splits[name].sources
-        tensors[name] = torch.stack([read_trajectory(root / sources[clip]) for clip in chosen.tolist()])
-    return FrozenFeatures.standardised(tensors["train"].unsqueeze(0), tensors["val"], tensors["test"], train_clips)
+
+    def movements(split: str, clips: Tensor) -> Tensor:
+        return torch.stack([read_trajectory(root / splits[split].sources[clip]) for clip in clips.tolist()])
+
+    train = movements("train", train_clips).unsqueeze(0)
+    val, test = (movements(split, torch.arange(len(splits[split]))) for split in HELD_OUT_SPLITS)
+    return FrozenFeatures.standardised(train, val, test, train_clips)
 
 
 # All that numpy raises for a damaged header, Python's parser below it included: the last two if it nests too deep.

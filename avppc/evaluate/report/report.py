@@ -73,8 +73,8 @@ def render(config: ReportConfig) -> str:
         "rate": rate,
         "labels": plots.labels_title,
         "title": title_of,
+        "sentence": _sentence,
     }
-    environment.filters["sentence"] = _sentence
     return environment.get_template(TEMPLATE).render(
         record=record,
         config=record.config,
@@ -86,10 +86,10 @@ def render(config: ReportConfig) -> str:
         labelled_words=plots.LABELLED_WORDS,
         summary=summarize(record),
         key_numbers=_key_numbers(record),
-        groups=[record.rows_of(count) for count in record.label_counts],
-        comparisons=[item for count in record.label_counts for item in compare(record.rows_of(count))],
-        differing=[name for count in record.label_counts for name in _differing_settings(record.rows_of(count))],
-        confusions=[_confusion(record.rows_of(count)) for count in record.label_counts],
+        groups=record.groups,
+        comparisons=[item for rows in record.groups for item in compare(rows)],
+        differing=[name for rows in record.groups for name in _differing_settings(rows)],
+        confusions=[_confusion(rows) for rows in record.groups],
         figures=_figures(record),
         limit=math.log(record.candidates),
         final_groups=_final_groups(record),
@@ -164,8 +164,7 @@ def summarize(record: RunRecord) -> str:
         if between:
             text += f", those from one modality to the other in {percent(accuracy[between].mean())}"
         sentences.append(text + ".")
-    for count in record.label_counts:
-        sentences.append(_lipreading_sentence(record.rows_of(count)))
+    sentences += [_lipreading_sentence(rows) for rows in record.groups]
     if not record.rows:
         sentences.append("Its lip reading has not been evaluated yet.")
     return " ".join(sentences)
@@ -220,7 +219,7 @@ def _key_numbers(record: RunRecord) -> list[tuple[str, str, str]]:
     """(value, name, remark) of the numbers at the top of the page."""
     numbers = []
     if record.rows:
-        rows = {row.row: row for row in record.rows_of(record.label_counts[-1])}
+        rows = {row.row: row for row in record.groups[-1]}
         for row in (rows[name] for name in ("frozen", "finetuned", "supervised") if name in rows):
             labels = plots.labels_title(row.labels_per_word)
             numbers.append((percent(row.wcr), title_of(row), f"±\u00a0{percent(row.interval95)}, {labels}"))
@@ -267,7 +266,7 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
     """SVG of the plots for which there are numbers, by name; matplotlib has escaped the texts in them."""
     figures = {}
     if record.rows:
-        figures["rates"] = plots.plot_rates([record.rows_of(count) for count in record.label_counts])
+        figures["rates"] = plots.plot_rates(record.groups)
     if record.metrics.entries:
         figures["training"] = plots.plot_training(record)
         figures["speed"] = plots.plot_speed(record)
