@@ -57,6 +57,33 @@ make_task(config.task, config)(batch, torch.Generator()).loss.backward()
 assert "loudness" in TableConfig(config.data, config.out).tasks
 """
 
+BACKEND: Addition = {
+    "ops/info_nce/loop.py": '''
+import torch
+from torch.nn import functional
+
+
+def solve_loop(problem, reduction, task_weights):
+    """The mean loss, by a loop over the sub-tasks."""
+    losses = []
+    for k, (context, target) in enumerate(problem.pairs.tolist()):
+        logits = problem.scale * problem.contexts[context] @ problem.weights[k].T @ problem.targets[target].T
+        losses.append(functional.cross_entropy(logits, torch.arange(len(logits))))
+    return torch.stack(losses).mean(), None
+''',
+    "ops/info_nce/op.py": [
+        ("class InfoNCEStats", 'from avppc.ops.info_nce.loop import solve_loop\nBACKENDS = (*BACKENDS, "loop")\n'),
+        ("def reduce_rows", '_SOLVERS["loop"] = solve_loop\n'),
+    ],
+}
+BACKEND_PROGRAM = """
+import torch
+contexts, targets, weights = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 4, 4)
+losses = [avppc.bilinear_info_nce(contexts, targets, weights, backend=name) for name in ("loop", "reference")]
+torch.testing.assert_close(*losses)
+assert avppc.PermutativeInfoNCE(4, backend="loop")(*torch.randn(4, 5, 4)) > 0
+"""
+
 DECODER: Addition = {
     "data/video/black.py": '''
 import torch
@@ -123,6 +150,7 @@ assert main(["count", "--help"]) == 0
 
 ADDITIONS = {
     "a proxy task": (TASK, TASK_PROGRAM),
+    "a backend of the loss": (BACKEND, BACKEND_PROGRAM),
     "a decoder": (DECODER, DECODER_PROGRAM),
     "a command": (COMMAND, COMMAND_PROGRAM),
 }
@@ -154,7 +182,8 @@ def test_addition_touches_the_files_named_and_works(kind: str, tmp_path: Path) -
 
     row = re.search(rf"^\| {kind} \|(.*)$", PAGE, re.MULTILINE)
     assert row is not None
-    new, *others = re.findall(r"`([\w/<>]+\.py)`", row[1])
+    always = row[1].partition("; for compiled code")[0]
+    new, *others = re.findall(r"`([\w/<>]+\.py)`", always)
     expected = re.compile(re.escape(new).replace("<name>", r"\w+").replace("<room>", r"\w+"))
     assert expected.fullmatch(next(iter(addition)))
     room = next(iter(addition)).split("/")[0]

@@ -123,7 +123,7 @@ def solve(
     picked = pick_backend(problem, backend)
     if picked == "reference":
         return _solve_reference(problem, reduction, task_weights, with_stats)
-    loss, stats = (_solve_cpp if picked == "cpp" else _solve_triton)(problem, reduction, task_weights)
+    loss, stats = _SOLVERS[picked](problem, reduction, task_weights)
     return loss, stats if with_stats else None
 
 
@@ -134,7 +134,7 @@ def pick_backend(problem: Problem, backend: str) -> str:
     lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
     if backend == "auto":
         return _pick_automatically(device, dtype, lacking)
-    if backend == "reference":
+    if backend not in _library.COMPILED_PARTS:  # plain torch, which runs everywhere
         return backend
     if dtype == torch.float64:
         raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
@@ -198,6 +198,10 @@ def _solve_triton(
 ) -> tuple[Tensor, InfoNCEStats]:
     rows, correct = info_nce_triton_rows(problem)
     return reduce_rows(rows, reduction, task_weights), InfoNCEStats(rows.detach().mean(1), correct.mean(1))
+
+
+_SOLVERS = {"cpp": _solve_cpp, "triton": _solve_triton}
+"""The backends but for the reference, which computes statistics only where they are asked for."""
 
 
 def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | None) -> Tensor:
