@@ -96,7 +96,7 @@ def bits_of(start: int, numbers: Tensor) -> Tensor:
 
 
 def splitmix64(state: int) -> int:
-    """The next 64 bits of splitmix64, a generator whose state is a 64-bit counter."""
+    """One step of the generator splitmix64: 64 random bits out of a state of 64 bits."""
     mixed = (state + _GOLDEN) & _MASK
     mixed = ((mixed ^ (mixed >> 30)) * _MIX1) & _MASK
     mixed = ((mixed ^ (mixed >> 27)) * _MIX2) & _MASK

@@ -133,7 +133,7 @@ def _has_ended(name: str, found: re.Match[str]) -> bool:
 
 
 def _remove_temporary(path: Path) -> None:
-    """Removes it where the system lets it; the next process that writes the same file tries again."""
+    """Removes a temporary file or folder; where that fails, the next process that writes the same file tries again."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -255,7 +255,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The JSON value in a content; a plain ValueError for whatever is wrong with it: bytes, syntax, depth, digits."""
+    """The JSON value in bytes or text; ValueError for whatever is wrong with it: encoding, syntax, depth, digits."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

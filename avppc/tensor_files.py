@@ -56,7 +56,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _system_error(error: Exception, path: Path) -> OSError:
-    """What the system said, with the file's name."""
+    """The OSError behind an error of safetensors or torch, with the file's name."""
     found = _NUMBER.search(str(error))
     if found is None:
         return OSError(f"{path}: {error}")

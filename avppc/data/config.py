@@ -83,7 +83,7 @@ class _SharedWork:
         return None if of_launcher in os.environ else 4
 
     def _launcher(self) -> tuple[str, str, str] | None:
-        """The variables that say which share this is; None where `shard` does, or nothing."""
+        """The environment variables that say which share this is; None where `shard` says it, or nobody."""
         if self.shard:
             return None
         return next((names for names in _LAUNCHERS if names[0] in os.environ and names[1] in os.environ), None)
@@ -235,7 +235,7 @@ class FeaturesConfig:
 
     @property
     def settings(self) -> LogMelConfig:
-        """The preset with what is asked for in place of its own."""
+        """The preset, with the settings that were given in place of its own."""
         names = ("window", "window_samples", "fft_size", "hop_samples", "framing", "padding")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(LogMelConfig.preset(self.preset), mfcc=self.mfcc, **changes)

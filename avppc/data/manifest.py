@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Unusable:
-    """Why `avppc index` found that a video gives no clip, and the facts without which that would not hold any more."""
+    """Why `avppc index` found that a video gives no clip, and the facts on which that depends."""
 
     reason: str
     bytes: int

@@ -89,7 +89,7 @@ class Video:
 
     @property
     def sound_path(self) -> str | None:
-        """Of the sound file, below the data's root."""
+        """Path of the sound file below the data's root."""
         return None if self.sound is None else PurePosixPath(self.path).with_name(self.sound.name).as_posix()
 
 

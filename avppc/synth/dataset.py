@@ -101,7 +101,7 @@ def _require_extras() -> None:
 
 
 def _identity(config: SynthConfig) -> Record:
-    """What must be equal for a data set to be continued."""
+    """The settings that must be equal for a data set to be continued."""
     settings = {name: value for name, value in config_to_dict(config).items() if name not in _HOW_NOT_WHAT}
     settings["split_by"] = ",".join(config.split_kinds)
     return {"format": _FORMAT, "version": _VERSION, "config": settings}

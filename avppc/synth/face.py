@@ -43,7 +43,7 @@ class StillFace:
 
 
 def as_image(array: NDArray[np.integer | np.floating]) -> Image:
-    """What OpenCV returns, of which its annotations say only that it holds numbers."""
+    """An array from OpenCV as float32; OpenCV's own annotations do not tell the dtype."""
     return np.asarray(array, np.float32)
 
 

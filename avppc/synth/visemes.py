@@ -25,7 +25,7 @@ _SHORTEST_HALF_SECONDS = 0.008
 
 
 class Viseme(NamedTuple):
-    """What a phoneme asks of the mouth."""
+    """The shape of the mouth (or shapes, of a diphthong) that a phoneme asks for."""
 
     targets: NDArray[np.float64]  # [k, 8], k shapes one after the other (diphthongs); NaN where it asks nothing
     strength: NDArray[np.float64]  # [8] dominance over the neighbours

@@ -78,7 +78,7 @@ def nvdec_problem(codec: str, width: int, height: int, device: torch.device) -> 
 
 @functools.cache
 def decoder_caps(codec: str, device: torch.device) -> DecoderCaps:
-    """The driver's word on one of its codecs.
+    """What the GPU's driver says that it can decode of one codec.
 
     Raises:
         OSError: the driver's library is not there, or does not answer.
@@ -104,7 +104,7 @@ def decoder_caps(codec: str, device: torch.device) -> DecoderCaps:
 
 @contextlib.contextmanager
 def _context_of(device: torch.device) -> Iterator[None]:
-    """The driver answers for the device whose context is current in this thread."""
+    """Makes the device's context current in this thread: the driver answers for that device."""
     with torch.cuda.device(device):
         torch.empty(1, device=device)  # makes the context where there is none yet
         yield

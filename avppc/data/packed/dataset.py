@@ -115,7 +115,7 @@ class PackedDataset:
         return ClipBatch(video, audio, self.labels[chosen], self.clip_ids[chosen], self.speakers[chosen])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs to open the same shards: no pixel travels."""
+        """What another process needs to open the same shards; the clips themselves are not pickled."""
         if not self._shards:
             raise ValueError("the data set is closed")
         return {"directory": self.directory, "split": self.split, "index": self._index}
@@ -152,14 +152,14 @@ class PackedDataset:
 def open_shard(
     directory: Path, index: PackedIndex, split: str, record: ShardRecord, verify: bool = True
 ) -> PackedDataset:
-    """One shard as a data set of its own, for whoever goes on without a damaged one; ValueError where it is damaged."""
+    """Opens one shard as a data set, so that a damaged one does not keep the others out; ValueError if damaged."""
     dataset = PackedDataset.__new__(PackedDataset)
     dataset._open(directory, split, replace(index, splits={split: (record,)}), verify)
     return dataset
 
 
 def local_folder(directory: str | os.PathLike[str], splits: Sequence[str]) -> Path:
-    """The folder of a packed set on this machine: of an address, to which its index and the splits' shards are copied.
+    """The folder of a packed set on this machine; of an address, its index and the splits' shards are copied there.
 
     Raises:
         ImportError, ValueError, OSError: as fetch_packed.

@@ -57,7 +57,7 @@ class PackedIndex:
         }
 
     def shards_of(self, split: str, data: str | os.PathLike[str]) -> tuple[ShardRecord, ...]:
-        """The split's shards, one at least; ValueError that names `data`, the data set, where there is none."""
+        """The split's shards, one at least; ValueError where it has none, which names the data set as `data`."""
         records = self.splits.get(split, ())
         if not records:
             available = ", ".join(repr(name) for name, found in self.splits.items() if found)

@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.1  # how soon the thread notices that it is to end
 
 
 class SampledBatches:
-    """An endless stream of batches in a sampler's order, made ahead of time by whoever inherits it.
+    """What ClipLoader and DaliLoader share: an endless stream of batches in a sampler's order, made ahead of time.
 
     `state()` counts the batches handed out, not those made ahead: a run that loads it gets exactly the clips that were
     to come next. Use as a context manager, or call close().
@@ -41,7 +41,7 @@ class SampledBatches:
         self.sampler.load_state(state)
 
     def close(self) -> None:
-        """Ends what makes batches ahead; the next batch asked for starts it anew."""
+        """Ends the threads or processes that make batches ahead; the next batch asked for starts them anew."""
         raise NotImplementedError
 
     def __iter__(self) -> Self:

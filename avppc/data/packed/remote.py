@@ -81,7 +81,7 @@ def fetch_packed(url: str, splits: Iterable[str] | None = None) -> Path:
 
 
 def forget_copy(path: Path) -> bool:
-    """Makes fetch_packed copy a remote set's shard again; False where the file is no such copy."""
+    """Marks a file as a bad copy, so that fetch_packed copies it again; False where it is no copy of a remote shard."""
     mark = _mark(path)
     if not mark.is_file():
         return False

@@ -204,7 +204,7 @@ class Shard:
 
 
 def missing_shard(path: Path) -> ValueError:
-    """What is raised where an index names a shard that is not there."""
+    """The error to raise where an index names a shard that is not there."""
     return ValueError(f"{path} is missing; {REMAKE_ADVICE}")
 
 

@@ -73,18 +73,18 @@ def run(config: IndexConfig) -> int:
 
 
 def _part_prefix(out: Path) -> str:
-    """The beginning of the names of the files in which shares keep what they have read, until all are done."""
+    """How the names of the parts begin: files in which each share keeps its lines until all shares are done."""
     return f".{out.name}."
 
 
 def _parts(out: Path) -> list[Path]:
-    """The files of the shares that have begun."""
+    """The parts of the shares that have begun."""
     name = re.compile(re.escape(_part_prefix(out)) + r"\d+-of-\d+")
     return sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
 
 
 def _known_entries(out: Path, found: Scan, videos: Sequence[Video]) -> Entries:
-    """What is known of these videos, from the manifest and from the shares' parts, and of what is not even opened."""
+    """Lines that the manifest or the shares' parts have of these videos, and one for each that is refused unopened."""
     before = read_known(out)
     read = [read_known(part) for part in _parts(out)]
     entries: Entries = {}
@@ -131,7 +131,7 @@ class InspectJob:
         return facts if found.usable else facts | {"usable": False}
 
     def clean_up(self) -> None:
-        """Nothing is written by the processes."""
+        """Nothing to do: these workers write no files."""
 
 
 def _problem(reason: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _has_sound_facts(entry: dict[str, Any]) -> bool:
 
 
 def _kinds(value: object) -> tuple[type, ...]:
-    """Types that JSON may have for a fact."""
+    """The types that a fact, of which this is a value, may have in JSON."""
     return (int, float) if isinstance(value, float) else (type(value),)
 
 
@@ -193,7 +193,7 @@ def _is_listed(known: dict[str, Any], video: Video, frames: int) -> bool:
 
 
 def _is_current(known: dict[str, Any], video: Video, frames: int) -> bool:
-    """Whether reading the file again would tell nothing new."""
+    """Whether a line has all that reading the file again would tell."""
     return _is_listed(known, video, frames) and ("sha256" in known or known.get("usable") is False)
 
 

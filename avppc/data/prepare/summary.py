@@ -28,7 +28,7 @@ def print_summary(
     notes: list[tuple[str, str]],
     seconds: float,
 ) -> None:
-    """Prints what there is now.
+    """Prints what the data set holds, and what was converted or refused.
 
     Args:
         found: the videos.
@@ -66,7 +66,7 @@ def print_summary(
 
 
 def _print_doubts_about_words(found: Scan, notes: list[tuple[str, str]], frames: int) -> None:
-    """Says it where most videos of words go on after the one clip that is kept of each: they may be no words."""
+    """Warns where most videos of words are longer than the one clip kept of each: their folders may be no words."""
     words = {video.path: found.words[video.label] for video in found.videos if video.label != NO_LABEL}
     longer = [words[path] for path, note in notes if path in words and note.startswith(LONGER)]
     if 2 * len(longer) > len(words):
@@ -78,7 +78,7 @@ def _print_doubts_about_words(found: Scan, notes: list[tuple[str, str]], frames:
 
 
 def describe_crop(config: PrepareConfig) -> str:
-    """Which part of each frame is stored, and what else there is where nobody has said where the mouths are."""
+    """Which part of each frame is stored; where it is not known to be the mouth, also which crops would find that."""
     rows, columns = (f"{first} to {after - 1}" for first, after in (config.crop_rows, config.crop_columns))
     window = f"rows {rows}, columns {columns}"
     square = "the middle square of the whole frame"

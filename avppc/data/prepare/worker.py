@@ -164,7 +164,7 @@ def clip_id(source: str) -> int:
 
 
 def kind_of(text: str) -> str:
-    """What a note or a reason is about, without its details and values."""
+    """The kind of a note or reason: its text without details and values."""
     return re.sub(r" [\d.]+(-[\d.]+)?$", "", text.split(":")[0].split("(")[0].strip())
 
 
@@ -182,7 +182,7 @@ class Notes:
                 found.append(note)
 
     def lines(self) -> list[str]:
-        """One a kind: a value that differs as a range, else the first note and how many others there are."""
+        """One note a kind: with a range where they differ in one number, else the first and how many others exist."""
         return [_merged(found) for found in self._kinds.values()]
 
 

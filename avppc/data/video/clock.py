@@ -205,7 +205,7 @@ class AudioTimeline:
         self._flush()
 
     def _settle(self) -> None:
-        """Begins a run with the frames held back, at the time that the median of their stamps tells."""
+        """Begins a run with the frames held back, at the time given by the median of their time stamps."""
         if self._strayed:
             first, off = self._strayed[0]
             median = sorted(off for _, off in self._strayed)[len(self._strayed) // 2]

@@ -102,7 +102,7 @@ def _clips(
 def _cut(
     reader: StreamReader, name: str, num_frames: int, stride: int | None, on_refused: OnRefused | None
 ) -> Iterator[DecodedClip]:
-    """Clips out of what the reader has decoded, as soon as it has it."""
+    """Cuts clips out of what the reader decodes, and yields each as soon as it is complete."""
     start, found = reader.first_frame, False
     if stride is None:
         reader.note_length(start + num_frames)

@@ -152,7 +152,7 @@ def _filled(
     spans: list[tuple[Fraction, Fraction]],  # time stamp and duration of each picture, seconds, in order
     unstamped: int,
 ) -> list[tuple[Fraction, Fraction]]:
-    """The same with pictures that have no time stamp: as many as fit where there is a gap, the others at the end."""
+    """Puts pictures without time stamp among the others: as many as fit where there is a gap, the rest at the end."""
     filled: list[tuple[Fraction, Fraction]] = []
     for place, (stamp, duration) in enumerate(spans):
         filled.append((stamp, duration))

@@ -189,7 +189,7 @@ class StreamReader:
             self._sound.push(frame)
 
     def _start_clock(self, frame: av.VideoFrame) -> FrameGrid[Image]:
-        """Begins both timelines at the first picture."""
+        """Begins both timelines, of picture and sound, at the first picture."""
         origin, time_base = frame.pts, frame.time_base
         if origin is None or time_base is None:
             raise ValueError("the video has frames without time stamps")
