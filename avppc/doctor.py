@@ -1,4 +1,4 @@
-"""`avppc doctor`: what is installed, which backend each op uses and why, and whether the ops are right here.
+"""`avppc doctor`: what is installed, which backend each op uses and why, and whether the ops compute rightly.
 
 The self-test compares each op on this machine with its definition in float64.
 """
@@ -206,7 +206,7 @@ def _print_rows(console: Console, title: str, rows: list[tuple[str, str]]) -> No
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """What this installation has, which backend each op uses and why, and whether the ops are right here.
+    """What this installation has, which backend each op uses and why, and whether the ops compute rightly.
 
     The exit code is 0 if all is well, 1 if a self-test fails or something that is required is missing.
     """
@@ -226,7 +226,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What one op did on one device."""
+    """The result of one op's test on one device."""
 
     op: str
     device: str
@@ -241,7 +241,7 @@ class SelfTest:
 
     @property
     def ok(self) -> bool:
-        """Whether the op gave the right result."""
+        """Whether the op gave a result, and a right one."""
         return self.problem is None and self.error <= self.allowed
 
 
@@ -287,7 +287,7 @@ def _timed(op: str, device: str, backend: str, case: str, allowed: float, error_
 
 
 def _log_mel_error(config: LogMelConfig, device: str) -> float:
-    """Of two clips, a rising tone with noise and a shorter one."""
+    """The largest error of log_mel on two clips: a rising tone with noise, and a shorter, softer one."""
     generator = torch.Generator().manual_seed(0)
     seconds = torch.arange(16_000, dtype=torch.float64) / 16_000
     tone = torch.sin(2 * math.pi * (200 + 1500 * seconds) * seconds)
@@ -300,7 +300,7 @@ def _log_mel_error(config: LogMelConfig, device: str) -> float:
 
 
 def _info_nce_error(symmetric: bool, device: str) -> float:
-    """Of the loss of four sub-tasks and its gradients, the largest, each relative to its norm."""
+    """The largest error of a loss of four sub-tasks and of its gradients, each relative to the true norm."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((3, 48, 40), (3, 48, 32), (4, 32, 40))  # contexts, targets, weights
     exact = [torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3 for shape in shapes]

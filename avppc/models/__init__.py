@@ -1,1 +1,1 @@
-"""Encoders of what is seen and heard, and what turns their features into embeddings and words."""
+"""The encoders: of pictures, which is what pretraining gives, and of sound, which is trained beside it."""

@@ -12,8 +12,8 @@ MEL_FRAMES_PER_VIDEO_FRAME = 4  # a 10 ms hop at 25 video frames a second
 class AudioEncoder(nn.Module):
     """Features at the video's clock: log-mel [N, 4 T, B] -> [N, T, features].
 
-    Each input is first centred a band over its own frames and scaled by its own deviation, so that level and channel
-    are gone; it sees the given frames alone, so nothing leaks into a cut element.
+    Each input first loses the mean over time of each band, and is then divided by its standard deviation: loudness and
+    microphone are gone. Both come from the given frames alone, so a cut element knows nothing of what was cut off.
     """
 
     def __init__(self, bands: int, features: int, width: int = 16) -> None:

@@ -1,7 +1,7 @@
 """The frame networks: ResNets and four strided convolutions.
 
-The ResNets have torchvision's parameter names, so that its ImageNet weights load. Activation checkpointing: blocks keep
-their inputs alone and are computed again in the backward.
+The ResNets have torchvision's parameter names, so that its ImageNet weights load. Activation checkpointing
+takes memory from the backward pass at the cost of a second forward pass.
 """
 
 from __future__ import annotations
@@ -192,14 +192,15 @@ def use_channels_last(module: nn.Module) -> None:
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Changes the model in place, not its state_dict; running statistics are updated once a step as before.
+def use_activation_checkpointing(model: nn.Module) -> None:
+    """Lets each block keep its input alone in the forward pass, and compute the rest again in the backward pass.
 
+    The model is changed in place, its state_dict is not; running statistics are updated once a step as before.
     Blocks are a ResNet's, and convolution, norm and activation wherever these three follow one another.
     """
     for module in model.modules():
         if isinstance(module, BasicBlock):
-            _replace_forward(module, _again(module, module.forward))
+            _replace_forward(module, _recomputed(module, module.forward))
         elif isinstance(module, nn.Sequential):
             parts = _blocks(module)
             if len(parts) > 1:
@@ -207,14 +208,14 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def _blocks(layers: nn.Sequential) -> list[nn.Module]:
-    """The layers in groups that begin with a convolution, each computed again; empty if they are not such groups."""
+    """The layers in groups of convolution, norm and activation, each recomputed; empty if they are not such groups."""
     kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.ReLU)
     if len(layers) % 3 or not all(isinstance(layer, kinds[place % 3]) for place, layer in enumerate(layers)):
         return []
     flat = list(layers)
     groups = [nn.Sequential(*flat[first : first + 3]) for first in range(0, len(flat), 3)]
     for group in groups:
-        _replace_forward(group, _again(group, group.forward))
+        _replace_forward(group, _recomputed(group, group.forward))
     return list(groups)
 
 
@@ -222,14 +223,16 @@ def _replace_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> 
     module.__dict__["forward"] = forward  # found before the class's own
 
 
-def _again(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _recomputed(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The module's forward; while it trains, its activations are not kept but computed again when they are needed."""
+
     def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         return contextlib.nullcontext(), frozen_statistics(module)
 
-    def run(x: Tensor) -> Tensor:
+    def recomputed(x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and module.training):
             return forward(x)
         result: Tensor = checkpoint(forward, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return result
 
-    return run
+    return recomputed

@@ -99,11 +99,12 @@ class _Normalise(torch.autograd.Function):
 
 @contextlib.contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norms that train leave their running statistics alone: for a pass that repeats another."""
+    """Inside, batch norms in training mode leave their running statistics alone: for a pass that repeats another."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, _copy(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
-        # Not by hiding the statistics: activation checkpointing wants the same tensors in both passes.
+        # They are updated, by nothing: without them, torch would save other tensors for the backward pass than in the
+        # pass that this one repeats, and activation checkpointing checks that they are the same.
         norm.momentum = 0.0
     try:
         yield

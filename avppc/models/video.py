@@ -10,7 +10,7 @@ from avppc.models.backbones import RESNET_LAYERS, Conv4, ResNet, use_channels_la
 from avppc.models.config import EncoderConfig
 from avppc.ops.clips import motion_frames
 
-LUMA_MEAN, LUMA_STD = 0.421, 0.165  # the field's figures for LRW's mouth crops, of grey pixels from 0 to 1
+LUMA_MEAN, LUMA_STD = 0.421, 0.165  # usual for LRW's mouth crops, of grey pixels from 0 to 1
 
 
 def luma_channels(video: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class TaskOutput:
     loss: Tensor
     """0-d, with gradient."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Detached figures to log, each 0-d or [K]; they stay on the device until they are logged."""
+    """Detached metrics to log, each 0-d or [K]; they stay on the device until they are logged."""
 
 
 Representations = Sequence[Tensor | None]

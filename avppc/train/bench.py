@@ -28,7 +28,7 @@ WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Figures of one machine; all seconds are of the clock."""
+    """What was measured on this machine; seconds are those of a clock on the wall."""
 
     clips_per_second: float
     step_seconds: float
@@ -37,18 +37,19 @@ class BenchResult:
     data_wait: float
     """Share of the step spent waiting for data."""
     step_tflop: float
-    """Arithmetic of a step, forward and backward: products and convolutions as counted, the loss by its formula."""
+    """10^12 floating point operations of a step, forward and backward: matrix products and convolutions as torch counts
+    them, those of the loss by formula."""
     ceiling_tflops: float
     """TFLOP/s of large matrix products in the encoders' precision, here and now."""
     model_flop_utilisation: float
     """step_tflop / step_seconds / ceiling_tflops."""
     peak_mib: float
-    """Most memory of the process; on a GPU, the most that torch had allocated."""
+    """The most memory that the process had at once; on a GPU, the most that torch had allocated there."""
     precision: str
 
 
 def run(config: BenchTrainConfig) -> int:
-    """`avppc bench-train`: prints the figures as JSON; returns 0."""
+    """`avppc bench-train`: prints the measurements as JSON; returns 0."""
     print(json.dumps(measure(config).__dict__, indent=1))
     return 0
 
@@ -141,10 +142,10 @@ def _parts(stepper: _Stepper, steps: int, wait: Callable[[], None]) -> dict[str,
 
 
 def step_flop(config: PretrainConfig, step: Callable[[], object], subtasks: int) -> float:
-    """Floating point operations of a step; what activation checkpointing computes again is counted, too.
+    """Number of floating point operations of a step, with those that activation checkpointing repeats.
 
     Args:
-        subtasks: of the step's permutative loss; 0 if it has none.
+        subtasks: how many the step's permutative loss has; 0 for a task with another loss.
     """
     with FlopCounterMode(display=False) as counter:
         step()
@@ -154,7 +155,7 @@ def step_flop(config: PretrainConfig, step: Callable[[], object], subtasks: int)
 
 
 def product_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """TFLOP/s of the best of several large matrix products."""
+    """TFLOP/s of the fastest of several large matrix products: what the hardware can do at best."""
     side = 8192 if device.type == "cuda" else 1536
     first, second = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
@@ -172,7 +173,7 @@ def _seconds(function: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def peak_mib(device: torch.device) -> float:
-    """Most memory so far, in MiB."""
+    """BenchResult.peak_mib up to now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts it in KiB

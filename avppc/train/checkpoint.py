@@ -39,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One saved moment of a run."""
+    """A run as it was saved after a step."""
 
     directory: Path
     step: int
     """Steps done."""
     progress: dict[str, Any]
-    """What else was saved as JSON."""
+    """What was saved beside the tensors, as JSON: the place in the data, say."""
     files: frozenset[str]
     """Names of the files in the directory."""
 

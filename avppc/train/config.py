@@ -21,7 +21,10 @@ PresetName = Literal["laptop", "gpu"]
 
 @dataclass(frozen=True)
 class ScaleConfig:
-    """How a step is computed; except sync_batch_norm and cached_negatives, nothing here changes what is learned."""
+    """Several processes, large batches, memory and faults: how a step is computed.
+
+    Except sync_batch_norm and cached_negatives, nothing here changes what is learned.
+    """
 
     sync_batch_norm: bool = True
     """Batch norms see the batches of all processes, so that the number of processes changes nothing."""
@@ -109,7 +112,7 @@ class PretrainConfig(TaskConfig, _Places):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
     scale: ScaleConfig = field(default_factory=ScaleConfig)
-    """Several processes, large batches, and what to do about faults."""
+    """Several processes, large batches, memory, and what to do about faults."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

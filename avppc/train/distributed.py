@@ -45,7 +45,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this process logs and saves."""
+        """Whether this process, number 0, is the one that logs and saves."""
         return self.rank == 0
 
     def share(self, batch_size: int) -> int:
@@ -74,8 +74,8 @@ class Processes:
         dist.all_gather(list(every.unbind(0)), value.contiguous())
         return every
 
-    def together(self, work: Callable[[], T]) -> T:
-        """The result of `work` on this process; if it fails on one process, all raise, so that none waits for it."""
+    def all_or_none(self, work: Callable[[], T]) -> T:
+        """Calls `work` on every process and returns its result; if one raises, all do, so that none waits for it."""
         refusal: Exception | None = None
         try:
             result = work()
@@ -100,15 +100,16 @@ def _connect(device: torch.device) -> None:
     """Makes the default group of torch.distributed, as the environment describes it.
 
     torchrun's store outlives a restart and holds the addresses of processes that are gone. Gloo would wait for ever for
-    one of them (torch 2.13). So each life of the run has a page of the store of its own, by a count of its processes.
+    one of them (torch 2.13). So each start of the run has names of its own in the store: its processes count themselves
+    there, and `size` of them are one start.
     """
     store, rank, size = next(rendezvous("env://"))
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    life = (store.add(f"avppc/{restarts}", 1) - 1) // size
-    page = dist.PrefixStore(f"avppc/{restarts}/{life}", store)  # type: ignore[attr-defined]  # public all the same
+    start = (store.add(f"avppc/{restarts}", 1) - 1) // size
+    own_names = dist.PrefixStore(f"avppc/{restarts}/{start}", store)  # type: ignore[attr-defined]  # public all the same
     # Gloo beside NCCL: the processes agree on numbers that the host needs without waiting for the GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=page, rank=rank, world_size=size)
+    dist.init_process_group(backend, store=own_names, rank=rank, world_size=size)
 
 
 def _number(name: str, default: int, least: int = 0, most: int = 1 << 20) -> int:
@@ -136,7 +137,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         if device_name in ("auto", "cuda"):
             device = torch.device("cuda", _number("LOCAL_RANK", 0))
         torch.cuda.set_device(device)
-    with end_at_once("it waited for the other processes of the run"), _told_of_lost_ones():
+    with end_at_once("it waited for the other processes of the run"), _lost_processes_named():
         _connect(device)
         try:
             yield Processes(rank, size, device)
@@ -145,8 +146,8 @@ def join_processes(device_name: str) -> Iterator[Processes]:
 
 
 @contextlib.contextmanager
-def _told_of_lost_ones() -> Iterator[None]:
-    """Raises a ConnectionError where torch.distributed cannot reach another process, most often since it has ended."""
+def _lost_processes_named() -> Iterator[None]:
+    """Inside, a ConnectionError says it where torch.distributed cannot reach a process, most often since it ended."""
     try:
         yield
     except RuntimeError as error:

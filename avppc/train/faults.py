@@ -1,6 +1,6 @@
-"""What a run survives: steps that are not finite, and SIGTERM.
+"""What a run survives: steps whose loss or gradient is not finite, and SIGTERM.
 
-Steps whose loss or gradient is not finite are left out and counted on the device; their clips are kept to be named.
+Such steps are skipped and counted on the device; the ids of their clips are kept, to be named later.
 After SIGTERM, which a cluster sends before it takes a machine away, all processes end after the same step.
 """
 
@@ -94,7 +94,7 @@ class SkippedReport:
         self._rows: dict[int, int] | None = None
 
     def write(self, skipped: list[tuple[int, list[int]]]) -> str:
-        """Adds a line a step, on all processes together; returns a sentence about who is to blame.
+        """Adds a line a step, on all processes together; returns a sentence on which clips are to blame.
 
         A task that has no features of single clips, only of batches, has no suspects: null in the file.
         """

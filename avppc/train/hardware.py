@@ -60,7 +60,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[object]:
-    """torch.autocast to bfloat16, or nothing."""
+    """A context in which torch computes in bfloat16 where that is safe; without bf16 it does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 

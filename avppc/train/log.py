@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 _COUNT = "count"
-_START = 1  # of a session: TensorBoard drops what it has of this step and later ones
+_SESSION_START = 1  # TensorBoard's SessionLog.START: it drops what it has of that step and later ones
 _numbers = itertools.count()
 
 
@@ -62,7 +62,7 @@ class Meter:
 
 
 class MetricsLog:
-    """metrics.jsonl, one JSON object a logged step, and the same figures as TensorBoard events."""
+    """metrics.jsonl, one JSON object a logged step, and the same numbers as TensorBoard events."""
 
     def __init__(self, run: Path, first_step: int) -> None:
         """Lines of steps after first_step are dropped: they will be written again."""
@@ -160,42 +160,42 @@ class Stopwatch:
 
 
 class EventLog:
-    """Event files in a directory: one is made with the first figures, and a new one after an error.
+    """TensorBoard's event files: one is begun with the first metrics, and another one after a write that failed.
 
-    What cannot be written is missing; the log says so once.
+    Metrics that cannot be written are missing there; a warning says so once.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
-        """What earlier files say of steps after first_step does not count any more: they are made again."""
+        """Steps after first_step are taken again: TensorBoard is told to drop what earlier files have of them."""
         self._directory = directory
         self._first_step = first_step
         self._file: IO[bytes] | None = None
-        self._told = False
+        self._warned = False
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Writes the numbers of a row of metrics, which has its "step"."""
-        figures = {name: value for name, value in row.items() if isinstance(value, float)}
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         try:
             if self._file is None:
                 self._begin()
-            self._add(step=row["step"], summary={"value": [_value(*figure) for figure in figures.items()]})
+            self._add(step=row["step"], summary={"value": [_value(*number) for number in numbers.items()]})
         except OSError as error:
-            self._tell(error)
+            self._warn(error)
             self.close()  # nothing can be read behind half an event
 
     def close(self) -> None:
-        """Closes the file; the next figures begin another one."""
+        """Closes the file; the next metrics begin another one."""
         file, self._file = self._file, None
         try:
             if file is not None:
                 file.close()
         except OSError as error:
-            self._tell(error)
+            self._warn(error)
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
             logger.warning("TensorBoard events could not be written to %s: %s", self._directory, error)
-        self._told = True
+        self._warned = True
 
     def _begin(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ class EventLog:
         self._file = (self._directory / name).open("xb", buffering=0)
         self._add(file_version="brain.Event:2")
         if self._first_step:
-            self._add(step=self._first_step + 1, session_log={"status": _START})
+            self._add(step=self._first_step + 1, session_log={"status": _SESSION_START})
 
     def _add(self, **content: Any) -> None:
         assert self._file is not None
@@ -218,5 +218,5 @@ class EventLog:
             rest = rest[self._file.write(rest) :]
 
 
-def _value(name: str, figure: float) -> dict[str, Any]:
-    return {"tag": name, "simple_value": figure}
+def _value(name: str, number: float) -> dict[str, Any]:
+    return {"tag": name, "simple_value": number}

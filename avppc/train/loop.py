@@ -61,6 +61,7 @@ def run(config: PretrainConfig) -> int:
 
 
 def _where_it_goes_on(checkpoints: Path) -> str:
+    """What the same command will do after an interruption."""
     newest = newest_checkpoint(checkpoints)
     if newest is None:
         return "no checkpoint was written yet: the same command starts from the beginning"
@@ -94,13 +95,13 @@ def pretrain(config: PretrainConfig) -> Path:
 def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack) -> Path:
     device, main = processes.device, processes.main
     set_up_cpu(config.threads)
-    dataset = processes.together(partial(_open_data, config, processes))
+    dataset = processes.all_or_none(partial(_open_data, config, processes))
     check_same_training(config, split_sha256(config.data, "train"), processes)
     sampler = _make_sampler(config, dataset, processes)
     task = _open_task(config, processes, held, dataset.shape.frames)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
-    step, skipped_before = processes.together(partial(_restore, config, store, task, optimizer, sampler))
+    step, skipped_before = processes.all_or_none(partial(_restore, config, store, task, optimizer, sampler))
     if main:
         store.clear_leftovers()
     _check_alike(task, step, processes)
@@ -128,7 +129,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
                 row["skipped"] = _check_skipped(config, training_step.skipped, report, step)
                 row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
                 logged_step, waited = step, loader.wait_seconds
-                log.write(row, _figures(row, task))
+                log.write(row, _progress_text(row, task))
             log.count_step()
             if main and (step % config.checkpoint_every == 0 or step == config.steps or stopping):
                 tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
@@ -159,7 +160,7 @@ def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
 
 
 def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack, frames: int) -> ProxyTask:
-    """The task with its first weights, once the run's directory exists; it is this run's alone while `held` is open."""
+    """The task with its initial weights. Makes the run's directory, and locks it until `held` is closed."""
     torch.manual_seed(config.seed)
     task = make_task(config.task, config)
     if config.scale.cached_negatives and not task.has_representations:
@@ -177,7 +178,7 @@ def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.Ex
             held.enter_context(sole_use(config.out))  # before a word is written: two runs may want one new directory
             open_run(config, clips, task.describe())
 
-    processes.together(claim)
+    processes.all_or_none(claim)
     return prepare_model(task, config.scale, processes)
 
 
@@ -256,12 +257,13 @@ def _check_skipped(config: PretrainConfig, skipped: SkippedSteps, report: Skippe
 
 
 def _speed(config: PretrainConfig, steps: int, seconds: float, wait_seconds: float) -> dict[str, float]:
+    """Metrics of steps that took so many seconds, of which the loader was waited for wait_seconds."""
     clips = steps * config.batch_size * config.accumulate
     return {"clips_per_second": clips / seconds, "data_wait": wait_seconds / seconds}
 
 
-def _figures(row: dict[str, Any], task: ProxyTask) -> str:
-    """The text below the bar."""
+def _progress_text(row: dict[str, Any], task: ProxyTask) -> str:
+    """What the progress bar shows of a row of metrics."""
     text = f"loss {row['loss']:.3f}  {row['clips_per_second']:.0f} clips/s  data wait {row['data_wait']:.0%}"
     if row["skipped"]:
         text += f"  {row['skipped']} skipped"

@@ -30,11 +30,11 @@ CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 TASK_FILE = "task.json"
 ENVIRONMENT_FILE = "environment.json"
-_HOW_NOT_WHAT = ("device", "threads")  # settings that change what is learned by rounding alone
+_ROUNDING_ALONE = ("device", "threads")  # settings that change what is learned by no more than rounding
 _OF_THE_CALL = ("out", "start_anew")  # settings of one call of the command; a run's directory may move
 logger = logging.getLogger(__name__)
 
-_OWN = ("data", "out", "device", "threads")  # settings that may differ: what lies in `data` is compared by its checksum
+_OF_EACH_PROCESS = ("data", "out", "device", "threads")  # may differ: what lies in `data` is compared by its checksum
 
 
 def open_run(config: PretrainConfig, clips: str, task: Mapping[str, Any]) -> None:
@@ -168,20 +168,22 @@ def is_same_run(config: PretrainConfig, clips: str) -> bool:
 
 
 def _what_is_learned(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _HOW_NOT_WHAT}
+    return {name: value for name, value in settings.items() if name not in _ROUNDING_ALONE}
 
 
 def _lasting_place(data: Path) -> str:
+    """The address or absolute path of a data set, to be kept in a file."""
     return remote_url(data) or os.path.abspath(data)
 
 
 def _places(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those of one call, and with the data's path in one spelling."""
+    """The settings to compare: without those of one call, and with the path of the data in one spelling."""
     kept = {name: value for name, value in settings.items() if name not in _OF_THE_CALL}
     return kept | {"data": remote_url(kept["data"]) or os.path.realpath(kept["data"])}
 
 
 def differences(wanted: Any, found: Any, name: str = "") -> list[str]:
+    """A line for each setting, named from the outermost group in, that has another value in `found`."""
     if isinstance(wanted, dict) and isinstance(found, dict):
         lines = []
         for key in sorted(wanted.keys() | found.keys()):
@@ -200,7 +202,7 @@ def check_same_training(config: PretrainConfig, clips: str, processes: Processes
     """
     if processes.size == 1:
         return
-    settings = {name: value for name, value in config_to_dict(config).items() if name not in _OWN}
+    settings = {name: value for name, value in config_to_dict(config).items() if name not in _OF_EACH_PROCESS}
     precision = "bf16" if use_bf16(config.precision, processes.device) else "fp32"
     versions = {"avppc": __version__, "torch": torch.__version__.split("+")[0]}
     # through text and back: tuples become lists on this side, too
@@ -213,11 +215,11 @@ def check_same_training(config: PretrainConfig, clips: str, processes: Processes
                 f"process {processes.rank} cannot train together with process 0: {'; '.join(differing[:5])}"
             )
 
-    processes.together(compare)
+    processes.all_or_none(compare)
 
 
 def _of_main(value: Any) -> Any:
-    """Process 0's value on every process, as JSON."""
+    """On every process, the JSON value that process 0 has."""
     text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
     length = torch.tensor(len(text))
     dist.broadcast(length, 0)

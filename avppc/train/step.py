@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from avppc.clip import SAMPLES_PER_FRAME, ClipBatch
 from avppc.draws import ClipGenerator
-from avppc.models.backbones import checkpoint_blocks
+from avppc.models.backbones import use_activation_checkpointing
 from avppc.models.batch_norm import frozen_statistics, synchronise_batch_norm
 from avppc.tasks.base import ProxyTask, Representations, TaskOutput
 from avppc.train.config import OptimizerConfig, PretrainConfig, ScaleConfig
@@ -235,7 +235,7 @@ def prepare_model(task: ProxyTask, config: ScaleConfig, processes: Processes) ->
     if processes.size > 1 and config.sync_batch_norm:
         task = cast("ProxyTask", synchronise_batch_norm(task))
     if config.activation_checkpointing:
-        checkpoint_blocks(task)
+        use_activation_checkpointing(task)
     if config.compile:
         for name in ("video_encoder", "audio_encoder"):
             encoder = getattr(task, name, None)

@@ -117,7 +117,7 @@ def test_whatever_fails_on_one_process_is_told_to_the_others(
 
     monkeypatch.setattr(Processes, "sum", add_up)
     with pytest.raises(error, match="no more"):
-        Processes(0, 2, torch.device("cpu")).together(fail)
+        Processes(0, 2, torch.device("cpu")).all_or_none(fail)
     assert told == [1]
 
 

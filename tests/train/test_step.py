@@ -15,7 +15,7 @@ from torch import nn
 from avppc.clip import ClipBatch
 from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig, ScaleConfig
 from avppc.draws import ClipGenerator
-from avppc.models.backbones import checkpoint_blocks
+from avppc.models.backbones import use_activation_checkpointing
 from avppc.models.batch_norm import frozen_statistics
 from avppc.tasks.base import ProxyTask
 from avppc.tasks.permutative import ChunkTask, PermutativeTask
@@ -131,7 +131,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(encoder: EncoderCon
     config = dataclasses.replace(CONFIG, encoder=encoder)
     plain, saving = make_task(config=config), make_task(config=config)
     names = list(saving.state_dict())
-    checkpoint_blocks(saving)
+    use_activation_checkpointing(saving)
     assert list(saving.state_dict()) == names
     held = {}
     for name, task in (("plain", plain), ("saving", saving)):
