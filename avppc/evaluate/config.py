@@ -320,7 +320,7 @@ class TableConfig:
         return tuple(0 if count == "all" else int(count) for count in self.labels.split(","))
 
     def protocol(self, run: Path, labels_per_word: int, labelled_clips: int) -> EvaluateConfig:
-        """How a cell with so many labels is evaluated."""
+        """The settings of `evaluate` for a cell; the more clips are labelled in all, the fewer epochs."""
         epochs = min(40, max(8, self.most_clips // labelled_clips))
         wide = self.preset == "gpu"
         return EvaluateConfig(

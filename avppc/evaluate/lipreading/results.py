@@ -5,6 +5,7 @@ The intervals of the rates cover both the choice of labelled clips and the choic
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -66,9 +67,11 @@ class RowResult:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_choice("row", self.row, TITLES)
+        check_number("wcr", self.wcr, 0, 1)
         for name in ("labels_per_word", "tested"):
             check_integer(name, getattr(self, name), 0)
-        for name in ("wcr", "interval95", "chance", "seconds"):
+        for name in ("interval95", "chance", "seconds"):
             check_number(name, getattr(self, name), 0)
         for name, kind in (("chosen", dict), ("settings", dict), ("trials", list), ("draws", list), ("words", list)):
             if not isinstance(getattr(self, name), kind):
@@ -76,6 +79,36 @@ class RowResult:
         for name in ("task", "encoder_sha256"):
             if not isinstance(self.settings.get(name), str):
                 raise ValueError(f"settings must name the {name} of the encoder, got {self.settings.get(name)!r}")
+        self._check_fits()
+        self._check_confusion()
+
+    def _check_fits(self) -> None:
+        for name, entries, rates in (
+            ("chosen", [self.chosen], ()),
+            ("trials", self.trials, ("val_wcr",)),
+            ("draws", self.draws, ("val_wcr", "test_wcr")),
+        ):
+            for entry in entries:
+                if not isinstance(entry, dict):
+                    raise TypeError(f"{name} must hold objects, got {entry!r}")
+                if name == "draws":
+                    check_integer("draws: seed", entry.get("seed"), 0)
+                elif not isinstance(entry.get("head"), str):
+                    raise TypeError(f"{name} must name a head, got {entry!r}")
+                for rate in rates:
+                    check_number(f"{name}: {rate}", entry.get(rate), 0, 1)
+        if not self.draws:
+            raise ValueError("draws must hold at least one")
+
+    def _check_confusion(self) -> None:
+        words = len(self.words)
+        if not words or not all(isinstance(word, str) for word in self.words):
+            raise ValueError(f"words must hold texts, one at least; got {self.words!r}")
+        lines = self.confusion if isinstance(self.confusion, list) else []
+        if len(lines) != words or not all(isinstance(line, list) and len(line) == words for line in lines):
+            raise ValueError(f"confusion must be a table of {words} words")
+        for count in itertools.chain.from_iterable(lines):
+            check_integer("confusion", count, 0, 1 << 53)
 
 
 def task_of(result: RowResult) -> str:
@@ -103,7 +136,7 @@ def read_row(run: Path, row: str, labels_per_word: int, settings: dict[str, Any]
     path = _path(run, row, labels_per_word)
     if not path.exists():
         return None
-    result = _read(path)
+    result = config_from_dict(RowResult, read_checked_json(path), str(path))
     return result if decisive(result.settings) == decisive(settings) else None
 
 
@@ -116,53 +149,11 @@ def decisive(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "data" or "data_sha256" not in settings}
 
 
-def _read(path: Path) -> RowResult:
-    """The row in a file; ValueError, naming the file, if pages and tables could not use it."""
-    result = config_from_dict(RowResult, read_checked_json(path), str(path))
-    try:
-        _check_content(result)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return result
-
-
-def _check_content(result: RowResult) -> None:
-    check_choice("row", result.row, TITLES)
-    check_number("wcr", result.wcr, 0, 1)
-    for name, entries, rates in (
-        ("chosen", [result.chosen], ()),
-        ("trials", result.trials, ("val_wcr",)),
-        ("draws", result.draws, ("val_wcr", "test_wcr")),
-    ):
-        for entry in entries:
-            if not isinstance(entry, dict):
-                raise TypeError(f"{name} must hold objects, got {entry!r}")
-            if name == "draws":
-                check_integer("draws: seed", entry.get("seed"), 0)
-            elif not isinstance(entry.get("head"), str):
-                raise TypeError(f"{name} must name a head, got {entry!r}")
-            for rate in rates:
-                check_number(f"{name}: {rate}", entry.get(rate), 0, 1)
-    if not result.draws:
-        raise ValueError("draws must hold at least one")
-    words = len(result.words)
-    if not words or not all(isinstance(word, str) for word in result.words):
-        raise ValueError(f"words must hold texts, one at least; got {result.words!r}")
-    if not isinstance(result.confusion, list) or len(result.confusion) != words:
-        raise ValueError(f"confusion must be a table of {words} words")
-    for line in result.confusion:
-        if not isinstance(line, list) or len(line) != words:
-            raise ValueError(f"confusion must be a table of {words} words")
-        for count in line:
-            check_integer("confusion", count, 0, 1 << 53)
-
-
 def read_rows(run: Path) -> list[RowResult]:
     """All rows of a run, in the order of the table."""
     order = list(TITLES)
-    rows = []
-    for path in (run / "evaluation").glob("*-*.json"):
-        rows.append(_read(path))
+    files = (run / "evaluation").glob("*-*.json")
+    rows = [config_from_dict(RowResult, read_checked_json(path), str(path)) for path in files]
     return sorted(rows, key=lambda result: (result.labels_per_word or 10**9, order.index(result.row)))
 
 

@@ -239,7 +239,7 @@ def test_many_labels_take_fewer_epochs() -> None:
 def result_of(wcr: float, val: float, interval: float = 0.03) -> RowResult:
     draws = [{"seed": 0, "val_wcr": val, "test_wcr": wcr}]
     settings = {"task": "time-arrow", "encoder_sha256": "0" * 64}
-    return RowResult("frozen", 10, wcr, interval, 0.05, {}, [], draws, [], 400, [], 1.0, settings)
+    return RowResult("frozen", 10, wcr, interval, 0.05, {"head": "gru"}, [], draws, ["A"], 400, [[9]], 1.0, settings)
 
 
 def test_seeds_are_those_that_cells_have() -> None:
