@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import rich.console
 import rich.progress
@@ -50,6 +50,18 @@ class Console(rich.console.Console):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream below an escaped one, also below one that rich lays over it while a bar is shown."""
+        file = super().file
+        while isinstance(file, _EscapedStream):
+            file = file.rich_proxied_file
+        return file
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(as_line(item) if isinstance(item, str) else item for item in objects), **options)

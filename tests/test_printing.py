@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from avppc import printing
 from avppc.cli import main
-from avppc.printing import Console, ProgressBar, as_line, escaped_output, visible
+from avppc.printing import Console, ProgressBar, as_line, escaped_output, lenient_stderr, visible
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
 SHOWN = r"a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
@@ -116,8 +117,6 @@ def test_no_markup_anywhere():
 
 
 def test_streams_are_escaped_and_given_back(capsys):
-    import sys
-
     before = sys.stdout, sys.stderr
     with escaped_output():
         print("a\tb\nc\x1b[31m\ud800")
@@ -188,3 +187,24 @@ def test_in_a_terminal_there_is_a_bar_with_the_text_below_it(monkeypatch: pytest
     assert "steps/s" in last
     assert r"loss 0.123  [bold]\x1b]0;x" in last
     assert "pretrain: 2 of 4" not in file.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_of_a_command_moves_in_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own sequences reach the terminal, those that others print meanwhile do not."""
+    monkeypatch.setenv("TERM", "xterm")
+    file = Terminal()
+    monkeypatch.setattr(sys, "stderr", file)
+    with lenient_stderr(), escaped_output(), ProgressBar("pretrain", 4, "steps") as bar:
+        bar.advance()
+        bar.show("loss 0.5")
+        print("said\x1b]0;owned\x07", file=sys.stderr)
+    shown = file.getvalue()
+    assert "said" in shown
+    assert "\x1b[" in shown
+    assert "\\x1b" not in shown
+    assert "\x1b]" not in shown
