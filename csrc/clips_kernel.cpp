@@ -29,16 +29,10 @@ void mirror_row(float* row, int64_t size) {
   }
 }
 
-double total(vfloat x) {
-  double sum = 0;
-  for (int lane = 0; lane < CPU_LANES; ++lane) sum += x[lane];
-  return sum;
-}
-
 double sum(const float* x, int64_t count) {
   vfloat sums{};
   for_each_vector(count, [&](int64_t i, int64_t lanes) { sums += load(x + i, lanes); });
-  return total(sums);
+  return total<double>(sums);
 }
 
 // Of x less `mean`, or less the means at its places. Lanes beyond the end add nothing.
@@ -48,7 +42,7 @@ double sum_of_squares(const float* x, float mean, int64_t count) {
     const vfloat centred = load(x + i, lanes, mean) - mean;
     sums += centred * centred;
   });
-  return total(sums);
+  return total<double>(sums);
 }
 
 double sum_of_squares(const float* x, const float* means, int64_t count) {
@@ -57,7 +51,7 @@ double sum_of_squares(const float* x, const float* means, int64_t count) {
     const vfloat centred = load(x + i, lanes) - load(means + i, lanes);
     sums += centred * centred;
   });
-  return total(sums);
+  return total<double>(sums);
 }
 
 }  // namespace

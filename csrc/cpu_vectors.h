@@ -1,4 +1,5 @@
-// Registers full of floats, for kernel sources (see cpu_dispatch.h): from and to memory, and over a row of any length.
+// Registers full of numbers, for kernel sources (see cpu_dispatch.h): from and to memory, over a row of any length, and
+// their sum.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,19 @@
 
 namespace avppc::AVPPC_CPU_NAMESPACE {
 namespace {
+
+// A whole register of any vector type.
+template <typename Vector, typename Number>
+__attribute__((always_inline)) inline Vector load(const Number* source) {
+  Vector value;
+  __builtin_memcpy(&value, source, sizeof(value));
+  return value;
+}
+
+template <typename Vector, typename Number>
+__attribute__((always_inline)) inline void store(Number* target, Vector value) {
+  __builtin_memcpy(target, &value, sizeof(value));
+}
 
 inline vfloat broadcast(float x) { return x - vfloat{}; }
 
@@ -18,6 +32,17 @@ inline vfloat load(const float* p, int64_t count, float fill = 0.0f) {
 }
 
 inline void store(float* p, vfloat x, int64_t count) { __builtin_memcpy(p, &x, count * sizeof(float)); }
+
+// The sum of the lanes, in float or double, of halves and their halves.
+template <typename Number>
+Number total(vfloat x) {
+  Number sums[CPU_LANES];
+  for (int lane = 0; lane < CPU_LANES; ++lane) sums[lane] = x[lane];
+  for (int width = CPU_LANES / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+  }
+  return sums[0];
+}
 
 // body(j, lanes) for each register's worth of 0..count-1; lanes is a constant but for the last.
 template <class Body>

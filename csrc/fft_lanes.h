@@ -9,7 +9,7 @@
 // logarithm shows.
 #pragma once
 
-#include "cpu_dispatch.h"
+#include "cpu_vectors.h"
 #include "fft_butterfly.h"
 #include "fft_tables.h"
 
@@ -24,18 +24,6 @@ constexpr int D = CPU_LANES / 2;  // doubles of one register
 
 typedef double vdouble __attribute__((vector_size(D * sizeof(double))));
 typedef float vhalf __attribute__((vector_size(D * sizeof(float))));
-
-template <typename Vector, typename Number>
-AVPPC_INLINE Vector load(const Number* source) {
-  Vector value;
-  __builtin_memcpy(&value, source, sizeof(value));
-  return value;
-}
-
-template <typename Vector, typename Number>
-AVPPC_INLINE void store(Number* target, Vector value) {
-  __builtin_memcpy(target, &value, sizeof(value));
-}
 
 // Floats to doubles and back. (Left to GCC, eight are converted in halves; its header warns of the unmasked form.)
 AVPPC_INLINE vdouble widen(vhalf value) {

@@ -17,13 +17,6 @@ vuint bits(vfloat x) { return (vuint)x; }
 
 vfloat larger(vfloat a, vfloat b) { return a > b ? a : b; }
 
-float total(vfloat x) {
-  for (int width = CPU_LANES / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) x[lane] += x[lane + width];
-  }
-  return x[0];
-}
-
 float largest(vfloat x) {
   float result = x[0];
   for (int lane = 1; lane < CPU_LANES; ++lane) result = x[lane] > result ? x[lane] : result;
@@ -83,7 +76,7 @@ float exponentials(float* row, int64_t columns, float maximum) {
     if (STORE) store(row + j, e, lanes);
     sum += e;
   });
-  return total(sum);
+  return total<float>(sum);
 }
 
 template <Element TYPE>
@@ -211,7 +204,7 @@ double dot(const float* a, const float* b, int64_t count) {
     for_each_vector(count - start < CHUNK ? count - start : CHUNK, [&](int64_t i, int64_t lanes) {
       sum += load(a + start + i, lanes) * load(b + start + i, lanes);
     });
-    result += total(sum);
+    result += total<float>(sum);
   }
   return result;
 }
