@@ -32,7 +32,7 @@ def test_a_signal_is_told_in_a_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(config: object) -> int:
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         time.sleep(60)
         return 0
 
@@ -116,7 +116,7 @@ def test_processes_that_are_started_never_see_ctrl_c() -> None:
 
     def start() -> None:
         with ctrl_c_waits():
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             steps.append("started")
             seen.append(subprocess.check_output([sys.executable, "-c", program], text=True))
         steps.append("gone on")

@@ -33,7 +33,7 @@ def send_in_step(step: int, numbers: list[int], monkeypatch: pytest.MonkeyPatch)
         nonlocal calls
         calls += 1
         for number in numbers if calls == step else ():
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return clip(*args)
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_signal)
@@ -65,7 +65,7 @@ class TestControlC:
     def test_before_the_first_step_nothing_is_there(
         self, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(loop, "_restore", lambda *args: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(loop, "_restore", lambda *args: signal.raise_signal(signal.SIGINT))
         flags = ["--data", str(tiny_set), "--out", str(tmp_path / "run"), "--batch-size", "8", "--device", "cpu"]
         assert main(["pretrain", *flags]) == 130
         error = capsys.readouterr().err
