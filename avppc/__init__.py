@@ -13,6 +13,7 @@ from avppc.losses.permutative_info_nce import SUBTASKS, PermutativeInfoNCE, SubT
 from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.video import VideoEncoder
+from avppc.ops.info_nce.moments import moment_info_nce
 from avppc.ops.info_nce.op import InfoNCEStats, bilinear_info_nce
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.ops.log_mel.op import LogMel, log_mel
@@ -35,5 +36,6 @@ __all__ = [
     "load_encoder",
     "log_mel",
     "make_video_loader",
+    "moment_info_nce",
     "save_encoder",
 ]

@@ -11,9 +11,7 @@
 #include <cmath>
 #include <limits>
 
-#include "info_nce_cpu_kernel.h"
-#include "parallel_work.h"
-#include "rounding.h"
+#include "info_nce_cpu_base.h"
 
 namespace avppc {
 namespace {
@@ -47,18 +45,9 @@ bool is_whole(const InfoNCEProblem& p) {
   return p.K == 1 && p.weights == nullptr && p.N * p.M <= WHOLE_LOGITS && products_share_threads(p.element);
 }
 
-class Solver {
+class Solver : SolverBase {
  public:
-  Solver(const InfoNCEProblem& problem, bool gradients)
-      : p_(problem), threads_(choose_threads(p_)),
-        rows_(gradients && is_whole(p_) ? p_.N : choose_rows(p_, threads_)),
-        row_blocks_(p_.row_blocks(rows_)), blocks_per_task_(ceil_div(p_.N, rows_)),
-        slices_(ceil_div(p_.M, TARGET_SLICE)),
-        s_size_(round_up(rows_ * p_.M, 16)), q_size_(round_up(rows_ * p_.Dz, 16)),
-        keeps_logits_(gradients && p_.symmetric && p_.K * p_.N * p_.M <= KEPT_LOGITS) {
-    const int64_t size = s_size_ + (p_.element == Element::float32 ? 2 : 3) * q_size_;
-    scratch_ = empty_floats({keeps_logits_ ? static_cast<int64_t>(row_blocks_.size()) : threads_, size});
-  }
+  Solver(const InfoNCEProblem& problem, bool gradients) : Solver(problem, gradients, choose_threads(problem)) {}
 
   // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
   Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
@@ -134,56 +123,10 @@ class Solver {
   // With a single block the threads share each product instead.
   bool is_single() const { return row_blocks_.size() == 1; }
 
-  struct Scratch {
-    float *s, *q, *dq;           // [rows, M], [rows, Dz] twice
-    uint16_t *q_half, *dq_half;  // what products take of q and dq, where that is bfloat16
-  };
-
-  // The locks of the sums that blocks add to: a block of dc, a slice of dz; dW, or the statistics of the columns.
-  int64_t lock_count() const { return p_.C * blocks_per_task_ + p_.U * slices_ + p_.K; }
-  int64_t context_lock(const RowBlock& block) const { return block.context * blocks_per_task_ + block.first / rows_; }
+  // The locks of the sums that blocks add to: a block of dc; dW, or the statistics of the columns; a slice of dz.
+  int64_t lock_count() const { return p_.C * blocks_per_task_ + p_.K + p_.U * slices_; }
   int64_t target_lock(const RowBlock& block, int64_t slice) const {
-    return p_.C * blocks_per_task_ + block.target * slices_ + slice;
-  }
-  int64_t task_lock(const RowBlock& block) const { return p_.C * blocks_per_task_ + p_.U * slices_ + block.task; }
-
-  // The two halves of a tensor [2, ...], and what belongs to its rows or columns from n on.
-  static LogSumExp halves(const Tensor& lse) {
-    float* maximum = lse.mutable_data_ptr<float>();
-    return {maximum, maximum + lse.numel() / 2};
-  }
-  static LogSumExp at(const LogSumExp& lse, int64_t n) { return {lse.maximum + n, lse.log_sum + n}; }
-
-  static bool any(const float* x, int64_t count) {
-    return std::any_of(x, x + count, [](float value) { return value != 0.0f; });
-  }
-
-  Scratch scratch_of(int64_t thread) const {
-    float* s = scratch_.mutable_data_ptr<float>() + thread * scratch_.size(1);
-    float* q = s + s_size_;
-    auto* halves = reinterpret_cast<uint16_t*>(q + 2 * q_size_);
-    return {s, q, q + q_size_, halves, halves + q_size_};
-  }
-
-  // q = c W^T, left in the scratch.
-  void project(const RowBlock& block, const Scratch& scratch) const {
-    if (p_.weights == nullptr) return;
-    multiply(p_.element, p_.context_rows(block), p_.weight(block).transpose(), 1.0f, 0.0f, scratch.q, p_.Dz);
-    to_element(block, scratch.q, scratch.q_half);
-  }
-
-  // A projected q as the products take it.
-  Factor projected(const RowBlock& block, const Scratch& scratch) const {
-    return p_.weights == nullptr ? p_.context_rows(block) : as_factor(block, scratch.q, scratch.q_half);
-  }
-
-  void to_element(const RowBlock& block, const float* x, uint16_t* half) const {
-    if (p_.element == Element::bfloat16) AVPPC_CPU_SELECT(float_to_bfloat16)(x, half, block.rows * p_.Dz);
-  }
-
-  Factor as_factor(const RowBlock& block, const float* x, const uint16_t* half) const {
-    const void* data = p_.element == Element::float32 ? static_cast<const void*>(x) : half;
-    return {data, block.rows, p_.Dz, p_.Dz};
+    return p_.C * blocks_per_task_ + p_.K + block.target * slices_ + slice;
   }
 
   void compute_logits(const RowBlock& block, const Factor& q, const Scratch& scratch) const {
@@ -227,33 +170,13 @@ class Solver {
   }
 
   void start(const Wanted& wanted, Gradients* gradients) {
-    using Shape = std::vector<int64_t>;
-    const auto empty_if = [&](bool is_wanted, Shape shape) { return empty_floats(is_wanted ? shape : Shape{0}); };
-    *gradients = {empty_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), empty_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
-                  empty_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), empty_if(wanted.scale, Shape())};
-    wanted_ = wanted;
-    gradients_ = gradients;
-    scale_terms_.assign(row_blocks_.size(), 0.0);
+    SolverBase::start(wanted, gradients);
     // the first block overwrites what it adds to; what no block adds to is zero
-    std::vector<bool> context_used(p_.C), target_used(p_.U);
-    for (const Pair& pair : p_.pairs) context_used[pair.context] = target_used[pair.target] = true;
-    for (int64_t c = 0; wanted.contexts && c < p_.C; ++c) {
-      if (!context_used[c]) std::fill_n(dcontexts(c), p_.N * p_.Dc, 0.0f);
-    }
+    std::vector<bool> used(p_.U);
+    for (const Pair& pair : p_.pairs) used[pair.target] = true;
     for (int64_t u = 0; wanted.targets && u < p_.U; ++u) {
-      if (!target_used[u]) std::fill_n(dtargets(u), p_.M * p_.Dz, 0.0f);
+      if (!used[u]) std::fill_n(dtargets(u), p_.M * p_.Dz, 0.0f);
     }
-  }
-
-  float* dcontexts(int64_t c) const { return gradients_->contexts.mutable_data_ptr<float>() + c * p_.N * p_.Dc; }
-  float* dtargets(int64_t u) const { return gradients_->targets.mutable_data_ptr<float>() + u * p_.M * p_.Dz; }
-  float* dweights(int64_t k) const { return gradients_->weights.mutable_data_ptr<float>() + k * p_.Dz * p_.Dc; }
-
-  void finish() const {
-    if (!wanted_.scale) return;
-    double sum = 0.0;
-    for (const double term : scale_terms_) sum += term;
-    *gradients_->scale.mutable_data_ptr<float>() = static_cast<float>(sum);
   }
 
   // Adds a block's terms to the gradients, from the dS in scratch.s. Without any, the next block only gets its turn.
@@ -263,33 +186,14 @@ class Solver {
     Factor dq{nullptr, block.rows, p_.Dz, p_.Dz};
     if (any && (wanted_.contexts || wanted_.weights || wanted_.scale)) {
       multiply(p_.element, ds, p_.target_rows(block), 1.0f, 0.0f, scratch.dq, p_.Dz);
-      if (wanted_.scale) scale_terms_[index] = q_dot_dq(q, scratch);
-      if (p_.weights != nullptr) {
-        to_element(block, scratch.dq, scratch.dq_half);
-        dq = as_factor(block, scratch.dq, scratch.dq_half);
-      }
+      dq = finish_dq(index, q, scratch);
     }
     // Two blocks of one target on two threads need not wait: one adds to dz, dW, dc, the other to dc, dz, dW.
     const bool contexts_first = block.target_turn % 2 == 1;
     if (contexts_first) add_to_contexts(block, dq, scratch, any, locks);
     if (wanted_.targets) add_to_targets(block, ds.transpose(), q, any, locks);
-    if (wanted_.weights) {
-      const TicketLocks::Turn turn(locks, task_lock(block), block.task_turn);
-      add(dq.transpose(), p_.context_rows(block), block.task_turn, any, dweights(block.task));
-    }
+    add_to_weights(block, dq, any, locks);
     if (!contexts_first) add_to_contexts(block, dq, scratch, any, locks);
-  }
-
-  void add_to_contexts(const RowBlock& block, const Factor& dq, const Scratch& scratch, bool any, TicketLocks& locks) {
-    if (!wanted_.contexts) return;
-    const TicketLocks::Turn turn(locks, context_lock(block), block.context_turn);
-    float* dc = dcontexts(block.context) + block.first * p_.Dc;
-    if (p_.weights != nullptr) {
-      add(dq, p_.weight(block), block.context_turn, any, dc);
-    } else {
-      if (block.context_turn == 0) std::fill_n(dc, block.rows * p_.Dc, 0.0f);
-      if (any) AVPPC_CPU_SELECT(add_scaled)(dc, scratch.dq, p_.scale, block.rows * p_.Dc);
-    }
   }
 
   void add_to_targets(const RowBlock& block, const Factor& ds_transposed, const Factor& q, bool any,
@@ -304,36 +208,16 @@ class Solver {
     }
   }
 
-  // sum += scale a b, where any. The first turn overwrites what is there.
-  void add(const Factor& a, const Factor& b, int64_t turn, bool any, float* sum) const {
-    if (any) {
-      multiply(p_.element, a, b, p_.scale, turn == 0 ? 0.0f : 1.0f, sum, b.columns);
-    } else if (turn == 0) {
-      std::fill_n(sum, a.rows * b.columns, 0.0f);
-    }
+  Solver(const InfoNCEProblem& problem, bool gradients, int64_t threads)
+      : SolverBase(problem, threads,
+                   gradients && is_whole(problem) ? problem.N : choose_rows(problem, threads)),
+        slices_(ceil_div(p_.M, TARGET_SLICE)),
+        keeps_logits_(gradients && p_.symmetric && p_.K * p_.N * p_.M <= KEPT_LOGITS) {
+    allocate(keeps_logits_ ? static_cast<int64_t>(row_blocks_.size()) : threads_, rows_ * p_.M);
   }
 
-  // A block's term of dscale, for s = scale q z^T and dq = dS z.
-  double q_dot_dq(const Factor& q, const Scratch& scratch) const {
-    const int64_t count = q.rows * p_.Dz;
-    const auto* floats = static_cast<const float*>(q.data);
-    if (p_.element == Element::bfloat16) {
-      AVPPC_CPU_SELECT(bfloat16_to_float)(static_cast<const uint16_t*>(q.data), scratch.q, count);
-      floats = scratch.q;
-    }
-    return AVPPC_CPU_SELECT(dot)(floats, scratch.dq, count);
-  }
-
-  const InfoNCEProblem& p_;
-  const int64_t threads_, rows_;
-  const std::vector<RowBlock> row_blocks_;
-  const int64_t blocks_per_task_, slices_;  // of each context's rows, of each target's
-  const int64_t s_size_, q_size_;
+  const int64_t slices_;  // of each target's rows
   const bool keeps_logits_;
-  Tensor scratch_;
-  Wanted wanted_{};
-  Gradients* gradients_ = nullptr;
-  std::vector<double> scale_terms_;  // one a block, so that they are summed in one order
 };
 
 }  // namespace

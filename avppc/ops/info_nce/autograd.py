@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from avppc.ops.derivatives import refuse_second_derivative
-from avppc.ops.info_nce.problem import Problem
+from avppc.ops.info_nce.problem import MomentProblem, Problem
 
 FIELDS = len(Problem._fields)
+MOMENT_FIELDS = len(MomentProblem._fields)
 _DIFFERENTIABLE = [Problem._fields.index(name) for name in ("contexts", "targets", "weights", "scale")]
 NEEDS = 4
 """Flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale."""
 
 
-def refuse_double_backward(backend: str) -> None:
+def refuse_double_backward(backend: str, function: str = "bilinear_info_nce") -> None:
     """Raises RuntimeError in a backward that is itself to be differentiated."""
-    refuse_second_derivative(
-        f"bilinear_info_nce(backend={backend!r})", "use backend='reference' with create_graph=True"
-    )
+    refuse_second_derivative(f"{function}(backend={backend!r})", "use backend='reference' with create_graph=True")
 
 
 def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor | None, ...]:
@@ -43,10 +42,17 @@ def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Te
     contexts, targets, weights, pairs, scale, context_ids, target_ids, *statistics = ctx.saved_tensors
     offset, symmetric = ctx.settings
     problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
+    return gradients_of_rows(ctx, operator, (*problem, *statistics), drows, FIELDS)
+
+
+def gradients_of_rows(
+    ctx: Any, operator: Callable[..., Sequence[Tensor]], inputs: tuple[Any, ...], drows: Tensor, fields: int
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a problem's `fields` by a backward operator, where they are needed."""
     needs = [ctx.needs_input_grad[field] for field in _DIFFERENTIABLE]
-    found = operator(*problem, *statistics, drows, *needs)
+    found = operator(*inputs, drows, *needs)
     wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-    return gradients_of(wanted, FIELDS)
+    return gradients_of(wanted, fields)
 
 
 def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -58,7 +64,7 @@ def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
     return rows, torch.empty_like(rows), row_lse, column_lse
 
 
-def gradients_fake(problem: Problem, needs: tuple[bool, ...]) -> list[Tensor]:
+def gradients_fake(problem: Problem | MomentProblem, needs: tuple[bool, ...]) -> list[Tensor]:
     """Fake gradients of contexts, targets, weights and scale: their shapes and dtypes; empty where not needed."""
     values = (problem.contexts, problem.targets, problem.weights, problem.scale)
     dtypes = (*[problem.contexts.dtype] * 3, torch.float32)

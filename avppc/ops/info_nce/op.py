@@ -185,7 +185,7 @@ def _solve_reference(
 
 def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] | None) -> tuple[Tensor, InfoNCEStats]:
     if reduction == "mean":
-        shares = _shares(task_weights, problem.tasks, problem.scale)
+        shares = shares_of(task_weights, problem.tasks, problem.scale)
         loss, task_loss, accuracy = cpu.info_nce_cpu_mean(problem, shares)
     else:
         rows, correct = cpu.info_nce_cpu_rows(problem)
@@ -211,10 +211,10 @@ def reduce_rows(rows: Tensor, reduction: str, task_weights: Sequence[float] | No
     tasks = rows.mean(1)
     if reduction == "task":
         return tasks
-    return (_shares(task_weights, rows.shape[0], rows) * tasks).sum()
+    return (shares_of(task_weights, rows.shape[0], rows) * tasks).sum()
 
 
-def _shares(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> Tensor:
+def shares_of(task_weights: Sequence[float] | None, tasks: int, like: Tensor) -> Tensor:
     """[K], of the dtype and device of `like`: the share of each sub-task's loss in the mean; they sum to 1."""
     if task_weights is None:
         return constant(

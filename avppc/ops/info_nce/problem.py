@@ -60,6 +60,42 @@ class Problem(NamedTuple):
         return self._replace(targets=self.targets.view_as(self.targets), target_ids=ids)
 
 
+class MomentProblem(NamedTuple):
+    """K losses over clips with moments, checked; the moments of a clip lie one after another."""
+
+    contexts: Tensor
+    """[C, N Tc, Dc]"""
+    targets: Tensor
+    """[U, M Tz, Dz]"""
+    weights: Tensor | None
+    """[K, Dz, Dc], or None for plain dot products"""
+    pairs: Tensor
+    """[K, 2] int64 on the CPU: the context and the target of each sub-task"""
+    scale: Tensor
+    """0-d, multiplies the logits"""
+    positive_offset: int
+    """The positives of clip n are moments of clip n + positive_offset."""
+    context_ids: Tensor | None
+    """[N] int64, or None"""
+    target_ids: Tensor | None
+    """[M] int64, or None exactly where context_ids is None"""
+    context_moments: int
+    """Tc"""
+    target_moments: int
+    """Tz"""
+    candidates: Tensor
+    """[K] int64 on the CPU: 1 for the moments of the own clip, 2 for the same moment of all clips, 3 for both"""
+    shifts: Tensor
+    """[K] int64 on the CPU: the positive of moment t is moment t + shift"""
+
+    def distinct(self) -> MomentProblem:
+        """The same as torch.compile takes it, as Problem.distinct."""
+        if not torch.compiler.is_compiling():
+            return self
+        ids = None if self.target_ids is None else self.target_ids.view_as(self.target_ids)
+        return self._replace(targets=self.targets.view_as(self.targets), target_ids=ids)
+
+
 def make_problem(
     contexts: Tensor,
     targets: Tensor,

@@ -1,0 +1,220 @@
+"""Bilinear InfoNCE between clips that have several moments: the public op, its problem and its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from avppc.checks import check_bool, check_choice, check_integer, check_tensor, without_autocast
+from avppc.ops import _library
+from avppc.ops.derivatives import plain_torch_alone
+from avppc.ops.info_nce.cpu import MISSING, info_nce_moments_cpu_mean, info_nce_moments_cpu_rows
+from avppc.ops.info_nce.op import InfoNCEStats, reduce_rows, shares_of
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, check_ids, make_problem
+
+Candidates = Literal["clip", "moment", "both"]
+CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
+BACKENDS = ("auto", "cpp", "reference")
+REDUCTIONS = ("mean", "task", "none")
+_CODES: dict[str, int] = {"clip": 1, "moment": 2, "both": 3}
+
+
+def moment_info_nce(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    *,
+    candidates: Candidates | Sequence[Candidates] = "clip",
+    shifts: int | Sequence[int] = 0,
+    scale: float | Tensor = 1.0,
+    positive_offset: int = 0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: bool = False,
+) -> Any:
+    """K InfoNCE losses with bilinear scores, where each moment of a clip must find its own among some others.
+
+    In plain torch, for the sub-task k with (c, z) = (contexts[pairs[k, 0]], targets[pairs[k, 1]]), candidates "clip"
+    and no shift:
+
+        s = scale * (c @ weights[k].T) @ z.mT                                      # [N, T, T]: each clip by itself
+        loss[k] = F.cross_entropy(s.flatten(0, 1), torch.arange(T).repeat(N), reduction="none").view(N, T)
+
+    Cost and memory grow with N Tc (Tz + M) at most, where the logits of all moments with all would take N Tc M Tz.
+
+    Args:
+        contexts: [C, N, Tc, Dc], or [N, Tc, Dc] for a single one: N clips of Tc moments; float32, bfloat16, float16, or
+            float64 (reference alone).
+        targets: [U, M, Tz, Dz], or [M, Tz, Dz], with M >= N and Tz >= Tc; dtype and device as the contexts.
+        weights: [K, Dz, Dc], or [Dz, Dc]; None scores by plain dot products (Dc == Dz).
+        pairs: [K, 2], the (context index, target index) of each sub-task; None: sub-task k uses context k and target k.
+        candidates: what a moment's positive is told from: "clip", the other moments of its own clip; "moment", the same
+            moment of all other clips; "both". One for all sub-tasks, or K of them.
+        shifts: the positive of moment t is moment t + shift of the clip's targets, 0 to Tz - Tc; one for all sub-tasks,
+            or K of them. So a context of one moment predicts the moment `shift`.
+        scale: multiplies the logits; a 0-d tensor receives a gradient.
+        positive_offset: the targets of context clip n are those of target clip n + positive_offset; 0 to M - N.
+        context_ids: [N] integers, given together with target_ids.
+        target_ids: [M] integers: other clips with a context clip's id are left out of its negatives.
+        reduction: "mean" for a 0-d loss; "task" for [K], the mean over clips and moments; "none" for [K, N, Tc].
+        backend: "cpp" (CPU), "reference" (plain torch), or "auto": the fastest that can run.
+        return_stats: also return InfoNCEStats.
+
+    Returns:
+        The loss, a Tensor of float32 (float64 for float64); with return_stats, (loss, InfoNCEStats).
+
+    Raises:
+        ValueError, TypeError: an argument has the wrong shape, dtype, device or value; the text names it.
+        RuntimeError: the backend asked for is not available here.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_bool("return_stats", return_stats)
+    contexts, targets = _as_clips("contexts", contexts), _as_clips("targets", targets)
+    flat = make_problem(contexts.flatten(1, 2), targets.flatten(1, 2), weights, pairs, scale=scale)
+    (clips, moments), (target_clips, target_moments) = contexts.shape[1:3], targets.shape[1:3]
+    if target_clips < clips or target_moments < moments:
+        raise ValueError(
+            f"targets must have at least as many clips and moments as contexts, {clips} and {moments}; "
+            f"got {target_clips} and {target_moments}"
+        )
+    check_integer("positive_offset", positive_offset, 0, target_clips - clips)
+    if (context_ids is None) != (target_ids is None):
+        missing = "context_ids" if context_ids is None else "target_ids"
+        raise ValueError(f"context_ids and target_ids must be given together; {missing} is None")
+    if context_ids is not None and target_ids is not None:
+        context_ids = check_ids("context_ids", context_ids, contexts)
+        target_ids = check_ids("target_ids", target_ids, targets)
+    problem = MomentProblem(
+        *flat[:5],
+        positive_offset,
+        context_ids,
+        target_ids,
+        moments,
+        target_moments,
+        _candidate_codes(candidates, flat.tasks),
+        _shifts(shifts, flat.tasks, target_moments - moments),
+    )
+    return _solve(problem, reduction, backend, return_stats)
+
+
+def _solve(problem: MomentProblem, reduction: str, backend: str, return_stats: bool) -> Any:
+    tasks, clips = len(problem.pairs), problem.contexts.shape[1] // problem.context_moments
+    if _pick_backend(problem, backend) == "reference":
+        with without_autocast(problem.contexts):
+            rows, correct = moment_rows_reference(problem)
+            loss = reduce_rows(rows, reduction, None)
+    elif reduction == "mean":
+        loss, task_loss, accuracy = info_nce_moments_cpu_mean(problem, shares_of(None, tasks, problem.scale))
+        return (loss, InfoNCEStats(task_loss.detach(), accuracy)) if return_stats else loss
+    else:
+        rows, correct = info_nce_moments_cpu_rows(problem)
+        loss = reduce_rows(rows, reduction, None)
+    if reduction == "none":
+        loss = loss.view(tasks, clips, problem.context_moments)
+    return (loss, InfoNCEStats(rows.detach().mean(1), correct.mean(1))) if return_stats else loss
+
+
+def _pick_backend(problem: MomentProblem, backend: str) -> str:
+    """ "cpp" or "reference" for this problem."""
+    check_choice("backend", backend, BACKENDS)
+    device, dtype = problem.contexts.device.type, problem.contexts.dtype
+    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
+    if backend == "cpp":
+        if dtype == torch.float64:
+            raise TypeError("contexts must be float32, bfloat16 or float16 with backend='cpp', got float64")
+        if lacking:
+            raise RuntimeError(f"moment_info_nce(backend='cpp') has no {lacking}; use 'reference'")
+        _library.require(backend, "moment_info_nce")
+        if device != "cpu":
+            raise ValueError(f"contexts must be on the CPU with backend='cpp', got {problem.contexts.device}")
+    if backend != "auto":
+        return backend
+    reason = "there are no kernels for float64" if dtype == torch.float64 else None
+    if reason is None and lacking:
+        reason = f"they have no {lacking}"
+    if reason is None:
+        reason = MISSING if device == "cpu" else "there are none for moments yet"
+    if reason is None:
+        return "cpp"
+    if device in ("cpu", "cuda"):
+        _library.log_plain_torch("moment_info_nce", device, "cpp" if device == "cpu" else "triton", reason)
+    return "reference"
+
+
+def moment_rows_reference(problem: MomentProblem) -> tuple[Tensor, Tensor]:
+    """The definition: losses [K, N Tc], and 1 where the positive scores above every negative, a tie being a miss."""
+    dtype = torch.promote_types(problem.contexts.dtype, torch.float32)
+    contexts = problem.contexts.to(dtype).unflatten(1, (-1, problem.context_moments))
+    targets = problem.targets.to(dtype).unflatten(1, (-1, problem.target_moments))
+    losses, hits = [], []
+    for task, (context, target) in enumerate(problem.pairs.tolist()):
+        q = contexts[context]  # [N, Tc, Dc]
+        if problem.weights is not None:
+            q = q @ problem.weights[task].to(dtype).T
+        code, shift = int(problem.candidates[task]), int(problem.shifts[task])
+        s, positive = _logits(problem, q, targets[target], code, shift)
+        positives = s.gather(2, positive[:, :, None])
+        losses.append((s.logsumexp(2, keepdim=True) - positives).flatten())
+        hits.append(((s >= positives).sum(2) == 1).to(dtype).flatten())
+    return torch.stack(losses), torch.stack(hits)
+
+
+def _logits(problem: MomentProblem, q: Tensor, z: Tensor, code: int, shift: int) -> tuple[Tensor, Tensor]:
+    """Logits [N, Tc, columns] of one sub-task, and the column [N, Tc] of each positive.
+
+    The columns are the Tz moments of the own clip, if `code` has them, then the same moment of all M clips, if it has
+    those; the positive stands in the first part that is there, and is left out of the second.
+    """
+    clips, moments = q.shape[:2]
+    own = torch.arange(clips, device=q.device) + problem.positive_offset
+    parts = []
+    if code & _CODES["clip"]:
+        parts.append(problem.scale * (q @ z[own].mT))
+    if code & _CODES["moment"]:
+        across = problem.scale * torch.einsum("ntd,mtd->ntm", q, z[:, shift : shift + moments])
+        left_out = torch.zeros(clips, len(z), dtype=torch.bool, device=q.device)
+        if problem.context_ids is not None and problem.target_ids is not None:
+            left_out = problem.context_ids[:, None] == problem.target_ids
+        left_out = left_out.index_put((torch.arange(clips, device=q.device), own), torch.tensor(bool(parts)))
+        parts.append(across.masked_fill(left_out[:, None, :], -torch.inf))
+    if code & _CODES["clip"]:
+        positive = (torch.arange(moments, device=q.device) + shift).expand(clips, -1)
+    else:
+        positive = own[:, None].expand(-1, moments)
+    return torch.cat(parts, 2), positive
+
+
+def _as_clips(name: str, value: Tensor) -> Tensor:
+    """Embeddings as [sets, clips, moments, width]."""
+    check_tensor(name, value)
+    letters = "[C, N, Tc, Dc] or [N, Tc, Dc]" if name == "contexts" else "[U, M, Tz, Dz] or [M, Tz, Dz]"
+    if value.ndim not in (3, 4):
+        raise ValueError(f"{name} must have shape {letters}, got {list(value.shape)}")
+    if 0 in value.shape:
+        raise ValueError(f"{name} must not be empty: shape {letters}, got {list(value.shape)}")
+    return value if value.ndim == 4 else value.unsqueeze(0)
+
+
+def _candidate_codes(candidates: Candidates | Sequence[Candidates], tasks: int) -> Tensor:
+    names = (candidates,) * tasks if isinstance(candidates, str) else tuple(candidates)
+    for name in names:
+        check_choice("candidates", name, CANDIDATES)
+    if len(names) != tasks:
+        allowed = f"one of {', '.join(CANDIDATES)}, or {tasks} of them, one a sub-task"
+        raise ValueError(f"candidates must be {allowed}; got {len(names)}")
+    return torch.tensor([_CODES[name] for name in names], device="cpu")
+
+
+def _shifts(shifts: int | Sequence[int], tasks: int, most: int) -> Tensor:
+    values = tuple(shifts) if isinstance(shifts, Sequence) else (shifts,) * tasks
+    for value in values:
+        check_integer("shifts", value, 0, most)
+    if len(values) != tasks:
+        raise ValueError(f"shifts must be one number, or {tasks}, one a sub-task; got {len(values)}")
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
