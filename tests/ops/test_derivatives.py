@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_every_other_autograd_function_refuses_a_second_derivative() -> None:
             continue
         upstream = [None] * (len(inspect.signature(function.backward).parameters) - 1)
         with torch.enable_grad(), pytest.raises(RuntimeError, match="has no second derivative; "):
-            function.backward(None, *upstream)
+            function.backward(SimpleNamespace(function="a function"), *upstream)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "task", "none"])

@@ -31,6 +31,8 @@ from avppc.ops.info_nce.problem import MomentProblem, Problem
 
 MISSING = _library.missing_reason("cpp")
 """Why these operators cannot be used here, with what to do about it; None when they can."""
+_MEANS = {"bilinear_info_nce": "info_nce_cpu_mean", "moment_info_nce": "info_nce_moments_cpu_mean"}
+"""The operator of the mean, by the function that calls it."""
 
 
 def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -41,13 +43,22 @@ def info_nce_cpu_rows(problem: Problem) -> tuple[Tensor, Tensor]:
 
 def info_nce_cpu_mean(problem: Problem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sum(shares * task losses), differentiable; task losses [K]; accuracies [K]. The shares are [K] float32."""
+    return _mean("bilinear_info_nce", problem, shares)
+
+
+def info_nce_moments_cpu_mean(problem: MomentProblem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As info_nce_cpu_mean."""
+    return _mean("moment_info_nce", problem, shares)
+
+
+def _mean(function: str, problem: Problem | MomentProblem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
     needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
     if not any(needs):
-        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_cpu_mean(*problem, shares, *needs)
+        loss, task_loss, accuracy, *_ = getattr(torch.ops.avppc, _MEANS[function])(*problem, shares, *needs)
         return loss, task_loss, accuracy
     loss, task_loss, accuracy = _Mean.apply(  # type: ignore[no-untyped-call]  # as above
-        *problem.distinct(), shares, *needs
+        function, *problem.distinct(), shares, *needs
     )
     return loss, task_loss, accuracy
 
@@ -77,19 +88,19 @@ class _Rows(torch.autograd.Function):
         return rows_backward(ctx, torch.ops.avppc.info_nce_cpu_backward, drows)
 
 
-_MEAN_INPUTS = FIELDS + 1 + NEEDS  # a Problem's fields, the shares, which gradients are needed
-
-
 class _Mean(torch.autograd.Function):
-    """The weighted mean of the losses; the gradients are computed along with it."""
+    """The weighted mean of the losses; the gradients are computed along with it.
+
+    The inputs are the operator's after the function's name: a problem's fields, the shares, which gradients are needed.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_cpu_mean(*inputs)
+    def forward(ctx: Any, function: str, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        loss, task_loss, accuracy, *gradients = getattr(torch.ops.avppc, _MEANS[function])(*inputs)
         ctx.mark_non_differentiable(task_loss, accuracy)
         if not torch.compiler.is_compiling():
             ctx.set_materialize_grads(False)  # no zeros for task_loss and accuracy
-        ctx.dtype = inputs[0].dtype
+        ctx.function, ctx.dtype, ctx.inputs = function, inputs[0].dtype, len(inputs)
         ctx.save_for_backward(
             *[value if need else None for need, value in zip(inputs[-NEEDS:], gradients, strict=True)]
         )
@@ -97,10 +108,10 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_double_backward("cpp")
+        refuse_double_backward("cpp", ctx.function)
         if dloss is None:  # nothing after the loss has a gradient: with set_materialize_grads there is no zero for it
-            return (None,) * _MEAN_INPUTS
-        return gradients_of(_scaled(ctx.saved_tensors, dloss, ctx.dtype), _MEAN_INPUTS)
+            return (None,) * (1 + ctx.inputs)
+        return None, *gradients_of(_scaled(ctx.saved_tensors, dloss, ctx.dtype), ctx.inputs)
 
 
 def _scaled(gradients: tuple[Tensor | None, ...], upstream: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
@@ -129,19 +140,6 @@ def info_nce_moments_cpu_rows(problem: MomentProblem) -> tuple[Tensor, Tensor]:
     return rows, correct
 
 
-def info_nce_moments_cpu_mean(problem: MomentProblem, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As info_nce_cpu_mean."""
-    tensors = (problem.contexts, problem.targets, problem.weights, problem.scale)
-    needs = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in tensors]
-    if not any(needs):
-        loss, task_loss, accuracy, *_ = torch.ops.avppc.info_nce_moments_cpu_mean(*problem, shares, *needs)
-        return loss, task_loss, accuracy
-    loss, task_loss, accuracy = _MomentMean.apply(  # type: ignore[no-untyped-call]  # as above
-        *problem.distinct(), shares, *needs
-    )
-    return loss, task_loss, accuracy
-
-
 class _MomentRows(torch.autograd.Function):
     """Losses of moments; as _Rows."""
 
@@ -160,32 +158,6 @@ class _MomentRows(torch.autograd.Function):
         offset, rows, columns = ctx.numbers
         inputs = (*embeddings, offset, context_ids, target_ids, rows, columns, candidates, shifts, row_lse)
         return gradients_of_rows(ctx, torch.ops.avppc.info_nce_moments_cpu_backward, inputs, drows, MOMENT_FIELDS)
-
-
-_MOMENT_MEAN_INPUTS = MOMENT_FIELDS + 1 + NEEDS
-
-
-class _MomentMean(torch.autograd.Function):
-    """The weighted mean of the losses of moments; as _Mean."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        loss, task_loss, accuracy, *gradients = torch.ops.avppc.info_nce_moments_cpu_mean(*inputs)
-        ctx.mark_non_differentiable(task_loss, accuracy)
-        if not torch.compiler.is_compiling():
-            ctx.set_materialize_grads(False)  # no zeros for task_loss and accuracy
-        ctx.dtype = inputs[0].dtype
-        ctx.save_for_backward(
-            *[value if need else None for need, value in zip(inputs[-NEEDS:], gradients, strict=True)]
-        )
-        return loss, task_loss, accuracy
-
-    @staticmethod
-    def backward(ctx: Any, dloss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_double_backward("cpp", "moment_info_nce")
-        if dloss is None:  # as in _Mean
-            return (None,) * _MOMENT_MEAN_INPUTS
-        return gradients_of(_scaled(ctx.saved_tensors, dloss, ctx.dtype), _MOMENT_MEAN_INPUTS)
 
 
 def _moment_rows_fake(*inputs: Any) -> tuple[Tensor, ...]:

@@ -75,6 +75,35 @@ def moment_info_nce(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_bool("return_stats", return_stats)
+    problem = _make_problem(
+        contexts,
+        targets,
+        weights,
+        pairs,
+        candidates,
+        shifts,
+        scale=scale,
+        positive_offset=positive_offset,
+        context_ids=context_ids,
+        target_ids=target_ids,
+    )
+    return _solve(problem, reduction, backend, return_stats)
+
+
+def _make_problem(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    pairs: Pairs | None,
+    candidates: Candidates | Sequence[Candidates],
+    shifts: int | Sequence[int],
+    *,
+    scale: float | Tensor,
+    positive_offset: int,
+    context_ids: Tensor | None,
+    target_ids: Tensor | None,
+) -> MomentProblem:
+    """The checked problem of the arguments of moment_info_nce."""
     contexts, targets = _as_clips("contexts", contexts), _as_clips("targets", targets)
     flat = make_problem(contexts.flatten(1, 2), targets.flatten(1, 2), weights, pairs, scale=scale)
     (clips, moments), (target_clips, target_moments) = contexts.shape[1:3], targets.shape[1:3]
@@ -90,7 +119,7 @@ def moment_info_nce(
     if context_ids is not None and target_ids is not None:
         context_ids = check_ids("context_ids", context_ids, contexts)
         target_ids = check_ids("target_ids", target_ids, targets)
-    problem = MomentProblem(
+    return MomentProblem(
         *flat[:5],
         positive_offset,
         context_ids,
@@ -100,7 +129,6 @@ def moment_info_nce(
         _candidate_codes(candidates, flat.tasks),
         _shifts(shifts, flat.tasks, target_moments - moments),
     )
-    return _solve(problem, reduction, backend, return_stats)
 
 
 def _solve(problem: MomentProblem, reduction: str, backend: str, return_stats: bool) -> Any:
