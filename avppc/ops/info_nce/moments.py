@@ -13,7 +13,7 @@ from avppc.ops import _library
 from avppc.ops.derivatives import plain_torch_alone
 from avppc.ops.info_nce.cpu import MISSING, info_nce_moments_cpu_mean, info_nce_moments_cpu_rows
 from avppc.ops.info_nce.op import InfoNCEStats, reduce_rows, shares_of
-from avppc.ops.info_nce.problem import MomentProblem, Pairs, check_ids, make_problem
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, check_both_ids, make_problem
 
 Candidates = Literal["clip", "moment", "both"]
 CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
@@ -113,12 +113,7 @@ def _make_problem(
             f"got {target_clips} and {target_moments}"
         )
     check_integer("positive_offset", positive_offset, 0, target_clips - clips)
-    if (context_ids is None) != (target_ids is None):
-        missing = "context_ids" if context_ids is None else "target_ids"
-        raise ValueError(f"context_ids and target_ids must be given together; {missing} is None")
-    if context_ids is not None and target_ids is not None:
-        context_ids = check_ids("context_ids", context_ids, contexts)
-        target_ids = check_ids("target_ids", target_ids, targets)
+    context_ids, target_ids = check_both_ids(context_ids, target_ids, contexts, targets)
     return MomentProblem(
         *flat[:5],
         positive_offset,

@@ -130,12 +130,7 @@ def make_problem(
         )
     pairs = _check_pairs(pairs, contexts, targets, weights)
     _check_positives(positive_offset, contexts.shape[1], targets.shape[1], symmetric)
-    if (context_ids is None) != (target_ids is None):
-        missing = "context_ids" if context_ids is None else "target_ids"
-        raise ValueError(f"context_ids and target_ids must be given together; {missing} is None")
-    if context_ids is not None and target_ids is not None:
-        context_ids = check_ids("context_ids", context_ids, contexts)
-        target_ids = check_ids("target_ids", target_ids, targets)
+    context_ids, target_ids = check_both_ids(context_ids, target_ids, contexts, targets)
     return Problem(
         contexts,
         targets,
@@ -283,6 +278,18 @@ def _check_positives(positive_offset: int, rows: int, columns: int, symmetric: b
         )
     if symmetric and columns != rows:
         raise ValueError(f"symmetric needs as many targets as contexts: got M = {columns} and N = {rows}")
+
+
+def check_both_ids(
+    context_ids: Tensor | None, target_ids: Tensor | None, contexts: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Both ids as int64, one for each context [sets, N, ...] and each target [sets, M, ...], or neither."""
+    if context_ids is not None and target_ids is not None:
+        return check_ids("context_ids", context_ids, contexts), check_ids("target_ids", target_ids, targets)
+    if context_ids is None and target_ids is None:
+        return None, None
+    missing = "context_ids" if context_ids is None else "target_ids"
+    raise ValueError(f"context_ids and target_ids must be given together; {missing} is None")
 
 
 def check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
