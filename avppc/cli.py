@@ -1,4 +1,4 @@
-"""`avppc NAME ...`: each command is a configuration, whose fields are the flags, and a function that runs it."""
+"""`avppc NAME ...`: each command is a configuration, whose fields are the flags, and a function that executes it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Command:
     config: str
     """Name of its configuration in avppc.config."""
     module: str
-    """Module whose run(config) does the work and returns the exit code; imported when the command runs."""
+    """Module whose execute(config) does the work and returns the exit code; imported when the command is given."""
     positional: str | None = None
     """Its field that may come first without the flag's name."""
     goes_on: bool = False
@@ -136,8 +136,8 @@ def _run(given: list[str]) -> int:
     try:
         check_variables()
         config = _parse(name, command, flags)
-        run: Callable[[Any], int] = importlib.import_module(command.module).run
-        return run(config)
+        execute: Callable[[Any], int] = importlib.import_module(command.module).execute
+        return execute(config)
     except BrokenPipeError:
         raise  # `main` looks whether it is standard output's
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:

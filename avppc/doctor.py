@@ -43,7 +43,7 @@ LOG_MEL_ALLOWED = {"cpp": 1e-4, "cuda": 1e-4, "reference": 5e-3}
 INFO_NCE_ALLOWED = 1e-4  # of the norm of what is compared
 
 
-def run(config: DoctorConfig) -> int:
+def execute(config: DoctorConfig) -> int:
     """Prints the findings; 1 if a self-test failed or a required part is missing, else 0."""
     findings = examine()
     tests = list(self_tests()) if config.self_test else []

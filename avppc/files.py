@@ -25,7 +25,7 @@ _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcnt
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, or the next run after a crash, finds the old content or the new, never a part."""
+    """Writes a file so that a reader, also one after a crash, finds the old content or the new, never a part."""
     with replace_file(path) as temporary, temporary.open("xb") as file:
         file.write(data)
 

@@ -74,7 +74,9 @@ def test_flags_are_read_under_former_names(name: str, sync_mode: list[str]) -> N
 def test_preset_flag_reaches_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setitem(sys.modules, "avppc.train.loop", type(sys)("avppc.train.loop"))
-    monkeypatch.setattr(sys.modules["avppc.train.loop"], "run", lambda config: seen.append(config) or 0, raising=False)
+    monkeypatch.setattr(
+        sys.modules["avppc.train.loop"], "execute", lambda config: seen.append(config) or 0, raising=False
+    )
     flags = ["--data", str(tmp_path), "--out", str(tmp_path / "run")]
     assert main(["pretrain", *flags, "--preset", "gpu", "--encoder.width", "32"]) == 0
     assert main(["pretrain", "--preset=laptop", *flags, "--steps", "7"]) == 0
@@ -108,13 +110,13 @@ def test_output_that_nobody_reads_ends_it_quietly(arguments: list[str], unbuffer
 def test_too_little_memory_is_told_in_a_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(config: object) -> int:
+    def execute(config: object) -> int:
         raise error
 
-    monkeypatch.setattr("avppc.doctor.run", run)
+    monkeypatch.setattr("avppc.doctor.execute", execute)
     assert main(["doctor"]) == 2
     assert capsys.readouterr().err.startswith("avppc: out of memory: ")
-    monkeypatch.setattr("avppc.doctor.run", lambda config: [].pop())  # what nobody foresaw keeps its traceback
+    monkeypatch.setattr("avppc.doctor.execute", lambda config: [].pop())  # what nobody foresaw keeps its traceback
     with pytest.raises(IndexError):
         main(["doctor"])
 
@@ -125,10 +127,10 @@ def test_too_little_memory_is_told_in_a_line(
 def test_an_interruption_is_told_and_what_goes_on(
     name: str, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(config: object) -> int:
+    def execute(config: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"{COMMANDS[name].module}.run", run)
+    monkeypatch.setattr(f"{COMMANDS[name].module}.execute", execute)
     flags = [] if name == "doctor" else ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main([name, *flags]) == 130
     assert capsys.readouterr().err == f"avppc: interrupted{advice}\n"
@@ -144,10 +146,10 @@ def test_more_threads_than_a_process_can_have_are_refused(tmp_path: Path, capsys
 def test_a_broken_pipe_that_is_not_standard_output_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(config: object) -> int:
+    def execute(config: object) -> int:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("avppc.doctor.run", run)
+    monkeypatch.setattr("avppc.doctor.execute", execute)
     assert main(["doctor"]) == 2
     assert "avppc: [Errno 32] Broken pipe" in capsys.readouterr().err
 

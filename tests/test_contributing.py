@@ -118,7 +118,7 @@ assert (batch.video == 16).all()
 
 COMMAND: Addition = {
     "data/count.py": '''
-def run(config):
+def execute(config):
     """Prints the number of files in a folder."""
     print(len(list(config.data.iterdir())))
     return 0

@@ -31,13 +31,13 @@ def test_a_signal_is_told_in_a_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def run(config: object) -> int:
+    def execute(config: object) -> int:
         signal.raise_signal(number)
         time.sleep(60)
         return 0
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(f"{COMMANDS[name].module}.run", run)
+    monkeypatch.setattr(f"{COMMANDS[name].module}.execute", execute)
     flags = (
         ["--run", str(tmp_path)] if name == "diagnose" else ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     )
@@ -66,10 +66,10 @@ def test_a_second_sigterm_ends_at_once(tmp_path: Path) -> None:
 def test_a_run_that_a_table_pretrains_is_stopped_in_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(config: object) -> int:
+    def execute(config: object) -> int:
         raise Stopped("stopped by SIGTERM after step 3, which is saved in x", signal.SIGTERM)
 
-    monkeypatch.setattr("avppc.evaluate.table.table.run", run)
+    monkeypatch.setattr("avppc.evaluate.table.table.execute", execute)
     assert main(["table", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 143
     error = capsys.readouterr().err
     assert error == "avppc: stopped by SIGTERM after step 3, which is saved in x; the same command goes on from there\n"
@@ -136,7 +136,7 @@ class TestStandardError:
             "import avppc.doctor\n"
             "from avppc.cli import main\n"
             "from avppc.printing import ProgressBar\n"
-            "def run(config):\n"
+            "def execute(config):\n"
             "    Console(stderr=True).print('said')\n"
             "    logging.getLogger('avppc').warning('said')\n"
             "    warnings.warn('said')\n"
@@ -145,7 +145,7 @@ class TestStandardError:
             "    print('said' * 10_000, file=sys.stderr)\n"
             "    print('done')\n"
             "    return 0\n"
-            "avppc.doctor.run = run\n"
+            "avppc.doctor.execute = execute\n"
             "sys.exit(main(['doctor']))\n"
         )
         with open("/dev/full", "w") as full:

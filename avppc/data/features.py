@@ -32,7 +32,7 @@ _UNITS = {"none": "power", "ln": "ln power", "log10": "log10 power", "db": "dB"}
 _TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 7500)
 
 
-def run(config: FeaturesConfig) -> int:
+def execute(config: FeaturesConfig) -> int:
     """Prints shape and range of the features; writes them and their picture to the files that are asked for."""
     with limited_memory():
         samples = read_sound(config.source)  # [S]

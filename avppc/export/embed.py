@@ -40,7 +40,7 @@ class SkippedClip:
     reason: str
 
 
-def run(config: EmbedConfig) -> int:
+def execute(config: EmbedConfig) -> int:
     """`avppc embed`: writes the file, says how many clips are in it and which are not; returns 0."""
     clips, skipped = embed(config)
     console = Console(stderr=True, soft_wrap=True)

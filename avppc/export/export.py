@@ -74,7 +74,7 @@ class ExportedFile:
     """Largest difference between its features of random clips and the encoder's own."""
 
 
-def run(config: ExportConfig) -> int:
+def execute(config: ExportConfig) -> int:
     """`avppc export`: writes the directory, prints what is in it; returns 0."""
     files = export(config)
     table = Table(title=f"The encoder of {config.run}, in {config.out}", title_justify="left")

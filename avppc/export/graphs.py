@@ -91,10 +91,10 @@ def write_onnx(encoder: VideoEncoder, path: Path) -> float:
     write_atomically(path, program.model_proto.SerializeToString())
     session = onnxruntime.InferenceSession(read_bytes(path), providers=["CPUExecutionProvider"])
 
-    def run(video: Tensor) -> Tensor:
+    def infer(video: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT_NAME], {INPUT_NAME: video.numpy()})[0])
 
-    return largest_difference(encoder, run, path.name)
+    return largest_difference(encoder, infer, path.name)
 
 
 @torch.inference_mode()

@@ -42,7 +42,7 @@ _JOBS_IN_FLIGHT = 4  # a worker
 Record = dict[str, Any]
 
 
-def run(config: SynthConfig) -> int:
+def execute(config: SynthConfig) -> int:
     """Makes the data set, or what is missing of it; returns 0 when all of it is there, 1 when a worker died.
 
     Raises:
@@ -160,7 +160,7 @@ def _delete(root: Path, settings: Record) -> None:
 
 
 def files_of(stem: str) -> list[str]:
-    """Names of the files of a clip below the data set's folder, with those that a killed run leaves half written."""
+    """Names of the files of a clip below the data set's folder, with those that a killed call leaves half written."""
     folder, _, name = stem.rpartition("/")
     return [f"{folder}/{file}" for suffix in SUFFIXES for file in (f"{name}{suffix}", f".{name}{suffix}.tmp")]
 
@@ -174,7 +174,7 @@ def _finished(root: Path) -> dict[str, Record]:
 
 
 def read_records(path: Path) -> dict[str, Record]:
-    """The records in a manifest or journal, by path; what is none, such as a killed run's last line, is left out."""
+    """The records in a manifest or journal, by path; what is none, such as a line cut short by a kill, is left out."""
     records: dict[str, Record] = {}
     for line in read_bytes(path).splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):

@@ -137,7 +137,7 @@ def _decode(video: Path) -> NDArray[np.uint8]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and puts it in place: a killed run leaves all of it or nothing.
+    """Writes a file under a temporary name and puts it in place: a killed process leaves all of it or nothing.
 
     Not synced to the disk: a power cut may tear it, and the checksum in the manifest tells.
     """

@@ -48,7 +48,7 @@ class BenchResult:
     precision: str
 
 
-def run(config: BenchTrainConfig) -> int:
+def execute(config: BenchTrainConfig) -> int:
     """`avppc bench-train`: prints the measurements as JSON; returns 0."""
     print(json.dumps(measure(config).__dict__, indent=1))
     return 0

@@ -41,7 +41,7 @@ from avppc.train.step import TrainingStep, make_optimizer, prepare_model
 logger = logging.getLogger(__name__)
 
 
-def run(config: PretrainConfig) -> int:
+def execute(config: PretrainConfig) -> int:
     """`avppc pretrain`: trains, or goes on where the run in config.out stopped.
 
     Returns:

@@ -27,7 +27,7 @@ from avppc.evaluate.record import Metrics, read_record
 from avppc.files import read_json, sha256_of, write_json
 from avppc.models.encoder_file import load_encoder
 from avppc.settings import config_from_dict, config_to_dict
-from avppc.synth.dataset import run
+from avppc.synth.dataset import execute
 from avppc.train.checkpoint import CheckpointStore, read_checkpoint
 from avppc.train.log import read_metrics
 
@@ -162,7 +162,7 @@ def test_overwriting_a_synthetic_set_deletes_no_folder_that_a_file_names(tmp_pat
     out = tmp_path / "set"
     write_json(out / "synth.json", {"format": "avppc talking mouths", "folders": ["..", "../thesis"], "config": []})
     config = SynthConfig(out, words=1, clips_per_word=1, val_clips_per_word=0, test_clips_per_word=0, overwrite=True)
-    assert run(config) == 0
+    assert execute(config) == 0
     assert (tmp_path / "thesis").is_dir()
 
 

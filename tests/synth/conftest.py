@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from avppc.synth.config import SynthConfig
-from avppc.synth.dataset import run
+from avppc.synth.dataset import execute
 
 
 class Decoded(NamedTuple):
@@ -69,5 +69,5 @@ def small_config(tmp_path_factory: pytest.TempPathFactory) -> SynthConfig:
 
 @pytest.fixture(scope="session")
 def small_set(small_config: SynthConfig) -> Path:
-    assert run(small_config) == 0
+    assert execute(small_config) == 0
     return small_config.out

@@ -59,5 +59,5 @@ def test_missing_packages_give_one_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cv2" else find_spec(name))
     with pytest.raises(ImportError, match=r"avppc synth needs the extra packages: pip install 'avppc\[synth\]'"):
-        dataset.run(SynthConfig(tmp_path / "set"))
+        dataset.execute(SynthConfig(tmp_path / "set"))
     assert not (tmp_path / "set").exists()

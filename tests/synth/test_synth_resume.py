@@ -17,17 +17,17 @@ import pytest
 
 from avppc.files import sole_use, temporary_name
 from avppc.synth.config import SynthConfig
-from avppc.synth.dataset import _claim_folder, read_records, run
+from avppc.synth.dataset import _claim_folder, execute, read_records
 
 _PROGRAM = """
 import sys
 from pathlib import Path
 from avppc.synth.config import SynthConfig
-from avppc.synth.dataset import run
+from avppc.synth.dataset import execute
 
 if __name__ == "__main__":
-    sys.exit(run(SynthConfig(Path(sys.argv[1]), words=3, clips_per_word=14, val_clips_per_word=1, test_clips_per_word=1,
-                      workers=2)))
+    sys.exit(execute(SynthConfig(Path(sys.argv[1]), words=3, clips_per_word=14, val_clips_per_word=1,
+                          test_clips_per_word=1, workers=2)))
 """
 
 
@@ -44,7 +44,7 @@ def copy(small_set: Path, small_config: SynthConfig, tmp_path: Path) -> SynthCon
 def test_a_finished_set_is_left_alone(copy: SynthConfig, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in copy.out.rglob("*") if path.suffix in (".mp4", ".npy", ".txt")}
     manifest = (copy.out / "manifest.jsonl").read_bytes()
-    assert run(dataclasses.replace(copy, workers=1)) == 0
+    assert execute(dataclasses.replace(copy, workers=1)) == 0
     assert "42 clips of 10 words, 0 of them made now" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in before.items())
     assert (copy.out / "manifest.jsonl").read_bytes() == manifest
@@ -54,13 +54,13 @@ def test_a_set_that_another_process_makes_is_left_to_it(copy: SynthConfig, tmp_p
     before = _checksums(copy.out)
     for config in (copy, dataclasses.replace(copy, words=3, overwrite=True)):  # nothing of it is deleted, either
         with sole_use(copy.out), pytest.raises(ValueError, match="copy is in use: another process works there"):
-            run(config)
+            execute(config)
     assert _checksums(copy.out) == before
-    assert run(copy) == 0
+    assert execute(copy) == 0
     new = dataclasses.replace(copy, out=tmp_path / "new")
     new.out.mkdir()
     with sole_use(new.out), pytest.raises(ValueError, match="new is in use"):
-        run(new)
+        execute(new)
     assert list(new.out.iterdir()) == []
 
 
@@ -68,7 +68,7 @@ def test_damaged_settings_are_not_taken_for_others(copy: SynthConfig) -> None:
     path = copy.out / "synth.json"
     path.write_text(path.read_text().replace('"words": 10', '"words": 18'))
     with pytest.raises(ValueError, match=r"synth\.json: its checksum is not that of its content"):
-        run(dataclasses.replace(copy, overwrite=True))
+        execute(dataclasses.replace(copy, overwrite=True))
 
 
 def test_only_what_is_missing_or_damaged_is_made_again(copy: SynthConfig) -> None:
@@ -78,7 +78,7 @@ def test_only_what_is_missing_or_damaged_is_made_again(copy: SynthConfig) -> Non
     missing.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-100])
     without_mouth.with_suffix(".npy").unlink()
-    assert run(copy) == 0
+    assert execute(copy) == 0
     records = list(read_records(copy.out / "manifest.jsonl").values())
     assert [record["path"] for record in records] == order
     after = _checksums(copy.out)
@@ -92,7 +92,7 @@ def test_another_configuration_is_refused_and_replaced_only_on_demand(copy: Synt
     other = dataclasses.replace(copy, difficulty="easy", words=1, clips_per_word=1, extra_clips=0)
     before = _checksums(copy.out)
     with pytest.raises(ValueError, match=r"holds a data set of other settings.*'medium' there, 'easy' here"):
-        run(other)
+        execute(other)
     assert _checksums(copy.out) == before
     mine = [copy.out / name for name in ("mine.txt", "ABOUT/train/mine.mp4", "ABOUT/notes.txt", "_UNLABELED/mine.mp4")]
     for path in mine:
@@ -100,7 +100,7 @@ def test_another_configuration_is_refused_and_replaced_only_on_demand(copy: Synt
     with (copy.out / "manifest.jsonl").open("a") as manifest:  # as `avppc index` lists whatever is there
         manifest.write(json.dumps({"path": "ABOUT/train/mine.mp4", "sha256": "0" * 64}) + "\n")
     (copy.out / "ABOUT" / "train" / ".ABOUT_00001.mp4.tmp").write_text("half")
-    assert run(dataclasses.replace(other, overwrite=True)) == 0
+    assert execute(dataclasses.replace(other, overwrite=True)) == 0
     assert len(_checksums(copy.out)) == 3 + 2
     assert {path.read_text() for path in mine} == {"not of this program"}
     assert not list(copy.out.rglob(".*.tmp"))
@@ -110,12 +110,12 @@ def test_another_configuration_is_refused_and_replaced_only_on_demand(copy: Synt
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("irreplaceable")
     with pytest.raises(ValueError, match="out must be an empty or missing folder"):
-        run(SynthConfig(tmp_path, overwrite=True))
+        execute(SynthConfig(tmp_path, overwrite=True))
     with pytest.raises(ValueError, match="out must be a folder, got the file"):
-        run(SynthConfig(tmp_path / "thesis.tex"))
+        execute(SynthConfig(tmp_path / "thesis.tex"))
     (tmp_path / "synth.json").write_text('{"format": "of another program"}')
     with pytest.raises(ValueError, match="is not of this program"):
-        run(SynthConfig(tmp_path, overwrite=True))
+        execute(SynthConfig(tmp_path, overwrite=True))
     assert (tmp_path / "thesis.tex").read_text() == "irreplaceable"
 
 

@@ -45,7 +45,7 @@ class TestControlC:
     ) -> None:
         before = signal.getsignal(signal.SIGINT)
         send_in_step(3, [signal.SIGINT], monkeypatch)
-        assert loop.run(tiny_config(tiny_set, tmp_path / "run", checkpoint_every=100)) == 130
+        assert loop.execute(tiny_config(tiny_set, tmp_path / "run", checkpoint_every=100)) == 130
         assert checkpoints(tmp_path / "run") == ["step_00000003"]
         assert signal.getsignal(signal.SIGINT) is before
         error = capfd.readouterr().err
@@ -59,7 +59,7 @@ class TestControlC:
         send_in_step(3, [first, signal.SIGINT], monkeypatch)
         config = tiny_config(tiny_set, tmp_path / "run")
         with pytest.raises(KeyboardInterrupt, match="the same command goes on from step_00000002"):
-            loop.run(config)
+            loop.execute(config)
         assert checkpoints(config.out) == ["step_00000002"]
 
     def test_before_the_first_step_nothing_is_there(

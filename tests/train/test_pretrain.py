@@ -101,7 +101,7 @@ def start_run(data: Path, out: Path) -> subprocess.Popen[bytes]:
         "clip = loop.torch.nn.utils.clip_grad_norm_\n"
         "def slow(*args): time.sleep(0.25); return clip(*args)\n"
         "loop.torch.nn.utils.clip_grad_norm_ = slow\n"
-        "sys.exit(loop.run(tiny_config(Path(sys.argv[2]), Path(sys.argv[3]))))\n"
+        "sys.exit(loop.execute(tiny_config(Path(sys.argv[2]), Path(sys.argv[3]))))\n"
     )
     environment = {**os.environ, "PYTHONWARNINGS": "default"}
     arguments = [sys.executable, "-c", code, str(TESTS), str(data), str(out)]

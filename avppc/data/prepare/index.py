@@ -36,7 +36,7 @@ _OWN_KEYS |= {*VideoFacts.__dataclass_fields__}
 Entries = dict[str, dict[str, Any]]
 
 
-def run(config: IndexConfig) -> int:
+def execute(config: IndexConfig) -> int:
     """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos, 4: a share is
     done, which only the environment asked for, and others are missing.
 
@@ -107,7 +107,7 @@ class InspectJob:
         self.data = data
         self.frames = frames
 
-    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Entries:
+    def handle(self, unit: Unit, refused: dict[str, str], report: Report) -> Entries:
         """The unit's manifest lines."""
         entries: Entries = {}
         for video in unit.videos:
@@ -181,7 +181,7 @@ def _inspect_all(config: IndexConfig, todo: list[Video], entries: Entries, out: 
 
 
 def _stamp(video: Video, frames: int) -> dict[str, Any]:
-    """The entries that must be equal at the next run for a line to hold: of the files, and how long a clip is."""
+    """The entries that must be equal at the next call for a line to hold: of the files, and how long a clip is."""
     stamp = {"path": video.path, "bytes": video.bytes, "mtime_ns": video.mtime_ns, "clip_frames": frames}
     return stamp if video.sound is None else stamp | dict(zip(_SOUND_KEYS, astuple(video.sound), strict=True))
 

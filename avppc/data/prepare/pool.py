@@ -89,7 +89,7 @@ class Report:
 class Job(Protocol):
     """What is done with a unit; pickled once for each process."""
 
-    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> Any:
+    def handle(self, unit: Unit, refused: dict[str, str], report: Report) -> Any:
         """Works through the unit's videos and returns the result; those in `refused` (path: reason) are left out."""
 
     def clean_up(self) -> None:
@@ -232,7 +232,7 @@ def _work(connection: Connection[Any, Any], job: Job, timeout_seconds: float) ->
     while True:
         try:
             unit, refused = connection.recv()
-            connection.send(("done", job.run(unit, refused, report)))
+            connection.send(("done", job.handle(unit, refused, report)))
         except (EOFError, BrokenPipeError):
             return
         except (OSError, ImportError) as error:

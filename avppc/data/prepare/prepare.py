@@ -1,7 +1,7 @@
 """`avppc prepare`: videos in, packed shards out, once and for all epochs.
 
 OUT/shards/train-00000-00.safetensors ...   the clips
-OUT/units/train-00000.json ...              which videos went into which shards; what makes a run resumable
+OUT/units/train-00000.json ...              which videos went into which shards; what makes the work resumable
 OUT/refused.jsonl, OUT/notes.jsonl          videos that could not be used or had to be converted, and why
 OUT/crops.png                               some of the clips, to be looked at
 OUT/prepare.json                            the folder and the settings it is all made from, how many units it has
@@ -50,7 +50,7 @@ _GAP_PIXELS = 2
 _SOUND_PIXELS = 16  # height of the strip below each row
 
 
-def run(config: PrepareConfig) -> int:
+def execute(config: PrepareConfig) -> int:
     """Prepares a data set; 0: all videos are in, 3: some were refused and are listed, 1: none was usable, 4: a share is
     done, which only the environment asked for, and others are missing.
 
@@ -83,7 +83,7 @@ def run(config: PrepareConfig) -> int:
     if shares > 1:
         records |= _finished(config.out, [unit for unit in units if unit.name not in records], console, verify=False)
     complete = len(records) == len(units)
-    if complete and any(record.shards for record in records.values()):  # else what an earlier run has made stays
+    if complete and any(record.shards for record in records.values()):  # else what an earlier call has made stays
         _write_index(config, found, units, records)
         _remove_superseded(config, units, records)
     refused = sorted(found.refused + [item for record in records.values() for item in record.refused])
@@ -91,7 +91,7 @@ def run(config: PrepareConfig) -> int:
     write_json_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
     write_json_lines(config.out / NOTES_NAME, ({"path": path, "note": note} for path, note in notes))
     clips = sum(shard.clips for record in records.values() for shard in record.shards)
-    if complete and config.upload and clips:  # an index that is there without them is an earlier run's
+    if complete and config.upload and clips:  # an index that is there without them is an earlier call's
         sent = upload_packed(config.out, config.upload)
         print(f"{config.upload}: {sent} shards sent")
     done = sum(len(unit.videos) for unit in units if unit.name in records)

@@ -59,7 +59,7 @@ class DecodeJob:
         self._writer: ShardWriter | None = None  # made in the process that uses it
         self._finder: FaceFinder | None = None
 
-    def run(self, unit: Unit, refused: dict[str, str], report: Report) -> UnitRecord:
+    def handle(self, unit: Unit, refused: dict[str, str], report: Report) -> UnitRecord:
         """Writes the unit's shards, then its record."""
         config = self.config
         if self._writer is None:

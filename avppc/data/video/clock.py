@@ -150,8 +150,8 @@ class AudioTimeline:
     """Decoded audio of any rate and layout as 16 kHz mono int16; sample n belongs to origin + n / 16000 s.
 
     Where time stamps leave a hole it is filled with zeros and remembered; where they overlap the earlier sound wins.
-    Samples are placed to the nearest 1 / 16000 s. Frames that follow each other without a gap are a run, with one time
-    for all: stamps that stray from it and come back within a few frames are jitter, others begin a new run.
+    Samples are placed to the nearest 1 / 16000 s. Frames that follow each other without a gap are a stretch, with one
+    time for all: stamps that stray from it and come back within a few frames are jitter, others begin a new one.
     """
 
     def __init__(self, origin_seconds: Fraction, first: int = 0) -> None:
@@ -164,10 +164,10 @@ class AudioTimeline:
         self._resampler: av.AudioResampler | None = None
         self._kind: tuple[int, str, str] | None = None
         self._strayed: list[tuple[av.AudioFrame, float]] = []  # frames held back, and by how many seconds they are off
-        self._run_start = Fraction(0)  # seconds
-        self._run_rate = 1  # Hz
-        self._run_samples = 0  # at that rate
-        self._write_at = first  # where the run's next sample goes
+        self._stretch_start = Fraction(0)  # seconds
+        self._stretch_rate = 1  # Hz
+        self._stretch_samples = 0  # at that rate
+        self._write_at = first  # where the stretch's next sample goes
 
     @property
     def end(self) -> int:
@@ -179,7 +179,7 @@ class AudioTimeline:
         kind = (frame.sample_rate, frame.layout.name, frame.format.name)
         if kind != self._kind:
             self._settle()
-            self._begin_run(frame, self._time_of(frame))
+            self._begin_stretch(frame, self._time_of(frame))
             self._kind = kind
         off = self._off_by_seconds(frame)
         if self._strayed and abs(off) > _JUMP_SECONDS:
@@ -190,7 +190,7 @@ class AudioTimeline:
             self._append_frame(frame)
             return
         if self._strayed and (off > 0) != (self._strayed[-1][1] > 0):
-            self._append_strayed()  # they come back to the run, and beyond
+            self._append_strayed()  # they come back to the stretch, and beyond
         self._strayed.append((frame, off))
         if abs(off) > _JUMP_SECONDS or len(self._strayed) == _SETTLING_FRAMES:
             self._settle()
@@ -205,12 +205,12 @@ class AudioTimeline:
         self._flush()
 
     def _settle(self) -> None:
-        """Begins a run with the frames held back, at the time given by the median of their time stamps."""
+        """Begins a stretch with the frames held back, at the time given by the median of their time stamps."""
         if self._strayed:
             first, off = self._strayed[0]
             median = sorted(off for _, off in self._strayed)[len(self._strayed) // 2]
             start = self._time_of(first)
-            self._begin_run(first, start if median == off else start + Fraction(median - off))
+            self._begin_stretch(first, start if median == off else start + Fraction(median - off))
         self._append_strayed()
 
     def _append_strayed(self) -> None:
@@ -219,8 +219,8 @@ class AudioTimeline:
             self._append_frame(frame)
 
     def _append_frame(self, frame: av.AudioFrame) -> None:
-        """Appends a frame to the run."""
-        self._run_samples += frame.samples
+        """Appends a frame to the stretch."""
+        self._stretch_samples += frame.samples
         if self._resampler is not None:
             for converted in self._resampler.resample(frame):
                 self._append(converted.to_ndarray()[0])
@@ -262,22 +262,22 @@ class AudioTimeline:
             return frame.pts * frame.time_base
         if self._kind is None:
             raise ValueError("the audio begins with frames without time stamps")
-        return self._run_start + Fraction(self._run_samples, self._run_rate)
+        return self._stretch_start + Fraction(self._stretch_samples, self._stretch_rate)
 
     def _off_by_seconds(self, frame: av.AudioFrame) -> float:
         """How far a frame's time stamp is from the end of those before it."""
         if frame.pts is None:
             return self._strayed[-1][1] if self._strayed else 0.0
-        samples = self._run_samples + sum(strayed.samples for strayed, _ in self._strayed)
-        return float(self._time_of(frame) - self._run_start) - samples / self._run_rate
+        samples = self._stretch_samples + sum(strayed.samples for strayed, _ in self._strayed)
+        return float(self._time_of(frame) - self._stretch_start) - samples / self._stretch_rate
 
-    def _begin_run(self, frame: av.AudioFrame, start: Fraction) -> None:
+    def _begin_stretch(self, frame: av.AudioFrame, start: Fraction) -> None:
         if not MIN_SAMPLE_RATE_HZ <= frame.sample_rate <= MAX_SAMPLE_RATE_HZ:
             raise ValueError(
                 f"audio of {frame.sample_rate} Hz; {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz are allowed"
             )
         self._flush()
-        self._run_start, self._run_samples, self._run_rate = start, 0, frame.sample_rate
+        self._stretch_start, self._stretch_samples, self._stretch_rate = start, 0, frame.sample_rate
         self._write_at = round((start - self.origin_seconds) * SAMPLE_RATE_HZ)
         plain = frame.sample_rate == SAMPLE_RATE_HZ and frame.layout.nb_channels == 1
         if not (plain and frame.format.name in _INT16 | _FLOAT32):

@@ -38,7 +38,7 @@ _FIRST_CLAIMS = (*_FIRST, b"styp", b"sidx", b"moof")
 _INSIDE = (b"trak", b"mdia", b"minf", b"stbl", b"traf")  # boxes that lead to the counts
 _SAMPLES_PER_BYTE = 8  # QuickTime counts the sound samples before compression: 6 a byte with MACE 6:1
 _MAX_TRACKS = 100
-_SAMPLE_FIELDS = 0xF00  # flags of a fragment's run: each sample has a duration, a size, flags, an offset
+_SAMPLE_FIELDS = 0xF00  # flags of the box trun: each sample has a duration, a size, flags, an offset
 
 
 def check_mp4(file: BinaryIO) -> list[str]:
@@ -181,17 +181,17 @@ def _check_tables(tables: dict[bytes, memoryview]) -> None:
 
 
 def _count_placed(
-    runs: NDArray[np.int64],  # [n, 3] first chunk, from 1, samples a chunk, description
+    entries: NDArray[np.int64],  # [n, 3] first chunk, from 1, samples a chunk, description
     chunks: int,
 ) -> int:
-    """Samples in all chunks: each run lasts to the next one's first chunk."""
-    if not len(runs):
+    """Samples in all chunks: each entry lasts to the next one's first chunk."""
+    if not len(entries):
         return 0
-    firsts = np.append(runs[:, 0], chunks + 1)
+    firsts = np.append(entries[:, 0], chunks + 1)
     lengths = np.diff(firsts)
     if firsts[0] != 1 or (lengths < 0).any():
         raise ValueError("damaged: the table of chunks (stsc) is not in order")
-    return int((lengths * runs[:, 1]).sum())
+    return int((lengths * entries[:, 1]).sum())
 
 
 def _rows(name: bytes, content: memoryview, columns: int) -> NDArray[np.int64]:

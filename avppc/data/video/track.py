@@ -23,7 +23,7 @@ from avppc.data.video.source import DecodeError, Source, damage_as_decode_error,
 TRACKER_VERSION = 2  # grows when the same video would be cropped otherwise than before
 MAX_GAP_SECONDS = 0.5  # without a face that are bridged
 _EDGE_SECONDS = 0.2  # before the first and after the last face that are filled in
-_MIN_RUN_SECONDS = 0.3  # a face seen for less is a mistake
+_MIN_STRETCH_SECONDS = 0.3  # a face seen for less is a mistake
 _CUT_SECONDS = 0.08  # left out after a cut: whatever the frame rate, an instant of 1/25 s falls among them
 _SMOOTHING_SECONDS = 0.24  # to each side
 _MAX_JUMP = 0.5  # crop sides a mouth moves from one frame to the next, at most
@@ -196,10 +196,10 @@ def smooth_track(
     found: list[Found | None],
     reference: NDArray[np.float64],
 ) -> dict[int, tuple[float, float, float, float]]:
-    """Place of the crop of each frame: runs of one face, gaps bridged, smoothed by a median and a window.
+    """Place of the crop of each frame: stretches of one face, gaps bridged, smoothed by a median and a window.
 
-    Where one run ends and another begins (a cut, another face) the first frames of the new one are left out, so that no
-    clip goes across.
+    Where one stretch ends and another begins (a cut, another face) the first frames of the new one are left out, so
+    that no clip goes across.
     """
     seen = [number for number, face in enumerate(found) if face is not None]
     raw = {}
@@ -208,30 +208,31 @@ def smooth_track(
         assert face is not None
         raw[number] = np.array([*face.mouth, *similarity(reference, face.points)])
     places: dict[int, tuple[float, float, float, float]] = {}
-    runs = _runs(seen, seconds, raw)
-    for order, run in enumerate(runs):
-        if seconds[run[-1]] - seconds[run[0]] < _MIN_RUN_SECONDS:
+    stretches = _stretches(seen, seconds, raw)
+    for order, stretch in enumerate(stretches):
+        if seconds[stretch[-1]] - seconds[stretch[0]] < _MIN_STRETCH_SECONDS:
             continue
-        first = int(np.searchsorted(seconds, seconds[run[0]] - _EDGE_SECONDS))
-        last = int(np.searchsorted(seconds, seconds[run[-1]] + _EDGE_SECONDS, side="right")) - 1
-        if order and first <= runs[order - 1][-1] + 1:
-            first = int(np.searchsorted(seconds, seconds[run[0]] + _CUT_SECONDS))
-        if order + 1 < len(runs):
-            last = min(last, runs[order + 1][0] - 1)
+        first = int(np.searchsorted(seconds, seconds[stretch[0]] - _EDGE_SECONDS))
+        last = int(np.searchsorted(seconds, seconds[stretch[-1]] + _EDGE_SECONDS, side="right")) - 1
+        if order and first <= stretches[order - 1][-1] + 1:
+            first = int(np.searchsorted(seconds, seconds[stretch[0]] + _CUT_SECONDS))
+        if order + 1 < len(stretches):
+            last = min(last, stretches[order + 1][0] - 1)
         numbers = np.arange(first, last + 1)
-        values = np.stack([np.interp(seconds[numbers], seconds[run], [raw[n][k] for n in run]) for k in range(4)], -1)
-        smooth = _smooth(values, seconds[numbers])
+        values = np.array([raw[number] for number in stretch])  # [frames seen, 4]
+        bridged = np.stack([np.interp(seconds[numbers], seconds[stretch], column) for column in values.T], -1)
+        smooth = _smooth(bridged, seconds[numbers])
         for number, (x, y, a, b) in zip(numbers.tolist(), smooth.tolist(), strict=True):
             places[stamps[number]] = (x, y, a, b)
     return places
 
 
-def _runs(seen: list[int], seconds: NDArray[np.float64], raw: dict[int, NDArray[np.float64]]) -> list[list[int]]:
+def _stretches(seen: list[int], seconds: NDArray[np.float64], raw: dict[int, NDArray[np.float64]]) -> list[list[int]]:
     """Numbers of the frames with a face, cut where it is away for long, jumps, or changes its size at once."""
-    runs: list[list[int]] = []
+    stretches: list[list[int]] = []
     for number in seen:
-        if runs:
-            last = runs[-1][-1]
+        if stretches:
+            last = stretches[-1][-1]
             before, after = raw[last], raw[number]
             side = float(np.hypot(*before[2:]))
             zoom = float(np.hypot(*after[2:])) / max(side, 1e-6)
@@ -239,10 +240,10 @@ def _runs(seen: list[int], seconds: NDArray[np.float64], raw: dict[int, NDArray[
             frames_apart = number - last
             near = jump <= _MAX_JUMP * frames_apart and 1 / _MAX_ZOOM <= zoom <= _MAX_ZOOM
             if near and seconds[number] - seconds[last] <= MAX_GAP_SECONDS:
-                runs[-1].append(number)
+                stretches[-1].append(number)
                 continue
-        runs.append([number])
-    return runs
+        stretches.append([number])
+    return stretches
 
 
 def _smooth(values: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,7 +43,7 @@ Array = NDArray[np.float64]
 Method = Literal["envelope", "model"]
 
 
-def run(config: CheckSyncConfig) -> int:
+def execute(config: CheckSyncConfig) -> int:
     """Writes OUT/histogram.png and OUT/sync.json; returns 0: in sync, 3: shifted, 1: cannot be told.
 
     With a run there are two estimates: "shifted" by either gives 3, else "in sync" by either gives 0.

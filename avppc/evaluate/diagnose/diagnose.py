@@ -40,7 +40,7 @@ FARTHEST = 4
 """Viseme distances of this or more are counted together."""
 
 
-def run(config: DiagnoseConfig) -> int:
+def execute(config: DiagnoseConfig) -> int:
     """`avppc diagnose`: measures, writes evaluation/probe.json, and prints it; returns 0."""
     print_findings(diagnose(config))
     return 0

@@ -35,7 +35,7 @@ from avppc.train.hardware import set_up_cpu
 from avppc.train.run_folder import data_of, read_run_config
 
 
-def run(config: EvaluateConfig) -> int:
+def execute(config: EvaluateConfig) -> int:
     """`avppc evaluate`: evaluates every row, writes its JSON, and prints the table; returns 0."""
     evaluate(config)
     return 0

@@ -283,7 +283,7 @@ def _mark_chance(axes: Axes, value: float, text: str = "") -> None:
 
 
 def _thin(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The means of runs of equally many rows, so that a long log gives at most _POINTS points."""
+    """The means of parts of equally many rows, so that a long log gives at most _POINTS points."""
     if len(values) <= _POINTS:
         return values
     return np.array([mean_of_finite(part, 0) for part in np.array_split(values, _POINTS)])

@@ -48,7 +48,7 @@ _ENCODERS = {
 COMPARED = (("frozen", "supervised"), ("frozen", "random"), ("finetuned", "supervised"))
 
 
-def run(config: ReportConfig) -> int:
+def execute(config: ReportConfig) -> int:
     """`avppc report`: writes the page, and prints where it is; returns 0.
 
     Raises:

@@ -27,7 +27,7 @@ from avppc.train.loop import pretrain
 from avppc.train.run_folder import CONFIG_FILE, data_of, is_same_run
 
 
-def run(config: TableConfig) -> int:
+def execute(config: TableConfig) -> int:
     """`avppc table`: makes the table and prints it; returns 0."""
     print(to_markdown(make_table(config)))
     return 0

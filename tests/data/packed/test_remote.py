@@ -207,7 +207,7 @@ class TestUpload:
         data.mkdir()
         write_video(data / "a.mp4", size=(48, 64), options={"preset": "ultrafast"})
         config = PrepareConfig(data, tmp_path / "out", workers=1, upload=URL)
-        assert prepare.run(config) == 0
+        assert prepare.execute(config) == 0
         assert "memory://bucket/set: 1 shards sent" in capsys.readouterr().out
         with PackedDataset(tmp_path / "out") as here, PackedDataset(URL) as there:
             assert torch.equal(here.batch(torch.tensor([0])).video, there.batch(torch.tensor([0])).video)

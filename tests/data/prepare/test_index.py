@@ -78,7 +78,7 @@ class TestIndex:
     def test_manifest_and_what_is_kept(self, folder, capsys):
         manifest = folder / "manifest.jsonl"
         manifest.write_text(json.dumps({"path": "b.mp4", "speaker": "ann", "said": "hello"}) + "\n")
-        assert index.run(IndexConfig(folder, workers=1)) == 3
+        assert index.execute(IndexConfig(folder, workers=1)) == 3
         found = entries(manifest)
         assert {path: entry["problems"] for path, entry in found.items()} == {
             "a.mp4": [],
@@ -96,11 +96,11 @@ class TestIndex:
         assert "1  no audio stream" in printed
 
     def test_again_reads_only_what_has_changed(self, folder, capsys):
-        index.run(IndexConfig(folder, workers=1))
+        index.execute(IndexConfig(folder, workers=1))
         before = entries(folder / "manifest.jsonl")
         capsys.readouterr()
         write_video(folder / "mute.mp4", **SMALL)
-        assert index.run(IndexConfig(folder, workers=1)) == 3
+        assert index.execute(IndexConfig(folder, workers=1)) == 3
         assert "1 read" in capsys.readouterr().out
         after = entries(folder / "manifest.jsonl")
         assert after["mute.mp4"]["problems"] == []
@@ -115,12 +115,12 @@ class TestIndex:
         (folder / "d-hang.mp4").write_bytes(b"x")
         with monkeypatch.context() as patch:
             patch.setattr(index, "InspectJob", troubled_worker.TroubledInspection)
-            index.run(IndexConfig(folder, workers=1, timeout_seconds=1.0))
+            index.execute(IndexConfig(folder, workers=1, timeout_seconds=1.0))
         found = entries(folder / "manifest.jsonl")
         assert found["c-crash.mp4"]["problems"] == ["it crashes the decoder (signal 11, SIGSEGV)"]
         assert found["d-hang.mp4"]["problems"] == ["the decoder gives nothing for 1 s"]
         assert found["a.mp4"]["problems"] == []
-        index.run(IndexConfig(folder, workers=1))  # what may be no fault of the video is tried again
+        index.execute(IndexConfig(folder, workers=1))  # what may be no fault of the video is tried again
         found = entries(folder / "manifest.jsonl")
         assert found["c-crash.mp4"]["problems"] == ["it crashes the decoder (signal 11, SIGSEGV)"]
         assert found["d-hang.mp4"]["problems"][0].startswith("damaged or not a video")
@@ -139,7 +139,7 @@ class TestIndex:
             assert dataset.speakers.tolist() == [5, 5, 5]
 
     def test_no_videos(self, tmp_path, capsys):
-        assert index.run(IndexConfig(tmp_path)) == 1
+        assert index.execute(IndexConfig(tmp_path)) == 1
         assert not (tmp_path / "manifest.jsonl").exists()
         assert "has no videos" in capsys.readouterr().out
 
@@ -148,7 +148,7 @@ class TestIndex:
         data.mkdir()
         (tmp_path / "a.mp4").write_bytes(b"elsewhere")
         (data / "a.mp4").symlink_to(tmp_path / "a.mp4")
-        assert index.run(IndexConfig(data)) == 3
+        assert index.execute(IndexConfig(data)) == 3
         assert entries(data / "manifest.jsonl")["a.mp4"]["problems"] == [
             "a link that leaves the data's folder is not followed"
         ]
@@ -169,13 +169,13 @@ class TestShares:
         one, shared = tmp_path / "one.jsonl", tmp_path / "shared.jsonl"
         for path in (one, shared):
             path.write_text(known)
-        index.run(IndexConfig(folder, out=one, workers=1))
+        index.execute(IndexConfig(folder, out=one, workers=1))
         capsys.readouterr()
         for number in (2, 0):
-            assert index.run(IndexConfig(folder, out=shared, workers=1, shard=f"{number}/3")) == 3
+            assert index.execute(IndexConfig(folder, out=shared, workers=1, shard=f"{number}/3")) == 3
             assert shared.read_text() == known
             assert "are for other shares" in capsys.readouterr().out
-        assert index.run(IndexConfig(folder, out=shared, workers=1, shard="1/3")) == 3
+        assert index.execute(IndexConfig(folder, out=shared, workers=1, shard="1/3")) == 3
         assert "other shares" not in capsys.readouterr().out
         assert shared.read_text() == one.read_text()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "one.jsonl", "shared.jsonl"]
@@ -183,21 +183,21 @@ class TestShares:
     def test_the_launcher_tells_the_share(self, folder, monkeypatch, capsys):
         monkeypatch.setenv("RANK", "1")
         monkeypatch.setenv("WORLD_SIZE", "2")
-        index.run(IndexConfig(folder, workers=1))
+        index.execute(IndexConfig(folder, workers=1))
         assert "; 2 read" in capsys.readouterr().out
         assert not (folder / "manifest.jsonl").exists()
         with pytest.raises(ValueError, match='shard must be "i/n"'):
             IndexConfig(folder, shard="2/2")
 
     def test_a_killed_share_goes_on_and_old_parts_are_not_believed(self, folder, capsys):
-        index.run(IndexConfig(folder, workers=1, shard="0/2"))
+        index.execute(IndexConfig(folder, workers=1, shard="0/2"))
         capsys.readouterr()
-        index.run(IndexConfig(folder, workers=1, shard="0/2"))
+        index.execute(IndexConfig(folder, workers=1, shard="0/2"))
         assert "; 0 read" in capsys.readouterr().out
         write_video(folder / "a.mp4", frames=40, **SMALL)  # share 0's
-        index.run(IndexConfig(folder, workers=1, shard="1/2"))
+        index.execute(IndexConfig(folder, workers=1, shard="1/2"))
         assert not (folder / "manifest.jsonl").exists()
-        index.run(IndexConfig(folder, workers=1, shard="0/2"))
+        index.execute(IndexConfig(folder, workers=1, shard="0/2"))
         assert entries(folder / "manifest.jsonl")["a.mp4"]["frames"] == 40
 
     def test_what_cannot_be_read_does_not_keep_the_manifest_from_being_written(self, folder, monkeypatch):
@@ -207,7 +207,7 @@ class TestShares:
         monkeypatch.setattr(index, "run_units", in_this_process)
         monkeypatch.setattr(index, "sha256_of", unreadable)
         for shard in ("0/2", "1/2"):
-            index.run(IndexConfig(folder, shard=shard))
+            index.execute(IndexConfig(folder, shard=shard))
         found = entries(folder / "manifest.jsonl")["a.mp4"]
         assert found["problems"] == ["cannot be read: Permission denied"]
         assert "usable" not in found  # the next run tries again
@@ -223,14 +223,14 @@ def in_this_process(job, units, processes, timeout_seconds):
         video_done = clip = lambda self: None
 
     for unit in units:
-        yield Progress(videos=len(unit.videos), unit=unit, record=job.run(unit, {}, Silent()))
+        yield Progress(videos=len(unit.videos), unit=unit, record=job.handle(unit, {}, Silent()))
 
 
 class TestPrepareBelievesTheManifest:
     def test_what_gives_no_clip_is_left_out(self, folder, tmp_path, monkeypatch):
         write_video(folder / "short.mp4", frames=20, **SMALL)
         write_video(folder / "hole.mp4", frames=70, skipped=range(5, 10), **SMALL)
-        index.run(IndexConfig(folder, workers=1))
+        index.execute(IndexConfig(folder, workers=1))
         opened = []
         decode = worker.decode_clips
         monkeypatch.setattr(
@@ -238,7 +238,7 @@ class TestPrepareBelievesTheManifest:
         )
         monkeypatch.setattr(prepare, "run_units", in_this_process)
         out = tmp_path / "out"
-        assert prepare.run(PrepareConfig(folder, out, workers=1)) == 3
+        assert prepare.execute(PrepareConfig(folder, out, workers=1)) == 3
         # One hole spoils a clip, not the video.
         assert opened == ["a.mp4", "b.mp4", "hole.mp4"]
         refused = entries(out / "refused.jsonl")
@@ -252,17 +252,17 @@ class TestPrepareBelievesTheManifest:
 
     def test_what_has_changed_or_is_judged_otherwise_is_tried(self, folder, tmp_path):
         write_video(folder / "short.mp4", frames=20, **SMALL)
-        index.run(IndexConfig(folder, workers=1))
+        index.execute(IndexConfig(folder, workers=1))
         (folder / "bad.mp4").write_bytes((folder / "a.mp4").read_bytes())  # another size
         out = tmp_path / "out"
-        prepare.run(PrepareConfig(folder, out, workers=1, frames=15, stride=0))
+        prepare.execute(PrepareConfig(folder, out, workers=1, frames=15, stride=0))
         with PackedDataset(out) as dataset:
             assert dataset.sources == ("a.mp4", "b.mp4", "bad.mp4", "short.mp4")
 
     def test_a_file_that_changed_after_indexing_is_refused_by_name(self, folder, tmp_path):
         """A bit that no decoder can know to be wrong; size and time of the file stay."""
         path = folder / "a.mp4"
-        index.run(IndexConfig(folder, workers=1))
+        index.execute(IndexConfig(folder, workers=1))
         status, whole = path.stat(), path.read_bytes()
         damaged = bytearray(whole)
         damaged[len(whole) // 2] ^= 4
@@ -270,7 +270,7 @@ class TestPrepareBelievesTheManifest:
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
         out = tmp_path / "out"
         config = PrepareConfig(folder, out, workers=1)
-        prepare.run(config)
+        prepare.execute(config)
         reason = entries(out / "refused.jsonl")["a.mp4"]["reason"]
         digests = [hashlib.sha256(content).hexdigest() for content in (damaged, whole)]
         assert reason.startswith(
@@ -279,7 +279,7 @@ class TestPrepareBelievesTheManifest:
         # Once the right content is back, the same command takes it, though size and time have not changed.
         path.write_bytes(whole)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        prepare.run(config)
+        prepare.execute(config)
         with PackedDataset(out) as dataset:
             assert dataset.sources == ("a.mp4", "b.mp4", "b.mp4#29")
 
@@ -287,10 +287,10 @@ class TestPrepareBelievesTheManifest:
         for name in ("bad.mp4", "mute.mp4"):
             (folder / name).unlink()
         config = PrepareConfig(folder, tmp_path / "out", workers=1)
-        prepare.run(config)
-        index.run(IndexConfig(folder, workers=1))
+        prepare.execute(config)
+        index.execute(IndexConfig(folder, workers=1))
         capsys.readouterr()
-        prepare.run(config)
+        prepare.execute(config)
         assert "1 of 1 units were finished before" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ class TestPrepareBelievesTheManifest:
     def test_damaged_lines(self, folder, line, message):
         (folder / "manifest.jsonl").write_text(json.dumps({"path": "a.mp4"} | line) + "\n")
         with pytest.raises(ValueError, match=f"line 1: {message}"):
-            prepare.run(PrepareConfig(folder, folder.parent / "out"))
+            prepare.execute(PrepareConfig(folder, folder.parent / "out"))
 
 
 def test_names_that_no_manifest_may_hold_are_refused_and_left_out_of_it(tmp_path, capsys):
@@ -316,18 +316,18 @@ def test_names_that_no_manifest_may_hold_are_refused_and_left_out_of_it(tmp_path
     for name in (b"b\\c.mp4", b"d\xff.mp4"):
         (folder / os.fsdecode(name)).write_bytes((folder / "a.mp4").read_bytes())
     for _ in range(2):
-        assert index.run(IndexConfig(folder, workers=1)) == 3
+        assert index.execute(IndexConfig(folder, workers=1)) == 3
         assert "its name has a backslash" in capsys.readouterr().out
         assert entries(folder / "manifest.jsonl").keys() == {"a.mp4"}
     out = tmp_path / "out"
-    assert prepare.run(PrepareConfig(folder, out, workers=1)) == 3
+    assert prepare.execute(PrepareConfig(folder, out, workers=1)) == 3
     assert entries(out / "refused.jsonl").keys() == {"b\\c.mp4", "d\\udcff.mp4"}
 
 
 def test_a_manifest_that_cannot_be_written_is_told_before_anything_is_read(folder, monkeypatch):
     monkeypatch.setattr(index, "_inspect_all", lambda *_: pytest.fail("a video was read"))
     with pytest.raises(OSError, match="none"):
-        index.run(IndexConfig(folder, out=folder / "a.mp4" / "none" / "manifest.jsonl"))
+        index.execute(IndexConfig(folder, out=folder / "a.mp4" / "none" / "manifest.jsonl"))
 
 
 class TestLists:
@@ -335,7 +335,7 @@ class TestLists:
         listed = tmp_path / "list.txt"
         listed.write_text("b.mp4\n\nnone.mp4\nlink.mp4\n")
         out = tmp_path / "out"
-        assert prepare.run(PrepareConfig(folder, out, paths=listed, workers=1, stride=0)) == 3
+        assert prepare.execute(PrepareConfig(folder, out, paths=listed, workers=1, stride=0)) == 3
         with PackedDataset(out) as dataset:
             assert dataset.sources == ("b.mp4",)
             assert torch.equal(dataset.batch(torch.tensor([0])).video[0], decode_clip(folder / "b.mp4").video)
@@ -349,7 +349,7 @@ class TestLists:
             (folder / name).write_bytes((folder / "a.mp4").read_bytes())
         listed = tmp_path / "list.txt"
         listed.write_bytes("\r\n".join(names).encode())
-        prepare.run(PrepareConfig(folder, tmp_path / "out", paths=listed, workers=1))
+        prepare.execute(PrepareConfig(folder, tmp_path / "out", paths=listed, workers=1))
         with PackedDataset(tmp_path / "out") as dataset:
             assert sorted(dataset.sources) == sorted(names)
 
@@ -360,7 +360,7 @@ class TestLists:
         lines = ["a.mp4", path]
         listed.write_text("\n".join(json.dumps({"path": line}) if kind.endswith("l") else line for line in lines))
         with pytest.raises(ValueError, match=rf"{kind}, line 2: path must lie below the data's folder"):
-            prepare.run(PrepareConfig(folder, tmp_path / "out", paths=listed))
+            prepare.execute(PrepareConfig(folder, tmp_path / "out", paths=listed))
         assert not (tmp_path / "out").exists()
 
     def test_a_linked_folder_does_not_lead_out(self, folder, tmp_path):
@@ -371,11 +371,11 @@ class TestLists:
         listed = tmp_path / "list.txt"
         listed.write_text("a.mp4\ninside/secret.mp4\na.mp4/x.mp4\n")
         out = tmp_path / "out"
-        prepare.run(PrepareConfig(folder, out, paths=listed, workers=1))
+        prepare.execute(PrepareConfig(folder, out, paths=listed, workers=1))
         with PackedDataset(out) as dataset:
             assert dataset.sources == ("a.mp4",)
         assert "leaves the data's folder" in entries(out / "refused.jsonl")["inside/secret.mp4"]["reason"]
 
     def test_missing_list(self, folder, tmp_path):
         with pytest.raises(ValueError, match=r"there is no list of videos .*none\.txt"):
-            prepare.run(PrepareConfig(folder, tmp_path / "out", paths=tmp_path / "none.txt"))
+            prepare.execute(PrepareConfig(folder, tmp_path / "out", paths=tmp_path / "none.txt"))

@@ -69,7 +69,7 @@ def messy(tmp_path_factory):
     (data / "manifest.jsonl").write_text(json.dumps({"path": "HOUSE/train/HOUSE_00002.mp4", "face": 17}) + "\n")
     out = data.parent / "out"
     config = PrepareConfig(data, out, clips_per_shard=4, workers=2)
-    return data, out, prepare.run(config), config
+    return data, out, prepare.execute(config), config
 
 
 class TestMessyFolder:
@@ -140,7 +140,7 @@ class TestMessyFolder:
     def test_same_command_again_keeps_everything_and_tells_the_same(self, messy, capsys):
         _, out, _, config = messy
         before = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-        assert prepare.run(config) == 3
+        assert prepare.execute(config) == 3
         assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == before
         printed = capsys.readouterr()
         assert "refused: 9, listed in refused.jsonl" in printed.out
@@ -155,7 +155,7 @@ class TestMessyFolder:
         with pytest.raises(
             ValueError, match=r"made otherwise \(crop was 'auto', is 'centre'\); --overwrite replaces it"
         ):
-            prepare.run(PrepareConfig(data, out, clips_per_shard=4, crop="centre"))
+            prepare.execute(PrepareConfig(data, out, clips_per_shard=4, crop="centre"))
         assert checksums(out) == before
 
 
@@ -164,7 +164,7 @@ import sys
 from pathlib import Path
 from avppc.data.config import PrepareConfig
 from avppc.data.prepare import prepare
-sys.exit(prepare.run(PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=2, workers=2)))
+sys.exit(prepare.execute(PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), clips_per_shard=2, workers=2)))
 """
 
 
@@ -187,7 +187,7 @@ def plain(tmp_path_factory):
     data = tmp_path_factory.mktemp("plain") / "data"
     write_lrw_tree(data, ["ABOUT", "HOUSE"], {"train": 9, "test": 1}, **SMALL)
     out = data.parent / "out"
-    assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
+    assert prepare.execute(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
     found = checksums(out)
     assert sum(name.startswith("shards/") for name in found) == 10
     return data, found
@@ -208,7 +208,7 @@ class TestInterruption:
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it was through before it could be killed"
         assert not (out / "index.json").exists()
-        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
+        assert prepare.execute(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
         assert checksums(out) == expected
 
     def test_a_full_disk_is_told_and_leaves_no_half_shard(self, plain, tmp_path):
@@ -223,19 +223,19 @@ class TestInterruption:
         assert "train-00000-00.safetensors" in errors or "train-00001-00.safetensors" in errors
         assert os.listdir(out / "shards") == []
         assert not (out / "index.json").exists()
-        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
+        assert prepare.execute(PrepareConfig(data, out, clips_per_shard=2, workers=2)) == 0
         assert checksums(out) == expected
 
     def test_a_damaged_shard_is_made_anew(self, plain, tmp_path, capsys):
         data, expected = plain
         out = tmp_path / "out"
         config = PrepareConfig(data, out, clips_per_shard=2, workers=1)
-        assert prepare.run(config) == 0
+        assert prepare.execute(config) == 0
         path = out / "shards" / "train-00003-00.safetensors"
         content = bytearray(path.read_bytes())
         content[-5] ^= 4
         path.write_bytes(content)
-        assert prepare.run(config) == 0
+        assert prepare.execute(config) == 0
         printed = capsys.readouterr().err.replace("\n", " ")
         assert "made anew: train-00003" in printed
         assert checksums(out) == expected
@@ -250,12 +250,12 @@ class TestInterruption:
             os.link(path, target)
         config = PrepareConfig(copy, out, clips_per_shard=2, workers=1)
         write_video(copy / "ZOO.mp4", **SMALL)
-        assert prepare.run(config) == 0
+        assert prepare.execute(config) == 0
         with PackedDataset(out) as dataset:
             assert len(dataset) == 19
             assert dataset.sources[-1] == "ZOO.mp4"
         (copy / "ZOO.mp4").unlink()
-        assert prepare.run(config) == 0
+        assert prepare.execute(config) == 0
         found = checksums(out)
         assert {name: found[name] for name in found if name.startswith("shards/")} == {
             name: expected[name] for name in expected if name.startswith("shards/")
@@ -269,12 +269,12 @@ class TestShares:
     def test_shares_together_give_what_one_run_gives(self, plain, tmp_path, monkeypatch, capsys, launcher):
         data, expected = plain
         out = tmp_path / "out"
-        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=1, shard="1/2")) == 0
+        assert prepare.execute(PrepareConfig(data, out, clips_per_shard=2, workers=1, shard="1/2")) == 0
         assert not (out / "index.json").exists()
         assert "5 of 10 units are for other shares" in capsys.readouterr().out
         monkeypatch.setenv(launcher[0], "0")
         monkeypatch.setenv(launcher[1], "2")
-        assert prepare.run(PrepareConfig(data, out, clips_per_shard=2, workers=1)) == 0
+        assert prepare.execute(PrepareConfig(data, out, clips_per_shard=2, workers=1)) == 0
         assert checksums(out) == expected
 
     def test_the_flag_goes_before_torchrun_and_that_before_slurm(self, tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_long_videos_are_cut_with_a_stride(tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     write_video(data / "talk.mp4", frames=110, size=(96, 96), options={"qp": "0", "preset": "ultrafast"})
-    assert prepare.run(PrepareConfig(data, out, stride=20, clips_per_shard=2, workers=1)) == 0
+    assert prepare.execute(PrepareConfig(data, out, stride=20, clips_per_shard=2, workers=1)) == 0
     with PackedDataset(out) as dataset:
         assert dataset.sources == ("talk.mp4", *(f"talk.mp4#{start}" for start in (20, 40, 60, 80)))
         batch = dataset.batch(torch.arange(5))
@@ -315,11 +315,11 @@ def test_long_videos_are_cut_with_a_stride(tmp_path):
 def test_nothing_usable(tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
-    assert prepare.run(PrepareConfig(data, out)) == 1
+    assert prepare.execute(PrepareConfig(data, out)) == 1
     assert "has no videos" in capsys.readouterr().out
     assert not out.exists()
     (data / "a.mp4").write_bytes(b"no")
-    assert prepare.run(PrepareConfig(data, out, workers=1)) == 1
+    assert prepare.execute(PrepareConfig(data, out, workers=1)) == 1
     assert "no usable clip" in capsys.readouterr().out
     assert refusals(out).keys() == {"a.mp4"}
     assert not (out / "index.json").exists()
@@ -330,13 +330,13 @@ def test_videos_that_are_all_refused_unopened_are_listed(tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     write_video(data / "a.mp4", size=(48, 64), options={"preset": "ultrafast"})
-    assert prepare.run(PrepareConfig(data, out, workers=1)) == 0
+    assert prepare.execute(PrepareConfig(data, out, workers=1)) == 0
     before = (out / "index.json").read_bytes()
     line = {"path": "a.mp4", "bytes": (data / "a.mp4").stat().st_size, "clip_frames": 29}
     (data / "manifest.jsonl").write_text(json.dumps(line | {"problems": ["no sound"], "usable": False}) + "\n")
     for place in (out, tmp_path / "new"):
         capsys.readouterr()
-        assert prepare.run(PrepareConfig(data, place, workers=1, upload=f"file://{tmp_path}/sent")) == 1
+        assert prepare.execute(PrepareConfig(data, place, workers=1, upload=f"file://{tmp_path}/sent")) == 1
         told = capsys.readouterr().out
         assert "no usable clip" in told
         assert "refused: 1, listed in refused.jsonl" in told

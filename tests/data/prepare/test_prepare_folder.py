@@ -57,7 +57,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name):
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("{}")
     with pytest.raises(ValueError, match=r"out must be an empty or missing folder|was not written by avppc prepare"):
-        prepare.run(PrepareConfig(data, out, workers=1, overwrite=True))
+        prepare.execute(PrepareConfig(data, out, workers=1, overwrite=True))
     assert contents(out) == {name: b"{}"}
 
 
@@ -67,7 +67,7 @@ def test_only_what_the_record_names_is_removed(tmp_path):
     for split in ("val", "test"):
         make_videos(data / "WORD" / split, "c", "d")
     config = PrepareConfig(data, out, workers=1, clips_per_shard=1)
-    assert prepare.run(config) == 0
+    assert prepare.execute(config) == 0
     assert json.loads((out / "prepare.json").read_text())["units"] == {"train": 1, "val": 2, "test": 2}
     ours = set(contents(out))
     foreign = {"shards/imagenet-000001.tar", "shards/train-00000.safetensors", "units/thesis.txt", "units/val-9.json"}
@@ -75,7 +75,7 @@ def test_only_what_the_record_names_is_removed(tmp_path):
         (out / name).write_text("mine")
     for name in ("val/d", "test/c", "test/d"):
         (data / "WORD" / f"{name}.mp4").unlink()
-    assert prepare.run(config) == 0
+    assert prepare.execute(config) == 0
     gone = {f"{kind}-{end}" for kind in ("val-00001", "test-00000", "test-00001") for end in ("00.safetensors",)}
     gone = {f"shards/{name}" for name in gone} | {f"units/{name[:-15]}.json" for name in gone}
     assert set(contents(out)) == (ours - gone) | foreign
@@ -88,7 +88,7 @@ def test_a_run_killed_before_its_record_goes_on(tmp_path):
     out.mkdir()
     (out / ".prepare.json.half").write_text("{")
     (out / "lost+found").mkdir()
-    assert prepare.run(PrepareConfig(data, out, workers=1)) == 0
+    assert prepare.execute(PrepareConfig(data, out, workers=1)) == 0
 
 
 def test_a_set_is_not_sent_over_another_index(tmp_path):
@@ -97,7 +97,7 @@ def test_a_set_is_not_sent_over_another_index(tmp_path):
     site.mkdir()
     (site / "index.json").write_text('{"pages": 3}')
     with pytest.raises(ValueError, match=r"site/index\.json is no index of a packed data set"):
-        prepare.run(PrepareConfig(data, out, workers=1, upload=f"file://{site}"))
+        prepare.execute(PrepareConfig(data, out, workers=1, upload=f"file://{site}"))
     assert contents(site) == {"index.json": b'{"pages": 3}'}
 
 
@@ -109,7 +109,7 @@ def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypa
     config = PrepareConfig(data, out, workers=1, timeout_seconds=1.0)
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "DecodeJob", troubled_worker.TroubledJob)
-        assert prepare.run(config) == 3
+        assert prepare.execute(config) == 3
     found = refusals(out)
     if not Path("/proc/self/status").exists():
         found["g-big.mp4"] = "no memory for it: a file may take 4 GiB"  # the system sets no such limit
@@ -121,7 +121,7 @@ def test_a_video_that_crashes_or_hangs_the_decoder_is_refused(tmp_path, monkeypa
     }
     with PackedDataset(out) as dataset:
         assert dataset.sources == ("a.mp4", "c-stop.mp4", "e-once.mp4", "h.mp4")
-    assert prepare.run(config) == 0  # with a decoder that is quick: what may be no fault of the video is tried again
+    assert prepare.execute(config) == 0  # with a quick decoder: what may be no fault of the video is tried again
     assert len(PackedDataset(out)) == 8
 
 
@@ -130,7 +130,7 @@ def test_what_another_process_is_writing_is_left_to_it(tmp_path):
     write_lrw_tree(tmp_path / "data", ["ABOUT"], {"train": 1}, **SMALL)
     config = PrepareConfig(tmp_path / "data", tmp_path / "out", workers=1)
     shards = tmp_path / "out" / "shards"
-    assert prepare.run(config) == 0
+    assert prepare.execute(config) == 0
     alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     half = temporary_name(shards / "train-00000-00.safetensors").name
     here, elsewhere = half.split(".")[-1].split("-")[0], "0" * 8
@@ -142,7 +142,7 @@ def test_what_another_process_is_writing_is_left_to_it(tmp_path):
     ]
     for name in (*names, ".notes.txt"):
         (shards / name).write_bytes(b"half")
-    assert prepare.run(config) == 0
+    assert prepare.execute(config) == 0
     alive.communicate(b"\n")
     assert [(shards / name).exists() for name in (*names, ".notes.txt")] == [True, False, True, True]
     assert len(PackedDataset(config.out)) == 1

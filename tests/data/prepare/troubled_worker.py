@@ -41,7 +41,7 @@ class TroubledJob(DecodeJob):
 
 
 class TroubledInspection(InspectJob):
-    def run(self, unit, refused, report):
+    def handle(self, unit, refused, report):
         for video in unit.videos:
             if video.path in refused:
                 continue
@@ -50,4 +50,4 @@ class TroubledInspection(InspectJob):
                 os.kill(os.getpid(), signal.SIGSEGV)
             if "hang" in video.path:
                 time.sleep(600)
-        return super().run(unit, refused, report)
+        return super().handle(unit, refused, report)

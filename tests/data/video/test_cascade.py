@@ -44,13 +44,13 @@ def heads(tmp_path_factory) -> Path:
         pytest.skip("rendering needs the extra synth")
     if not FOLDER.is_dir():
         pytest.skip(f"no OpenCV 4 in {FOLDER}: `make test` puts it there")
-    from avppc.synth.dataset import run
+    from avppc.synth.dataset import execute
 
     out = tmp_path_factory.mktemp("heads") / "set"
     config = SynthConfig(
         out, words=CLIPS, clips_per_word=1, val_clips_per_word=0, test_clips_per_word=0, difficulty="easy", workers=1
     )
-    assert run(config) == 0
+    assert execute(config) == 0
     return out
 
 

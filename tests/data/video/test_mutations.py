@@ -54,7 +54,7 @@ def test_with_a_manifest_no_damaged_video_passes(tmp_path):
     paths = [data / f"{number}.mp4" for number in range(COUNT)]
     for number, path in enumerate(paths):
         path.write_bytes(contents[number % 3])
-    assert index.run(IndexConfig(data)) == 0
+    assert index.execute(IndexConfig(data)) == 0
     rng = np.random.default_rng(1)
     whole = set()
     for number, path in enumerate(paths):
@@ -65,7 +65,7 @@ def test_with_a_manifest_no_damaged_video_passes(tmp_path):
         if damaged == content:
             whole.add(path.name)
     assert len(whole) < COUNT / 4
-    assert prepare.run(PrepareConfig(data, out, stride=0)) == 3
+    assert prepare.execute(PrepareConfig(data, out, stride=0)) == 3
     with PackedDataset(out) as dataset:
         assert set(dataset.sources) == whole
     reasons = [json.loads(line)["reason"] for line in (out / "refused.jsonl").read_text().splitlines()]

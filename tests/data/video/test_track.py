@@ -193,7 +193,7 @@ class TestPrepare:
         write_face_video(data / "nobody.mp4", [None] * 40)
         monkeypatch.setattr(prepare, "DecodeJob", BlobJob)
         monkeypatch.setattr(prepare, "make_finder", lambda name: None)
-        assert prepare.run(PrepareConfig(data, out, crop="mesh", workers=1)) == 3
+        assert prepare.execute(PrepareConfig(data, out, crop="mesh", workers=1)) == 3
         with PackedDataset(out) as dataset:
             assert dataset.sources == ("HELLO/train/HELLO_1.mp4", "long.mp4", "long.mp4#29")
             video = dataset.batch(torch.arange(3)).video.float()
@@ -212,7 +212,7 @@ class TestPrepare:
             write_video(data / f"{name}.mp4", **exact)
         lines = [json.dumps({"path": f"{name}.mp4"} | ({"box": box} if box else {})) for name, box in boxes.items()]
         (data / "manifest.jsonl").write_text("\n".join(lines))
-        assert prepare.run(PrepareConfig(data, out, crop="box", workers=1)) == 3
+        assert prepare.execute(PrepareConfig(data, out, crop="box", workers=1)) == 3
         frame = moving_pattern(4, 256, 256)
         with PackedDataset(out) as dataset:
             assert dataset.sources == ("a.mp4", "b.mp4")
@@ -235,7 +235,7 @@ class TestPrepare:
         (data / "manifest.jsonl").write_text(json.dumps({"path": "a.mp4", "box": box}))
         (data / "a.mp4").write_bytes(b"x")
         with pytest.raises(ValueError, match=r"manifest\.jsonl, line 1: box must"):
-            prepare.run(PrepareConfig(data, tmp_path / "out", crop="box"))
+            prepare.execute(PrepareConfig(data, tmp_path / "out", crop="box"))
 
 
 def missing(name: str) -> str | None:
@@ -257,7 +257,7 @@ class TestFinders:
         data.mkdir()
         (data / "a.mp4").write_bytes(b"x")
         with pytest.raises(ImportError, match=rf"crop '{name}' needs .*pip install 'avppc\[{name}\]'"):
-            prepare.run(PrepareConfig(data, tmp_path / "out", crop=name))
+            prepare.execute(PrepareConfig(data, tmp_path / "out", crop=name))
         assert not (tmp_path / "out").exists()
 
     def test_nothing_is_found_in_noise(self, name):

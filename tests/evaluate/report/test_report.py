@@ -25,7 +25,7 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading.results import RowResult, write_row
 from avppc.evaluate.record import Metrics, RunRecord, read_record
 from avppc.evaluate.report.clip_strips import make_clip_sheet
-from avppc.evaluate.report.report import duration, percent, render, run
+from avppc.evaluate.report.report import duration, execute, percent, render
 from avppc.files import sha256_of
 from avppc.losses.config import ObjectiveConfig
 from avppc.losses.permutative_info_nce import SUBTASKS
@@ -173,7 +173,7 @@ def test_page_is_named_on_the_last_line(finished: Path, tmp_path: Path, capsys: 
 
 def test_by_default_the_page_lies_in_the_run(tmp_path: Path) -> None:
     write_run(tmp_path / "run", tmp_path / "nowhere")
-    assert run(ReportConfig(tmp_path / "run")) == 0
+    assert execute(ReportConfig(tmp_path / "run")) == 0
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -188,7 +188,7 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
-        run(ReportConfig(tmp_path / "run"))
+        execute(ReportConfig(tmp_path / "run"))
     assert page.read_text() == "old"
     assert sorted(tmp_path.rglob("*")) == before
 

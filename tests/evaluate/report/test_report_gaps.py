@@ -13,7 +13,7 @@ from report_runs import Page, write_run
 from avppc.cli import main
 from avppc.config import ReportConfig
 from avppc.evaluate.record import read_record
-from avppc.evaluate.report.report import render, run
+from avppc.evaluate.report.report import execute, render
 from avppc.files import write_json
 
 
@@ -81,9 +81,9 @@ def test_values_that_were_not_finite_are_left_out(tmp_path: Path) -> None:
 
 def test_no_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(FileNotFoundError, match="is not a directory: run must be"):
-        run(ReportConfig(tmp_path / "missing"))
+        execute(ReportConfig(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError, match=r"holds no run: there is no config\.json"):
-        run(ReportConfig(tmp_path))
+        execute(ReportConfig(tmp_path))
     assert main(["report", "--run", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -209,10 +209,10 @@ def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_t
 
 def _by_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
     """The products of dS by cuBLAS, with as many rows of dS at a time as the workspace holds."""
-    return with_best_tile("ds", launch.key, lambda tile: _run_waves(launch, queries, upstream, needs, tile))
+    return with_best_tile("ds", launch.key, lambda tile: _launch_waves(launch, queries, upstream, needs, tile))
 
 
-def _run_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
+def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
     problem, plan = launch.problem, launch.plan
     _, N, U, M, D = launch.sizes
     dtype = queries.dtype

@@ -110,7 +110,7 @@ def grouped_matmul(
     outputs, rows, columns = out.shape
     depth = a.shape[2]
 
-    def run(tile: Tile) -> None:
+    def launch_with(tile: Tile) -> None:
         grid = (outputs * cdiv(rows, tile.n) * cdiv(columns, tile.m),)
         kernels.info_nce_product_kernel[grid](
             a,
@@ -131,7 +131,7 @@ def grouped_matmul(
         )
 
     unaligned = rows * a.itemsize % 16 != 0 or depth * a.itemsize % 16 != 0 or columns * a.itemsize % 16 != 0
-    with_best_tile("product", key._replace(width=depth, unaligned=unaligned, extra_registers=False), run)
+    with_best_tile("product", key._replace(width=depth, unaligned=unaligned, extra_registers=False), launch_with)
 
 
 def queries_of(launch: LaunchArguments) -> Tensor:
@@ -158,14 +158,14 @@ def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     with on(problem.contexts.device):
         queries = queries_of(launch)
 
-        def run(tile: Tile) -> None:
+        def launch_with(tile: Tile) -> None:
             for first, count in _slot_chunks(launch, tile):
                 row_parts, column_parts = _statistics(launch, queries, positives, tile, first, count)
                 _combine(launch, row_parts, positives, row_lse, rows, correct, first)
                 if problem.symmetric:
                     _combine(launch, column_parts, positives, column_lse, rows, None, first)
 
-        with_best_tile("fwd", launch.key, run)
+        with_best_tile("fwd", launch.key, launch_with)
     saved = queries if problem.weights is not None else launch.empty(0, dtype=queries.dtype)
     return rows, correct, row_lse, column_lse, saved
 

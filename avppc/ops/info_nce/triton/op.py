@@ -51,7 +51,7 @@ class _Rows(torch.autograd.Function):
 
 
 def _launcher(name: str, module: str) -> Any:
-    def run(*inputs: Any) -> Any:
+    def call(*inputs: Any) -> Any:
         device = inputs[0].device
         reason = _library.triton_missing_reason(device.type, device.index)
         if reason is not None:
@@ -59,7 +59,7 @@ def _launcher(name: str, module: str) -> Any:
         with torch.no_grad():
             return getattr(importlib.import_module(f"avppc.ops.info_nce.triton.{module}"), name)(*inputs)
 
-    return run
+    return call
 
 
 def _rows_fake(*inputs: Any) -> tuple[Tensor, ...]:

@@ -235,31 +235,31 @@ def processors_of(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def with_best_tile(kernel: str, key: TileKey, run: Callable[[Tile], _Result]) -> _Result:
-    """What `run` returns with the table's tile; under AVPPC_TUNE=1 with the fastest candidate."""
+def with_best_tile(kernel: str, key: TileKey, call: Callable[[Tile], _Result]) -> _Result:
+    """What `call` returns with the table's tile; under AVPPC_TUNE=1 with the fastest candidate."""
     if not _is_tuning():
-        return run(_found.get((kernel, key)) or table_tile(kernel, key))
+        return call(_found.get((kernel, key)) or table_tile(kernel, key))
     if (kernel, key) not in _found:
-        _found[kernel, key] = _search(kernel, key, run)
-    return run(_found[kernel, key])
+        _found[kernel, key] = _search(kernel, key, call)
+    return call(_found[kernel, key])
 
 
 def with_best_method(
-    key: object, usual: str, methods: dict[str, _Method], run: Callable[[_Method], _Result]
+    key: object, usual: str, methods: dict[str, _Method], call: Callable[[_Method], _Result]
 ) -> _Result:
-    """What `run` returns with the usual method; under AVPPC_TUNE=1 with the fastest method for this key."""
+    """What `call` returns with the usual method; under AVPPC_TUNE=1 with the fastest method for this key."""
     if not _is_tuning():
-        return run(methods[_found_methods.get(key, usual)])
+        return call(methods[_found_methods.get(key, usual)])
     if key not in _found_methods:
         for method in methods.values():
-            run(method)  # compiles, and finds the tiles
+            call(method)  # compiles, and finds the tiles
         times = {
-            name: statistics.median(_milliseconds(run, method) for _ in range(REPETITIONS))
+            name: statistics.median(_milliseconds(call, method) for _ in range(REPETITIONS))
             for name, method in methods.items()
         }
         _found_methods[key] = min(times, key=lambda name: times[name])
         print(f"tuned the backward at {key}: {times} ms; the table's is {usual!r}", flush=True)
-    return run(methods[_found_methods[key]])
+    return call(methods[_found_methods[key]])
 
 
 def _is_tuning() -> bool:
@@ -294,12 +294,12 @@ def _fits(tile: Tile, key: TileKey) -> bool:
     return operands * key.itemsize <= SHARED_MEMORY_BYTES[key.architecture]
 
 
-def _search(kernel: str, key: TileKey, run: Callable[[Tile], _Result]) -> Tile:
+def _search(kernel: str, key: TileKey, call: Callable[[Tile], _Result]) -> Tile:
     times: dict[Tile, float] = {}
     for tile in candidates(kernel, key):
         try:
-            run(tile)  # compiles
-            times[tile] = statistics.median(_milliseconds(run, tile) for _ in range(REPETITIONS))
+            call(tile)  # compiles
+            times[tile] = statistics.median(_milliseconds(call, tile) for _ in range(REPETITIONS))
         except Exception as error:  # a tile that does not compile or launch is left out; Triton's errors share no base
             _logger.info("%s %s does not run: %s", kernel, tile, str(error).split("\n")[0])
     if not times:
@@ -311,14 +311,14 @@ def _search(kernel: str, key: TileKey, run: Callable[[Tile], _Result]) -> Tile:
     return best
 
 
-def _milliseconds(run: Callable[[_Method], object], method: _Method) -> float:
+def _milliseconds(call: Callable[[_Method], object], method: _Method) -> float:
     if not torch.cuda.is_available():
         start = time.perf_counter()
-        run(method)
+        call(method)
         return (time.perf_counter() - start) * 1e3
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     before.record()
-    run(method)
+    call(method)
     after.record()
     after.synchronize()
     return before.elapsed_time(after)
