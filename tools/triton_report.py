@@ -108,8 +108,8 @@ def sass(compiled: Compiled) -> str:
 
 _PRODUCT_SIZES = ("rows", "columns", "depth", "a_matrix", "a_row", "a_depth", "b_matrix", "b_depth", "b_column")
 _MULTIPLES = (*_PRODUCT_SIZES, "N", "M", "D", "row_stride", "split_columns")
-_INTEGERS = (*_MULTIPLES, "K", "L", "offset", "first_slot", "slots", "first_tile", "tiles", "parts")
-_POINTERS_IN_INT32 = ("slot_tasks", "slot_targets", "target_starts", "starts", "a_index", "b_index")
+_INTEGERS = (*_MULTIPLES, "K", "L", "offset", "first_position", "tasks", "first_tile", "tiles", "parts")
+_POINTERS_IN_INT32 = ("sorted_tasks", "sorted_targets", "target_starts", "starts", "a_index", "b_index")
 _POINTERS_IN_DTYPE = ("q", "z", "dq", "dz", "ds_wave", "a", "b", "out")
 
 

@@ -78,7 +78,7 @@ def info_nce_triton_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tens
 
 
 _Solved = tuple[Tensor, Tensor, Tensor]
-"""dq [K, N, D] by slot, dtargets, and the terms of dscale / amax; empty where not needed."""
+"""dq [K, N, D] by position, dtargets, and the terms of dscale / amax; empty where not needed."""
 
 
 def _solve(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
@@ -149,8 +149,8 @@ def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
         terms,
         problem.scale,
         upstream.amax,
-        plan.slot_tasks,
-        plan.slot_targets,
+        plan.sorted_tasks,
+        plan.sorted_targets,
         *_common(launch, upstream),
         HAS_DQ=dq.numel() > 0,
         **_output_options(launch, output, tile),
@@ -169,7 +169,7 @@ def _recompute_dz(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
         upstream.alpha,
         problem.scale,
         upstream.amax,
-        plan.slot_tasks,
+        plan.sorted_tasks,
         plan.target_starts,
         *_common(launch, upstream),
         **_output_options(launch, output, tile),
@@ -183,23 +183,23 @@ class _Wave(NamedTuple):
     first_tile: int
     tiles: int
     first_row: int
-    """Of K N rows by slot."""
+    """Of K N rows by position."""
     rows: int
     is_first: bool
     """Of its target."""
 
 
 @functools.lru_cache(maxsize=64)
-def _waves(target_slots: tuple[tuple[int, int], ...], N: int, block: int, most_tiles: int) -> tuple[_Wave, ...]:
+def _waves(target_ranges: tuple[tuple[int, int], ...], N: int, block: int, most_tiles: int) -> tuple[_Wave, ...]:
     """Waves of about equal size, none of more than most_tiles."""
-    tiles_per_slot = cdiv(N, block)
+    tiles_per_task = cdiv(N, block)
 
     def row(tile: int) -> int:
-        return tile // tiles_per_slot * N + tile % tiles_per_slot * block
+        return tile // tiles_per_task * N + tile % tiles_per_task * block
 
     waves = []
-    for target, (first_slot, last_slot) in enumerate(target_slots):
-        first, last = first_slot * tiles_per_slot, last_slot * tiles_per_slot
+    for target, (start, end) in enumerate(target_ranges):
+        first, last = start * tiles_per_task, end * tiles_per_task
         size = cdiv(last - first, cdiv(last - first, most_tiles)) if last > first else 1
         for tile in range(first, last, size):
             count = min(size, last - tile)
@@ -218,7 +218,7 @@ def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
     dtype = queries.dtype
     stride = cdiv(M, 16 // queries.itemsize) * (16 // queries.itemsize)  # rows start at 16 bytes
     most_tiles = max(1, tiles.BACKWARD[launch.key.architecture].wave_bytes // (tile.n * stride * queries.itemsize))
-    waves = _waves(plan.target_slots, N, tile.n, most_tiles)
+    waves = _waves(plan.target_ranges, N, tile.n, most_tiles)
     workspace = launch.empty(max(wave.rows for wave in waves), stride, dtype=dtype)
     column_tiles = cdiv(M, tile.m)
     terms = launch.empty(sum(wave.tiles for wave in waves), column_tiles)
@@ -234,7 +234,7 @@ def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
             terms[done],
             problem.scale,
             upstream.amax,
-            plan.slot_tasks,
+            plan.sorted_tasks,
             wave.first_tile,
             wave.tiles,
             stride,
@@ -251,7 +251,7 @@ def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
         if needs.targets:
             _multiply(ds.T, queries.flatten(0, 1)[rows], dz[wave.target], add=not wave.is_first)
     if needs.targets:
-        for target, (first, last) in enumerate(plan.target_slots):
+        for target, (first, last) in enumerate(plan.target_ranges):
             if first == last:
                 dz[target].zero_()
         dz = dz.mul_(upstream.alpha).to(dtype)
@@ -289,12 +289,12 @@ def _dcontexts_and_dweights(launch: LaunchArguments, dq: Tensor, alpha: Tensor, 
 
 
 def _add_up(plan: Plan, dq: Tensor, alpha: Tensor, dcontexts: Tensor) -> None:
-    """Without weights: each context's gradient is the sum of dq over its slots, always in the same order."""
+    """Without weights: each context's gradient is the sum of dq over its sub-tasks, always in the same order."""
     of_context: list[list[int]] = [[] for _ in range(dcontexts.shape[0])]
-    for slot, context in enumerate(plan.slot_contexts):
-        of_context[context].append(slot)
-    for context, slots in enumerate(of_context):
-        total = dq[slots[0]] if slots else torch.zeros_like(dq[0])
-        for slot in slots[1:]:
-            total = total + dq[slot]
+    for position, context in enumerate(plan.sorted_contexts):
+        of_context[context].append(position)
+    for context, positions in enumerate(of_context):
+        total = dq[positions[0]] if positions else torch.zeros_like(dq[0])
+        for position in positions[1:]:
+            total = total + dq[position]
         dcontexts[context].copy_(total * alpha)

@@ -1,8 +1,8 @@
 """Launches the Triton kernels of the bilinear InfoNCE's forward: projection, statistics, losses.
 
-Nothing here waits for the device, so that CUDA graphs can capture it. Tensors are ordered by task, queries by slot (see
-kernels_forward.py). Which sub-task uses what is in tables on the device that are kept for each list of pairs: a step
-copies nothing.
+Nothing here waits for the device, so that CUDA graphs can capture it. Tensors are ordered by task, queries by position
+(see kernels_forward.py). Which sub-task uses what is in tables on the device that are kept for each list of pairs: a
+step copies nothing.
 """
 
 from __future__ import annotations
@@ -135,11 +135,11 @@ def grouped_matmul(
 
 
 def queries_of(launch: LaunchArguments) -> Tensor:
-    """[K, N, D]: q = c W^T of each slot; without weights, the contexts themselves."""
+    """[K, N, D]: q = c W^T of the sub-task at each position; without weights, the contexts themselves."""
     problem, plan = launch.problem, launch.plan
     K, N, _, _, D = launch.sizes
     if problem.weights is None:
-        if plan.slot_contexts == tuple(range(problem.contexts.shape[0])):
+        if plan.sorted_contexts == tuple(range(problem.contexts.shape[0])):
             return problem.contexts
         return problem.contexts.index_select(0, plan.queries.a)
     queries = launch.empty(K, N, D, dtype=problem.contexts.dtype)
@@ -159,7 +159,7 @@ def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
         queries = queries_of(launch)
 
         def launch_with(tile: Tile) -> None:
-            for first, count in _slot_chunks(launch, tile):
+            for first, count in _task_chunks(launch, tile):
                 row_parts, column_parts = _statistics(launch, queries, positives, tile, first, count)
                 _combine(launch, row_parts, positives, row_lse, rows, correct, first)
                 if problem.symmetric:
@@ -170,8 +170,8 @@ def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return rows, correct, row_lse, column_lse, saved
 
 
-def _slot_chunks(launch: LaunchArguments, tile: Tile) -> Iterator[tuple[int, int]]:
-    """(first slot, slots) of each launch of the forward: all, or as many as the bound on columns' statistics allows."""
+def _task_chunks(launch: LaunchArguments, tile: Tile) -> Iterator[tuple[int, int]]:
+    """(first position, sub-tasks) of each launch of the forward: all, or as many as columns' statistics may fill."""
     K, N, _, M, _ = launch.sizes
     chunk = K
     if launch.problem.symmetric:
@@ -180,42 +180,42 @@ def _slot_chunks(launch: LaunchArguments, tile: Tile) -> Iterator[tuple[int, int
         yield first, min(chunk, K - first)
 
 
-def _splits(launch: LaunchArguments, tile: Tile, slots: int) -> int:
+def _splits(launch: LaunchArguments, tile: Tile, tasks: int) -> int:
     """Over how many programs a row tile's columns are divided: one, unless that were fewer than two a processor."""
     _, N, _, M, _ = launch.sizes
-    programs = slots * cdiv(N, tile.n)
+    programs = tasks * cdiv(N, tile.n)
     wanted = cdiv(2 * tiles.processors_of(launch.problem.contexts.device), programs)
     return max(1, min(wanted, cdiv(M, tile.m)))
 
 
-_Parts = tuple[Tensor, Tensor]  # maxima and sums [parts, slots, length]
+_Parts = tuple[Tensor, Tensor]  # maxima and sums [parts, sub-tasks, length]
 
 
 def _statistics(
-    launch: LaunchArguments, queries: Tensor, positives: Tensor, tile: Tile, first_slot: int, slots: int
+    launch: LaunchArguments, queries: Tensor, positives: Tensor, tile: Tile, first_position: int, tasks: int
 ) -> tuple[_Parts, _Parts]:
     """Statistics of the negatives: of rows by split of the columns, and of columns by row tile."""
     problem, plan = launch.problem, launch.plan
     _, N, _, M, D = launch.sizes
     row_tiles = cdiv(N, tile.n)
-    split_columns = cdiv(cdiv(M, tile.m), _splits(launch, tile, slots)) * tile.m
+    split_columns = cdiv(cdiv(M, tile.m), _splits(launch, tile, tasks)) * tile.m
     splits = cdiv(M, split_columns)
-    row_parts = launch.empty(splits, slots, N), launch.empty(splits, slots, N)
+    row_parts = launch.empty(splits, tasks, N), launch.empty(splits, tasks, N)
     column_parts = row_parts
     if problem.symmetric:
-        column_parts = launch.empty(row_tiles, slots, M), launch.empty(row_tiles, slots, M)
-    kernels.info_nce_fwd_kernel[(slots * row_tiles, splits)](
+        column_parts = launch.empty(row_tiles, tasks, M), launch.empty(row_tiles, tasks, M)
+    kernels.info_nce_fwd_kernel[(tasks * row_tiles, splits)](
         queries,
         problem.targets,
         problem.scale,
-        plan.slot_tasks,
-        plan.slot_targets,
+        plan.sorted_tasks,
+        plan.sorted_targets,
         *launch.ids,
         *row_parts,
         positives,
         *column_parts,
-        first_slot,
-        slots,
+        first_position,
+        tasks,
         N,
         M,
         launch.offset,
@@ -237,19 +237,19 @@ def _combine(
     lse: Tensor,
     losses: Tensor,
     correct: Tensor | None,
-    first_slot: int,
+    first_position: int,
 ) -> None:
     """Log-sum-exps and losses of rows if `correct` is given; else of columns, averaged into the losses of rows."""
-    count, slots, length = parts[0].shape
-    kernels.info_nce_lse_kernel[(slots * cdiv(length, FINISH_BLOCK),)](
+    count, tasks, length = parts[0].shape
+    kernels.info_nce_lse_kernel[(tasks * cdiv(length, FINISH_BLOCK),)](
         *parts,
         positives,
         lse,
         losses,
         losses if correct is None else correct,
-        launch.plan.slot_tasks,
-        first_slot,
-        slots,
+        launch.plan.sorted_tasks,
+        first_position,
+        tasks,
         lse.shape[1],
         length,
         count,
@@ -273,24 +273,24 @@ class GroupedProducts:
 
 @dataclass(frozen=True)
 class Plan:
-    """K sub-tasks in slots, sorted by target; tables are int32 on the device."""
+    """K sub-tasks, sorted by target, where each has its position; tables are int32 on the device."""
 
-    slot_tasks: Tensor
+    sorted_tasks: Tensor
     """[K]"""
-    slot_targets: Tensor
+    sorted_targets: Tensor
     """[K]"""
     target_starts: Tensor
-    """[U + 1]: the slots of target u are target_starts[u] to target_starts[u + 1] - 1"""
-    target_slots: tuple[tuple[int, int], ...]
+    """[U + 1]: the positions of target u are target_starts[u] to target_starts[u + 1] - 1"""
+    target_ranges: tuple[tuple[int, int], ...]
     """U ranges: target_starts on the host"""
-    slot_contexts: tuple[int, ...]
-    """K: the context of each slot, on the host"""
+    sorted_contexts: tuple[int, ...]
+    """K: the context of the sub-task at each position, on the host"""
     queries: GroupedProducts
-    """For each slot: its context, times its sub-task's weights transposed"""
+    """For each position: its sub-task's context, times the sub-task's weights transposed"""
     dcontexts: GroupedProducts
-    """For each context: the dq of its slots, times their sub-tasks' weights"""
+    """For each context: the dq of its positions, times their sub-tasks' weights"""
     dweights: GroupedProducts
-    """For each sub-task: the dq of its slot transposed, times its context"""
+    """For each sub-task: the dq of its position transposed, times its context"""
 
 
 def plan_of(problem: Problem) -> Plan:
@@ -307,7 +307,7 @@ def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch
             if not 0 <= index < count:
                 raise RuntimeError(f"pairs must hold {name} indices from 0 to {count - 1}, got {index}")
     tasks = sorted(range(len(pairs)), key=lambda task: (pairs[task][1], task))
-    slots = {task: slot for slot, task in enumerate(tasks)}
+    positions = {task: position for position, task in enumerate(tasks)}
 
     def table(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
@@ -324,14 +324,14 @@ def _make_plan(flat: tuple[int, ...], contexts: int, targets: int, device: torch
     target_starts = list(itertools.accumulate((counts[target] for target in range(targets)), initial=0))
     of_context: list[list[tuple[int, int]]] = [[] for _ in range(contexts)]
     for k in tasks:
-        of_context[pairs[k][0]].append((slots[k], k))
+        of_context[pairs[k][0]].append((positions[k], k))
     return Plan(
-        slot_tasks=table(tasks),
-        slot_targets=table([pairs[task][1] for task in tasks]),
+        sorted_tasks=table(tasks),
+        sorted_targets=table([pairs[task][1] for task in tasks]),
         target_starts=table(target_starts),
-        target_slots=tuple(itertools.pairwise(target_starts)),
-        slot_contexts=tuple(pairs[task][0] for task in tasks),
+        target_ranges=tuple(itertools.pairwise(target_starts)),
+        sorted_contexts=tuple(pairs[task][0] for task in tasks),
         queries=grouped([[(pairs[task][0], task)] for task in tasks]),
         dcontexts=grouped(of_context),
-        dweights=grouped([[(slots[k], pair[0])] for k, pair in enumerate(pairs)]),
+        dweights=grouped([[(positions[k], pair[0])] for k, pair in enumerate(pairs)]),
     )

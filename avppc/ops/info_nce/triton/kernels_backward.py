@@ -1,6 +1,6 @@
 """Triton kernels of the bilinear InfoNCE's backward: logits computed again, dS on the chip or by waves in a workspace.
 
-Letters, names and slots are those of kernels_forward.py. dS is the gradient of the logits, divided by `amax`.
+Letters, names and positions are those of kernels_forward.py. dS is the gradient of the logits, divided by `amax`.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def _logit_gradient(
 
 @triton.jit
 def info_nce_bwd_dq_kernel(
-    q,  # [K, N, D] by slot
+    q,  # [K, N, D] by position
     z,  # [U, M, D]
-    dq,  # [K, N, D] by slot, without the factors scale and amax
+    dq,  # [K, N, D] by position, without the factors scale and amax
     dscale,  # [K T]: a term of each tile, without the factor amax
     scale,  # []
     amax,  # []: what the upstream gradients are divided by
-    slot_tasks,  # [K]
-    slot_targets,  # [K]
+    sorted_tasks,  # [K]
+    sorted_targets,  # [K]
     row_lse,  # [2, K, N]
     column_lse,  # [2, K, M]
     drows,  # [K, N]
@@ -110,13 +110,13 @@ def info_nce_bwd_dq_kernel(
 ):
     """dq = dS z of one row tile, with logits computed again; the grid's second axis goes over parts of the width."""
     tiles = tl.cdiv(N, BLOCK_N)
-    slot, n = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK_N
-    task, target = tl.load(slot_tasks + slot), tl.load(slot_targets + slot)
+    position, n = tl.program_id(0) // tiles, (tl.program_id(0) % tiles) * BLOCK_N
+    task, target = tl.load(sorted_tasks + position), tl.load(sorted_targets + position)
     o_n = n + tl.arange(0, BLOCK_N)
     o = tl.program_id(1) * BLOCK_O
     b_scale = tl.load(scale)
-    o_slot = tl.cast(slot, tl.int64) * N * D
-    p_q = _row_pointers(q + o_slot, n, N, D, BLOCK_N)
+    o_task = tl.cast(position, tl.int64) * N * D
+    p_q = _row_pointers(q + o_task, n, N, D, BLOCK_N)
     p_target = z + tl.cast(target, tl.int64) * M * D
     row_max, row_weight, du = _weights(row_lse, drows, amax, task, o_n, K, N)
     if WHOLE:
@@ -142,20 +142,20 @@ def info_nce_bwd_dq_kernel(
         tl.store(dscale + tl.program_id(0), tl.sum(b_dscale, 0))
     if HAS_DQ:
         o_o = o + tl.arange(0, BLOCK_O)
-        p_dq = dq + o_slot + (tl.cast(o_n, tl.int64) * D)[:, None] + o_o[None, :]
+        p_dq = dq + o_task + (tl.cast(o_n, tl.int64) * D)[:, None] + o_o[None, :]
         tl.store(p_dq, _narrow(acc, dq.dtype.element_ty), mask=(o_n < N)[:, None] & (o_o < D)[None, :])
 
 
 @triton.jit
 def info_nce_bwd_dz_kernel(
-    q,  # [K, N, D] by slot
+    q,  # [K, N, D] by position
     z,  # [U, M, D]
     dz,  # [U, M, D]
     alpha,  # []: scale * amax, a factor of dz
     scale,  # []
     amax,  # []
-    slot_tasks,  # [K]
-    target_starts,  # [U + 1]: the slots of target u are target_starts[u] to target_starts[u + 1] - 1
+    sorted_tasks,  # [K]
+    target_starts,  # [U + 1]: the positions of target u are target_starts[u] to target_starts[u + 1] - 1
     row_lse,  # [2, K, N]
     column_lse,  # [2, K, M]
     drows,  # [K, N]
@@ -189,9 +189,9 @@ def info_nce_bwd_dz_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_O], tl.float32)
     first, last = tl.load(target_starts + target) * tiles_n, tl.load(target_starts + target + 1) * tiles_n
     for tile in tl.range(first, last):
-        slot, n = tile // tiles_n, (tile % tiles_n) * BLOCK_N
-        task = tl.load(slot_tasks + slot)
-        p_q = _row_pointers(q + tl.cast(slot, tl.int64) * N * D, n, N, D, BLOCK_N)
+        position, n = tile // tiles_n, (tile % tiles_n) * BLOCK_N
+        task = tl.load(sorted_tasks + position)
+        p_q = _row_pointers(q + tl.cast(position, tl.int64) * N * D, n, N, D, BLOCK_N)
         if WHOLE:
             b_q = _load(p_q, 0, D, EVEN, BLOCK_D)
             dots = _dot(b_z, tl.trans(b_q), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION)
@@ -213,14 +213,14 @@ def info_nce_bwd_dz_kernel(
 
 @triton.jit
 def info_nce_bwd_ds_kernel(
-    q,  # [K, N, D] by slot
+    q,  # [K, N, D] by position
     z,  # [M, D], the target of this wave
     ds_wave,  # [rows of the wave, row_stride]
     dscale,  # [programs]
     scale,  # []
     amax,  # []
-    slot_tasks,  # [K]
-    first_tile,  # the wave is the row tiles first_tile.., counted from slot 0
+    sorted_tasks,  # [K]
+    first_tile,  # the wave is the row tiles first_tile.., counted from position 0
     tiles,  # of the wave
     row_stride,
     row_lse,  # [2, K, N]
@@ -249,11 +249,11 @@ def info_nce_bwd_ds_kernel(
     height = tl.minimum(tiles - first, GROUP)
     i_tile, m = first + (pid % (GROUP * tiles_m)) % height, ((pid % (GROUP * tiles_m)) // height) * BLOCK_M
     tile = first_tile + i_tile
-    slot, n = tile // tiles_n, (tile % tiles_n) * BLOCK_N
-    task = tl.load(slot_tasks + slot)
+    position, n = tile // tiles_n, (tile % tiles_n) * BLOCK_N
+    task = tl.load(sorted_tasks + position)
     o_n, o_m = n + tl.arange(0, BLOCK_N), m + tl.arange(0, BLOCK_M)
-    o_slot = tl.cast(slot, tl.int64) * N
-    p_q = _row_pointers(q + o_slot * D, n, N, D, BLOCK_N)
+    o_task = tl.cast(position, tl.int64) * N
+    p_q = _row_pointers(q + o_task * D, n, N, D, BLOCK_N)
     dots = _products(p_q, _row_pointers(z, m, M, D, BLOCK_M), D, EVEN, BLOCK_N, BLOCK_M, BLOCK_D, PRECISION)
     row_max, row_weight, du = _weights(row_lse, drows, amax, task, o_n, K, N)
     ds = _logit_gradient(
@@ -262,5 +262,5 @@ def info_nce_bwd_ds_kernel(
     )  # fmt: skip
     tl.store(dscale + pid, tl.sum(ds * dots))
     o_first = tl.cast(first_tile // tiles_n, tl.int64) * N + (first_tile % tiles_n) * BLOCK_N  # the wave's first row
-    p_ds = ds_wave + ((o_slot + o_n - o_first) * row_stride)[:, None] + o_m[None, :]
+    p_ds = ds_wave + ((o_task + o_n - o_first) * row_stride)[:, None] + o_m[None, :]
     tl.store(p_ds, _narrow(ds, ds_wave.dtype.element_ty), mask=(o_n < N)[:, None] & (o_m < M)[None, :])

@@ -1,10 +1,11 @@
 """Triton kernels of the bilinear InfoNCE; forward.py calls them, info_nce/reference.py defines the result.
 
 Letters as everywhere (N rows, M columns, D width of targets and queries, K sub-tasks, U targets). Sub-tasks are sorted
-by target into *slots*, so that the queries [K, N, D] of one target's sub-tasks lie side by side. A row tile is BLOCK_N
-rows of one slot; tile t belongs to slot t // T, T = ceil(N / BLOCK_N). In names `i_` is a program's index, `o_`
-offsets, `m_` masks, `p_` pointers, `b_` blocks. Logits are float32 and never leave the chip; only
-`info_nce_bwd_ds_kernel` writes their gradient. There are no atomics: every sum has one order.
+by target, so that the queries [K, N, D] of one target's sub-tasks lie side by side; the sub-task at `position` is
+sorted_tasks[position]. A row tile is BLOCK_N rows of one sub-task; tile t belongs to position t // T, T = ceil(N /
+BLOCK_N). In names `i_` is a program's index, `o_` offsets, `m_` masks, `p_` pointers, `b_` blocks. Logits are float32
+and never leave the chip; only `info_nce_bwd_ds_kernel` writes their gradient. There are no atomics: every sum has one
+order.
 
 Rows and columns past the end are read as the last one, so that loads need no mask, and are left out of every result.
 """
@@ -162,20 +163,20 @@ def info_nce_product_kernel(
 
 @triton.jit
 def info_nce_fwd_kernel(
-    q,  # [K, N, D] queries, by slot
+    q,  # [K, N, D] queries, by position
     z,  # [U, M, D]
     scale,  # []
-    slot_tasks,  # [K]
-    slot_targets,  # [K]
+    sorted_tasks,  # [K]
+    sorted_targets,  # [K]
     context_ids,  # [N]
     target_ids,  # [M]
-    row_max,  # [splits, slots, N], for the slots of this launch: over the negatives in a split's columns
-    row_sum,  # [splits, slots, N]: sum of exp(s - maximum)
+    row_max,  # [splits, tasks, N], for the sub-tasks of this launch: over the negatives in a split's columns
+    row_sum,  # [splits, tasks, N]: sum of exp(s - maximum)
     positives,  # [K, N] by task
-    column_max,  # [T, slots, M]: over the negatives in a tile's rows
-    column_sum,  # [T, slots, M]
-    first_slot,
-    slots,
+    column_max,  # [T, tasks, M]: over the negatives in a tile's rows
+    column_sum,  # [T, tasks, M]
+    first_position,
+    tasks,
     N,
     M,
     offset,  # the positive of row n is column n + offset; below -N: it is elsewhere
@@ -192,13 +193,13 @@ def info_nce_fwd_kernel(
 ):
     """Running maximum and sum of the negatives of one row tile over one split of the columns; and the positives."""
     tiles = tl.cdiv(N, BLOCK_N)
-    i_slot, i_tile, i_split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
-    slot = first_slot + i_slot
-    task, target = tl.load(slot_tasks + slot), tl.load(slot_targets + slot)
+    i_task, i_tile, i_split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
+    position = first_position + i_task
+    task, target = tl.load(sorted_tasks + position), tl.load(sorted_targets + position)
     n = i_tile * BLOCK_N
     o_n = n + tl.arange(0, BLOCK_N)
     b_scale = tl.load(scale)
-    p_q = _row_pointers(q + tl.cast(slot, tl.int64) * N * D, n, N, D, BLOCK_N)
+    p_q = _row_pointers(q + tl.cast(position, tl.int64) * N * D, n, N, D, BLOCK_N)
     p_target = z + tl.cast(target, tl.int64) * M * D
     if WHOLE:
         b_q = _load(p_q, 0, D, EVEN, BLOCK_D)
@@ -231,10 +232,10 @@ def info_nce_fwd_kernel(
         if COLUMNS:
             c_max = tl.maximum(tl.max(s, 0), LOWEST)
             c_sum = tl.sum(tl.exp2(s * LOG2E - (c_max * LOG2E)[None, :]), 0)
-            o_c = (tl.cast(i_tile, tl.int64) * slots + i_slot) * M + o_m
+            o_c = (tl.cast(i_tile, tl.int64) * tasks + i_task) * M + o_m
             tl.store(column_max + o_c, c_max, mask=o_m < M)
             tl.store(column_sum + o_c, c_sum, mask=o_m < M)
-    o_r = (tl.cast(i_split, tl.int64) * slots + i_slot) * N + o_n
+    o_r = (tl.cast(i_split, tl.int64) * tasks + i_task) * N + o_n
     tl.store(row_max + o_r, b_max, mask=o_n < N)
     tl.store(row_sum + o_r, b_sum, mask=o_n < N)
     o_positive = o_n + offset
@@ -244,15 +245,15 @@ def info_nce_fwd_kernel(
 
 @triton.jit
 def info_nce_lse_kernel(
-    part_max,  # [parts, slots, L]
-    part_sum,  # [parts, slots, L]
+    part_max,  # [parts, tasks, L]
+    part_sum,  # [parts, tasks, L]
     positives,  # [K, L]
     lse,  # [2, K, L]: maximum, log of the sum of exp(s - maximum)
     losses,  # [K, L]
     correct,  # [K, L]
-    slot_tasks,  # [K]
-    first_slot,
-    slots,
+    sorted_tasks,  # [K]
+    first_position,
+    tasks,
     K,
     L,
     parts,
@@ -262,15 +263,15 @@ def info_nce_lse_kernel(
 ):
     """Log-sum-exps, losses and hits from the statistics of the negatives in each part."""
     tiles = tl.cdiv(L, BLOCK)
-    i_slot, i_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    i_task, i_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     o = i_tile * BLOCK + tl.arange(0, BLOCK)
     mask = o < L
-    task = tl.load(slot_tasks + first_slot + i_slot)
+    task = tl.load(sorted_tasks + first_position + i_task)
     o_task = tl.cast(task, tl.int64) * L + o
     b_max = tl.full([BLOCK], LOWEST, tl.float32)
     b_sum = tl.zeros([BLOCK], tl.float32)
     for part in tl.range(0, parts):
-        o_part = (tl.cast(part, tl.int64) * slots + i_slot) * L + o
+        o_part = (tl.cast(part, tl.int64) * tasks + i_task) * L + o
         p_max = tl.load(part_max + o_part, mask=mask, other=LOWEST)
         p_sum = tl.load(part_sum + o_part, mask=mask, other=0.0)
         new_max = tl.maximum(b_max, p_max)

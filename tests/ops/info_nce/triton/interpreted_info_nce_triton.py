@@ -155,7 +155,7 @@ def test_statistics_of_columns_may_come_in_parts(monkeypatch: pytest.MonkeyPatch
     arguments = Case(N=70, symmetric=True, K=5).arguments()
     expected = solve(arguments, reduction="none")
     monkeypatch.setattr(tiles, "COLUMN_STATISTICS_BYTES", 2 * 2 * 70 * 8)
-    chunks = launch._slot_chunks(setting_of(arguments), tiles.Tile(64, 32, 64, 0, 4, 2))
+    chunks = launch._task_chunks(setting_of(arguments), tiles.Tile(64, 32, 64, 0, 4, 2))
     assert [count for _, count in chunks] == [2, 2, 1]
     torch.testing.assert_close(solve(arguments, reduction="none"), expected)
 
