@@ -1,4 +1,5 @@
-"""The processes of a run, each with a device of its own: one, or as many as torchrun started; and their mean gradient.
+"""The processes of a run, each with a device of its own: one, or as many as torchrun started; their mean gradient; and
+the step after which they all end.
 
 Gradients are averaged while the backward pass still computes others. torch's DistributedDataParallel ties this to one
 forward and one backward of the wrapped module. A step with cached representations has several, and gradients of the
@@ -10,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -23,11 +27,12 @@ import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from avppc.processes import end_at_once
+from avppc.processes import end_at_once, tell
 from avppc.train.hardware import resolve_device
 
 T = TypeVar("T")
 _LOST = re.compile("gloo/transport|NCCL|Connection (closed|reset) by peer|Broken pipe")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # a cluster sends SIGTERM before it takes a machine away
 
 _BUCKET_ELEMENTS = 6 * 2**20  # 24 MiB of float32
 
@@ -236,3 +241,58 @@ class GradientAverager:
         ]
         bucket.flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).div_(self._processes.size)
         bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+
+
+class StopRequest:
+    """Notices SIGTERM and SIGINT while it is open. Asked once a step, it gives the same answer on all processes:
+    whether to stop. A second Ctrl-C ends the process at once, by KeyboardInterrupt.
+
+    With several processes the answer is that of the step before, since it travels while the step computes.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self.signal: int = signal.SIGTERM
+        """The signal that came first; SIGTERM where it came to another process."""
+        self._processes = processes
+        self._asked = False
+        self._flag: torch.Tensor | None = None
+        self._work: Any = None
+        self._previous: dict[int, Any] = {}
+        self._previous_wakeup = -1
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous_wakeup = signal.set_wakeup_fd(-1)  # whoever else ends this process by signals waits
+            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        if self._previous:
+            signal.set_wakeup_fd(self._previous_wakeup)
+        if error is None and self._work is not None:
+            self._work.wait()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._asked:
+                raise KeyboardInterrupt
+            tell("stopping after this step, which is going to be saved; Ctrl-C once more ends it at once")
+        if not self._asked:
+            self._asked, self.signal = True, number
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop."""
+        if self._processes.size == 1:
+            return self._asked
+        stop = False
+        if self._work is not None:
+            self._work.wait()
+            assert self._flag is not None
+            stop = bool(self._flag)
+        self._flag = torch.tensor(self._asked, dtype=torch.int32)
+        self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
+        return stop

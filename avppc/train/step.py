@@ -23,8 +23,8 @@ from avppc.models.batch_norm import frozen_statistics, synchronise_batch_norm
 from avppc.tasks.base import ProxyTask, Representations, TaskOutput
 from avppc.train.config import OptimizerConfig, PretrainConfig, ScaleConfig
 from avppc.train.distributed import GradientAverager, Processes
-from avppc.train.faults import SkippedSteps
 from avppc.train.hardware import autocast, use_bf16
+from avppc.train.skipped_steps import SkippedSteps
 
 Draws = Callable[[int], ClipGenerator]
 """The random draws for batch number i of a step's batches; the same number gives the same draws again."""

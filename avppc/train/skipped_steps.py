@@ -1,26 +1,17 @@
-"""What a run survives: steps whose loss or gradient is not finite, and SIGTERM.
-
-Such steps are skipped and counted on the device; the ids of their clips are kept, to be named later.
-After SIGTERM, which a cluster sends before it takes a machine away, all processes end after the same step.
-"""
+"""Steps whose loss or gradient is not finite: they are skipped and counted on the device, and their clips named."""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from avppc.data.packed.dataset import PackedDataset
 from avppc.draws import ClipGenerator
-from avppc.processes import tell
 from avppc.tasks.base import ProxyTask
 from avppc.train.distributed import Processes
 
@@ -29,8 +20,6 @@ logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped_clips.jsonl"
 _TOLD = 8  # skipped steps whose clips are remembered until they are read
 _SLOTS = _TOLD + 1  # one more for a good step, which is written, too, and overwritten by the next bad one
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SkippedSteps:
@@ -146,58 +135,3 @@ class SkippedReport:
 
     def _source(self, clip_id: int) -> str:
         return self._dataset.sources[self._row(clip_id)]
-
-
-class StopRequest:
-    """Notices SIGTERM and SIGINT while it is open. Asked once a step, it gives the same answer on all processes:
-    whether to stop. A second Ctrl-C ends the process at once, by KeyboardInterrupt.
-
-    With several processes the answer is that of the step before, since it travels while the step computes.
-    """
-
-    def __init__(self, processes: Processes) -> None:
-        self.signal: int = signal.SIGTERM
-        """The signal that came first; SIGTERM where it came to another process."""
-        self._processes = processes
-        self._asked = False
-        self._flag: torch.Tensor | None = None
-        self._work: Any = None
-        self._previous: dict[int, Any] = {}
-        self._previous_wakeup = -1
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._previous_wakeup = signal.set_wakeup_fd(-1)  # whoever else ends this process by signals waits
-            self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
-        if self._previous:
-            signal.set_wakeup_fd(self._previous_wakeup)
-        if error is None and self._work is not None:
-            self._work.wait()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self._asked:
-                raise KeyboardInterrupt
-            tell("stopping after this step, which is going to be saved; Ctrl-C once more ends it at once")
-        if not self._asked:
-            self._asked, self.signal = True, number
-
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop."""
-        if self._processes.size == 1:
-            return self._asked
-        stop = False
-        if self._work is not None:
-            self._work.wait()
-            assert self._flag is not None
-            stop = bool(self._flag)
-        self._flag = torch.tensor(self._asked, dtype=torch.int32)
-        self._work = dist.all_reduce(self._flag, dist.ReduceOp.MAX, async_op=True)
-        return stop
