@@ -175,7 +175,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         yield temporary
         sync_file(temporary)
         os.replace(temporary, path)
-    sync_directory(path.parent)
+    sync_file(path.parent)
 
 
 @contextlib.contextmanager
@@ -194,7 +194,7 @@ def new_directory(path: Path) -> Iterator[Path]:
             sync_file(file)
         _refuse_existing(path)  # a rename would replace an empty directory
         os.rename(temporary, path)
-    sync_directory(path.parent)
+    sync_file(path.parent)
 
 
 @contextlib.contextmanager
@@ -270,13 +270,8 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def sync_directory(directory: Path) -> None:
-    """Makes renames in a directory last through a power cut, where the system can."""
-    sync_file(directory)
-
-
 def sync_file(path: Path) -> None:
-    """Makes what is written in a file last through a power cut."""
+    """Makes what is written in a file last through a power cut; of a directory, the renames in it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with name_in_errors(path):
@@ -287,11 +282,8 @@ def sync_file(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
     with name_in_errors(path), path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(path: Path) -> bytes:

@@ -19,7 +19,7 @@ from avppc.files import (
     remove_files,
     sha256_of,
     sole_use,
-    sync_directory,
+    sync_file,
     write_atomically,
     write_json,
 )
@@ -196,4 +196,4 @@ def test_a_disk_that_fails_while_a_file_is_written_is_told_with_the_file(
         write_atomically(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}'"):
-        sync_directory(tmp_path)
+        sync_file(tmp_path)

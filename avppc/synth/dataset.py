@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import json
 import sys
@@ -22,6 +21,7 @@ from avppc.files import (
     parse_json,
     read_bytes,
     remove_files,
+    sha256_of,
     sole_use,
     write_json_lines,
 )
@@ -187,9 +187,7 @@ def read_records(path: Path) -> dict[str, Record]:
 
 
 def _is_whole(video: Path, sha256: str) -> bool:
-    if not all(video.with_suffix(suffix).is_file() for suffix in SUFFIXES):
-        return False
-    return hashlib.sha256(read_bytes(video)).hexdigest() == sha256
+    return all(video.with_suffix(suffix).is_file() for suffix in SUFFIXES) and sha256_of(video) == sha256
 
 
 def _make_all(config: SynthConfig, jobs: list[Job], records: dict[str, Record], total: int) -> None:

@@ -23,7 +23,6 @@ from avppc.files import (
     remove_files,
     remove_leftovers,
     sha256_of,
-    sync_directory,
     sync_file,
     temporary_place,
 )
@@ -107,7 +106,7 @@ class CheckpointStore:
             remove_files(self.directory, [f"{final.name}/{name}" for name in names])
             os.rename(temporary, final)
         self._damaged.discard(final.name)
-        sync_directory(self.directory)
+        sync_file(self.directory)
         self._remove_old(names)
         return final
 

@@ -1,4 +1,7 @@
-"""index.json of a packed data set: which clips lie in which shards, and the checksum of each."""
+"""index.json of a packed data set: which clips lie in which shards, and the checksum of each.
+
+`avppc prepare` writes it; what `avppc index` writes, about a folder of videos, is a manifest (../prepare/index.py).
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@
      "sha256": ...}
 
 Nothing is decoded: headers and packets tell enough. What the manifest already says of speakers, boxes and so on stays.
+The index of packed shards is another file: ../packed/index.py.
 """
 
 from __future__ import annotations

@@ -9,18 +9,18 @@ import copy
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.config import EvaluateConfig, HeadName, RowName
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, ClassifierData, fit_classifier, predict
 from avppc.evaluate.lipreading.heads import make_head
 from avppc.evaluate.lipreading.inputs import (
-    TRAINING_AUGMENT,
     VIEWS,
     EncoderWithHead,
     FrozenFeatures,
@@ -189,7 +189,7 @@ def _fit_pictures(inputs: FitInputs, fit: Fit) -> tuple[float, Tensor]:
     groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
     if trains:
         groups.insert(0, {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate})
-    augment = replace(TRAINING_AUGMENT, time_mask_frames=config.recipe.time_mask_frames)
+    augment = AugmentConfig(time_mask_frames=config.recipe.time_mask_frames)  # else as pretraining does
     pictures = MouthPictures(inputs.splits, encoder, inputs.device, augment)
     epochs = config.training_epochs if trains else config.epochs
     if fit.selects:

@@ -24,8 +24,6 @@ BATCH = 64
 # of all of them: (pixels that the crop is moved down, pixels to the right, whether it is mirrored). The first is the
 # plain centre, as clips of validation and test are seen.
 VIEWS = ((0, 0, False), (0, 0, True), (4, 2, False), (-4, -2, True))
-# How labelled clips are varied where the classifier sees pictures
-TRAINING_AUGMENT = AugmentConfig(shift_pixels=6, flip_probability=0.5, time_jitter_frames=0)
 
 
 def shift_in_time(inputs: Tensor, generator: torch.Generator) -> Tensor:

@@ -89,7 +89,8 @@ def check_agreement(problem: Problem, gather: str, reduction: str, task_weights:
     refused = [rank for rank, facts in enumerate(every) if not facts.accepted]
     if refused:
         raise ValueError(f"gather={gather!r}: {_ranks(refused)} refused its arguments, and says why")
-    differing = [name for name, values in zip(_Facts._fields, zip(*every, strict=True), strict=True) if _differ(values)]
+    of_all = zip(_Facts._fields, zip(*every, strict=True), strict=True)
+    differing = [name for name, values in of_all if len(set(values)) > 1]
     if differing:
         found = "; ".join(
             f"{name} is {_described(name, [getattr(facts, name) for facts in every])}" for name in differing
@@ -152,10 +153,6 @@ def _exchange(own: _Facts, device: torch.device) -> list[_Facts]:
     every = numbers.new_empty(dist.get_world_size(), len(own))
     dist.all_gather(list(every.unbind(0)), numbers)
     return [_Facts(*row) for row in every.tolist()]
-
-
-def _differ(values: Sequence[int]) -> bool:
-    return len(set(values)) > 1
 
 
 def _described(name: str, codes: Sequence[int]) -> str:
