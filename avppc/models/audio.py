@@ -16,6 +16,9 @@ class AudioEncoder(nn.Module):
     microphone are gone. Both come from the given frames alone, so a cut element knows nothing of what was cut off.
     """
 
+    REACH = 8
+    """Log-mel frames before and after its own that a feature depends on; beyond the ends they are zeros."""
+
     def __init__(self, bands: int, features: int, width: int = 16) -> None:
         super().__init__()
         self.conv = nn.Sequential(

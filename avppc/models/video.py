@@ -45,6 +45,11 @@ class VideoEncoder(nn.Module):
         )
         use_channels_last(self)
 
+    @property
+    def reach(self) -> int:
+        """Video frames before and after its own that a feature depends on, apart from the clip's mean frame."""
+        return 2 if hasattr(self, "stem3d") else int(self.config.channels == "motion")
+
     def _make_frames(self, config: EncoderConfig) -> Conv4 | ResNet:
         width, channels = config.width, 4 if config.channels == "motion" else 1
         if config.backbone == "conv4":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class ProxyTask(nn.Module, ABC):
     def __init__(self, config: TaskConfig, *, with_audio: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.with_audio = with_audio
         dim, features = config.objective.dim, config.encoder.features
         self.video_encoder = VideoEncoder(config.encoder)
         if with_audio:
@@ -108,6 +110,30 @@ class ProxyTask(nn.Module, ABC):
     def shortest_span(self) -> int:
         """Frames that a span needs: its jitter, and then two, for motion, or frame_stride, so that one is encoded."""
         return self.config.augment.time_jitter_frames + max(2, self.config.frame_stride)
+
+    @property
+    def margin_frames(self) -> int:
+        """Frames at each end of a span whose features depend on what pads the span.
+
+        Picture and sound are padded at the same places, so that padding would tell which moment belongs to which.
+        """
+        reaches = [self.video_encoder.reach]
+        if self.with_audio:
+            features = self.config.features
+            window = features.window_samples / (2 if features.framing == "center" else 1)
+            shift = self.config.augment.mel_shift_frames  # what is shifted out at one end comes in at the other
+            mel_frames = AudioEncoder.REACH + math.ceil(window / features.hop_samples) + shift
+            reaches.append(math.ceil(mel_frames / MEL_FRAMES_PER_VIDEO_FRAME))
+        return max(reaches)
+
+    def count_moments(self, frames: int) -> int:
+        """How many moments a span of so many frames has: encoded frames that see nothing of what pads it."""
+        return max(0, frames - 2 * self.margin_frames) // self.config.frame_stride
+
+    def moments(self, frames: int, phase: int) -> slice:
+        """Which of the encoded frames of a span, frame `phase` first, are its moments."""
+        first = max(0, math.ceil((self.margin_frames - phase) / self.config.frame_stride))
+        return slice(first, first + self.count_moments(frames))
 
     def cut(self, batch: ClipBatch, generator: torch.Generator) -> Elements:
         """Past and future of the clips, pictures and sound; in training each starts at random within its jitter."""

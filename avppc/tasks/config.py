@@ -26,6 +26,8 @@ class BaselineConfig:
     sync_mode: Literal["shift", "curriculum", "multiway"] = "shift"
     """Synchronization: "shift", is the sound aligned or shifted inside its clip; "curriculum", a margin between aligned
     and false pairs that come closer as training goes on; "multiway", which frame of the clip belongs to which sound."""
+    multiway_context: int = 3
+    """Encoded frames that one moment's embedding sees under "multiway"."""
     min_shift_frames: int = 4
     """The least shift of shifted sound, in video frames."""
     far_shift_frames: int = 8
@@ -38,6 +40,7 @@ class BaselineConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_choice("sync_mode", self.sync_mode, ("shift", "curriculum", "multiway"))
+        check_integer("multiway_context", self.multiway_context, 1, CLIP_FRAMES)
         check_integer("min_shift_frames", self.min_shift_frames, 1)
         check_integer("far_shift_frames", self.far_shift_frames, self.min_shift_frames)
         check_number("margin", self.margin, 0)

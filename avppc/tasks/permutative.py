@@ -100,9 +100,7 @@ class PermutativeTask(PermutativeBase):
         if not _uses(subtasks, "V"):
             names = [task.name for task in subtasks]
             raise ValueError(f"subtasks must use pictures (V), or no visual encoder is learned; got {names}")
-        with_audio = _uses(subtasks, "A")
-        super().__init__(config, subtasks, with_audio=with_audio)
-        self.with_audio = with_audio
+        super().__init__(config, subtasks, with_audio=_uses(subtasks, "A"))
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""

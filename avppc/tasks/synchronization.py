@@ -120,25 +120,26 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 class MultiwayTask(ProxyTask):
     """Which frame of a clip belongs to which moment of its sound: cross-entropy over its T x T similarities, both ways.
 
+    Only moments that see nothing of what pads the clip are compared: the others would know their place by it.
+
     Reference: Chung, Chung, Kang, "Perfect Match: Improved Cross-Modal Embeddings for Audio-Visual Synchronisation",
     ICASSP 2019.
     """
 
-    CONTEXT = 5  # encoded frames that one moment's embedding sees
-
     def __init__(self, config: TaskConfig) -> None:
         super().__init__(config)
-        dim, features = config.objective.dim, config.encoder.features
+        dim, features, context = config.objective.dim, config.encoder.features, config.baselines.multiway_context
         # Moments are embedded, not spans: convolutions over a few frames take the place of the pools.
-        self.video_pool = _Moments(features, dim, self.CONTEXT)
-        self.audio_pool = _Moments(features, dim, self.CONTEXT)
+        self.video_pool = _Moments(features, dim, context)
+        self.audio_pool = _Moments(features, dim, context)
         self.offset_frames = config.frame_stride
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
         self.bias = nn.Parameter(torch.zeros(()))
 
     @property
     def frames_needed(self) -> int:
-        return self.shortest_span
+        moments = self.config.baselines.multiway_context + 1  # of which the two that are embedded can be told apart
+        return self.config.augment.time_jitter_frames + 2 * self.margin_frames + self.config.frame_stride * moments
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         jitter = self.config.augment.time_jitter_frames
@@ -157,10 +158,17 @@ class MultiwayTask(ProxyTask):
         return TaskOutput(loss, {"right": right})
 
     def similarity(self, video: Tensor, audio: Tensor, generator: torch.Generator) -> Tensor:
-        """[N, T', T'] similarity of each encoded frame with the sound at each, with the learned scale and shift."""
+        """[N, T', T'] similarity of each moment's picture with each moment's sound, with the learned scale and shift.
+
+        T' is the number of moments less multiway_context - 1.
+        """
         phase, stride = self.draw_phase(generator), self.config.frame_stride
-        frames = self.video_pool(self.frame_features(video, phase, generator)).float()
-        sounds = self.audio_pool(self.audio_features(audio, generator)[:, phase::stride]).float()
+        least = self.frames_needed - self.config.augment.time_jitter_frames
+        if video.shape[1] < least:
+            raise ValueError(f"video must have at least {least} frames for two moments, got {video.shape[1]}")
+        moments = self.moments(video.shape[1], phase)
+        frames = self.video_pool(self.frame_features(video, phase, generator)[:, moments]).float()
+        sounds = self.audio_pool(self.audio_features(audio, generator)[:, phase::stride][:, moments]).float()
         cosine = functional.normalize(frames, dim=2) @ functional.normalize(sounds, dim=2).mT
         return self.log_scale.exp() * cosine + self.bias
 
@@ -175,11 +183,11 @@ class MultiwayTask(ProxyTask):
 
 
 class _Moments(nn.Module):
-    """Embeddings of moments: [N, T, features] -> [N, T, dim], each seeing `context` frames around it."""
+    """Embeddings of moments: [N, T, features] -> [N, T - context + 1, dim], each of `context` frames, none padded."""
 
     def __init__(self, features: int, dim: int, context: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(features, dim, context, padding=context // 2)
+        self.conv = nn.Conv1d(features, dim, context)
         self.project = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from task_cases import PLAIN, make_batch, make_config, make_numbered_batch, make
 
 from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
-from avppc.config import BaselineConfig
+from avppc.config import BaselineConfig, EncoderConfig
+from avppc.ops.log_mel.op import log_mel
 from avppc.tasks.base import ProxyTask
 from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
@@ -70,9 +71,7 @@ def test_it_says_how_long_a_clip_it_needs(name: str, changes: dict[str, object],
 
     assert needed <= CLIP_FRAMES
     learn(needed)
-    if stride > 1 or not isinstance(
-        task, (TimeArrowTask, MultiwayTask, ChunkTask)
-    ):  # a frame alone is no error, but no task
+    if stride > 1 or not isinstance(task, (TimeArrowTask, ChunkTask)):  # a frame alone is no error, but no task
         with pytest.raises(ValueError, match=r"frame|starts"):
             learn(needed - 1)
 
@@ -286,7 +285,7 @@ def test_multiway_finds_the_frame_that_sounds_alike() -> None:
     batch = make_batch(3)
     similarity = task.similarity(batch.video, batch.audio, generator())
     assert similarity.shape[0] == 3
-    assert similarity.shape[1] == similarity.shape[2] in (14, 15)
+    assert similarity.shape[1] == similarity.shape[2] == (CLIP_FRAMES - 2 * 3) // 2 - 2  # a margin of 3, a context of 3
     changed = batch.audio.clone()
     changed[1] = changed[1].flip(0)
     task.eval()
@@ -335,6 +334,41 @@ def test_offsets_are_those_of_the_sound_against_the_picture(monkeypatch) -> None
     assert scores is not None
     assert scores.tolist() == [list(range(-8, 9))] * 3
     assert TimeArrowTask(make_config("time-arrow")).offset_scores(make_batch(3), generator()) is None
+
+
+@torch.no_grad()
+def test_moments_see_nothing_of_what_pads_a_span() -> None:
+    """What is computed of a span at its moments is what is computed there of the whole clip, where nothing is padded.
+
+    The first moment and the last are the outermost for which that holds. The means over the span are left out.
+    """
+    task = make_task("synchronization", make_config("synchronization", frame_stride=1, augment=PLAIN)).eval()
+    audio, start, frames = make_batch(2).audio, 8, 14
+
+    def features(sound: torch.Tensor) -> torch.Tensor:  # [N, C, T, B], by video frame
+        mel = log_mel(sound, task.config.features)[:, : sound.shape[1] // 160]
+        return task.audio_encoder.conv(mel.unsqueeze(1))
+
+    whole = features(audio)[:, :, start : start + frames]
+    cut = features(audio[:, 640 * start : 640 * (start + frames)])
+    same = torch.isclose(whole, cut, rtol=1e-4, atol=1e-4).all(3).all(1).all(0)
+    moments = task.moments(frames, 0)
+    assert same[moments].all()
+    assert not same[moments.start - 1]
+    assert (moments.start, moments.stop) == (3, 11)
+
+
+@pytest.mark.parametrize(("channels", "reach"), [("luma", 0), ("motion", 1)])
+def test_pictures_alone_have_the_margin_of_their_motion(channels: str, reach: int) -> None:
+    config = make_config("time-arrow")
+    task = make_task("time-arrow", dataclasses.replace(config, encoder=EncoderConfig(width=4, channels=channels)))
+    assert task.margin_frames == reach
+    for frames in range(2, 16):
+        for phase in range(config.frame_stride):
+            moments, encoded = task.moments(frames, phase), range(phase, frames, config.frame_stride)
+            chosen = encoded[moments]
+            assert len(chosen) == task.count_moments(frames)
+            assert all(reach <= frame < frames - reach for frame in chosen)
 
 
 def test_multiway_offsets_read_the_diagonals(monkeypatch) -> None:
