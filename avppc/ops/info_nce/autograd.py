@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from avppc.ops.derivatives import refuse_second_derivative
-from avppc.ops.info_nce.problem import MomentProblem, Problem
+from avppc.ops.info_nce.problem import MomentProblem, Problem, without_aliases
 
-FIELDS = len(Problem._fields)
-MOMENT_FIELDS = len(MomentProblem._fields)
 _DIFFERENTIABLE = [Problem._fields.index(name) for name in ("contexts", "targets", "weights", "scale")]
 NEEDS = 4
 """Flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale."""
@@ -29,30 +26,42 @@ def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor 
     return (contexts, targets, weights, None, scale) + (None,) * (inputs - 5)
 
 
-def save_rows(ctx: Any, problem: Problem, correct: Tensor, statistics: Sequence[Tensor]) -> None:
-    """Keeps what `rows_backward` needs of a forward that gave losses of rows and `correct`."""
-    ctx.mark_non_differentiable(correct)
-    ctx.settings = problem.positive_offset, problem.symmetric
-    tensors = (problem.contexts, problem.targets, problem.weights, problem.pairs, problem.scale)
-    ctx.save_for_backward(*tensors, problem.context_ids, problem.target_ids, *statistics)
+def solve_rows(function: str, backend: str, operator: str, problem: Problem | MomentProblem) -> tuple[Tensor, Tensor]:
+    """Losses of rows, differentiable, and whether each positive beats every negative, by a compiled operator.
+
+    Args:
+        function, backend: their names, for the text of an error.
+        operator: its name; OPERATOR_backward takes the same inputs, what the forward returns beside the losses and
+            hits, the upstream gradient, and the NEEDS.
+    """
+    rows, correct = _Rows.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
+        function, backend, operator, *without_aliases(problem)
+    )
+    return rows, correct
 
 
-def rows_backward(ctx: Any, operator: Callable[..., Sequence[Tensor]], drows: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of a Problem's fields, by a backward operator that computes the logits again."""
-    contexts, targets, weights, pairs, scale, context_ids, target_ids, *statistics = ctx.saved_tensors
-    offset, symmetric = ctx.settings
-    problem = Problem(contexts, targets, weights, pairs, scale, offset, context_ids, target_ids, symmetric)
-    return gradients_of_rows(ctx, operator, (*problem, *statistics), drows, FIELDS)
+class _Rows(torch.autograd.Function):
+    """Losses of rows. The backward computes the logits again, since each row's gradient is known only then."""
 
+    @staticmethod
+    def forward(ctx: Any, function: str, backend: str, operator: str, *inputs: Any) -> tuple[Tensor, Tensor]:
+        rows, correct, *statistics = getattr(torch.ops.avppc, operator)(*inputs)
+        ctx.mark_non_differentiable(correct)
+        ctx.function, ctx.backend, ctx.operator = function, backend, operator
+        ctx.settings = [None if value is None or isinstance(value, Tensor) else value for value in inputs]
+        ctx.save_for_backward(*[value if isinstance(value, Tensor) else None for value in inputs], *statistics)
+        return rows, correct
 
-def gradients_of_rows(
-    ctx: Any, operator: Callable[..., Sequence[Tensor]], inputs: tuple[Any, ...], drows: Tensor, fields: int
-) -> tuple[Tensor | None, ...]:
-    """The gradients of a problem's `fields` by a backward operator, where they are needed."""
-    needs = [ctx.needs_input_grad[field] for field in _DIFFERENTIABLE]
-    found = operator(*inputs, drows, *needs)
-    wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
-    return gradients_of(wanted, fields)
+    @staticmethod
+    def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward(ctx.backend, ctx.function)
+        fields = len(ctx.settings)
+        tensors, statistics = ctx.saved_tensors[:fields], ctx.saved_tensors[fields:]
+        inputs = [value if plain is None else plain for value, plain in zip(tensors, ctx.settings, strict=True)]
+        needs = [ctx.needs_input_grad[3 + field] for field in _DIFFERENTIABLE]
+        found = getattr(torch.ops.avppc, f"{ctx.operator}_backward")(*inputs, *statistics, drows, *needs)
+        wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))
+        return None, None, None, *gradients_of(wanted, fields)
 
 
 def rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
@@ -76,4 +85,4 @@ def gradients_fake(problem: Problem | MomentProblem, needs: tuple[bool, ...]) ->
 
 def backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
     """Fake results of a backward operator: their shapes and dtypes."""
-    return tuple(gradients_fake(Problem(*inputs[:FIELDS]), inputs[-NEEDS:]))
+    return tuple(gradients_fake(Problem(*inputs[: len(Problem._fields)]), inputs[-NEEDS:]))

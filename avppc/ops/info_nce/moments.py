@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from avppc.checks import check_bool, check_choice, check_integer, check_tensor, without_autocast
+from avppc.checks import check_bool, check_choice, check_integer, without_autocast
 from avppc.ops import _library
 from avppc.ops.derivatives import plain_torch_alone
-from avppc.ops.info_nce.cpu import MISSING, info_nce_moments_cpu_mean, info_nce_moments_cpu_rows
+from avppc.ops.info_nce.cpu import MISSING, info_nce_cpu_mean, info_nce_cpu_rows
 from avppc.ops.info_nce.op import InfoNCEStats, reduce_rows, shares_of
-from avppc.ops.info_nce.problem import MomentProblem, Pairs, check_both_ids, make_problem
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, check_both_ids, check_embeddings, make_problem
 
 Candidates = Literal["clip", "moment", "both"]
 CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
@@ -104,7 +104,8 @@ def _make_problem(
     target_ids: Tensor | None,
 ) -> MomentProblem:
     """The checked problem of the arguments of moment_info_nce."""
-    contexts, targets = _as_clips("contexts", contexts), _as_clips("targets", targets)
+    contexts = check_embeddings("contexts", contexts, "C", "N, Tc, Dc")
+    targets = check_embeddings("targets", targets, "U", "M, Tz, Dz")
     flat = make_problem(contexts.flatten(1, 2), targets.flatten(1, 2), weights, pairs, scale=scale)
     (clips, moments), (target_clips, target_moments) = contexts.shape[1:3], targets.shape[1:3]
     if target_clips < clips or target_moments < moments:
@@ -133,10 +134,10 @@ def _solve(problem: MomentProblem, reduction: str, backend: str, return_stats: b
             rows, correct = moment_rows_reference(problem)
             loss = reduce_rows(rows, reduction, None)
     elif reduction == "mean":
-        loss, task_loss, accuracy = info_nce_moments_cpu_mean(problem, shares_of(None, tasks, problem.scale))
+        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares_of(None, tasks, problem.scale))
         return (loss, InfoNCEStats(task_loss.detach(), accuracy)) if return_stats else loss
     else:
-        rows, correct = info_nce_moments_cpu_rows(problem)
+        rows, correct = info_nce_cpu_rows(problem)
         loss = reduce_rows(rows, reduction, None)
     if reduction == "none":
         loss = loss.view(tasks, clips, problem.context_moments)
@@ -211,17 +212,6 @@ def _logits(problem: MomentProblem, q: Tensor, z: Tensor, code: int, shift: int)
     else:
         positive = own[:, None].expand(-1, moments)
     return torch.cat(parts, 2), positive
-
-
-def _as_clips(name: str, value: Tensor) -> Tensor:
-    """Embeddings as [sets, clips, moments, width]."""
-    check_tensor(name, value)
-    letters = "[C, N, Tc, Dc] or [N, Tc, Dc]" if name == "contexts" else "[U, M, Tz, Dz] or [M, Tz, Dz]"
-    if value.ndim not in (3, 4):
-        raise ValueError(f"{name} must have shape {letters}, got {list(value.shape)}")
-    if 0 in value.shape:
-        raise ValueError(f"{name} must not be empty: shape {letters}, got {list(value.shape)}")
-    return value if value.ndim == 4 else value.unsqueeze(0)
 
 
 def _candidate_codes(candidates: Candidates | Sequence[Candidates], tasks: int) -> Tensor:

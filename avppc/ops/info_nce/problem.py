@@ -52,13 +52,6 @@ class Problem(NamedTuple):
         """The number of contexts of each sub-task, N."""
         return self.contexts.shape[1]
 
-    def distinct(self) -> Problem:
-        """The same as torch.compile takes it: no tensor twice, as it would be if it were both contexts and targets."""
-        if not torch.compiler.is_compiling():
-            return self
-        ids = None if self.target_ids is None else self.target_ids.view_as(self.target_ids)
-        return self._replace(targets=self.targets.view_as(self.targets), target_ids=ids)
-
 
 class MomentProblem(NamedTuple):
     """K losses over clips with moments, checked; the moments of a clip lie one after another."""
@@ -88,12 +81,13 @@ class MomentProblem(NamedTuple):
     shifts: Tensor
     """[K] int64 on the CPU: the positive of moment t is moment t + shift"""
 
-    def distinct(self) -> MomentProblem:
-        """The same as torch.compile takes it, as Problem.distinct."""
-        if not torch.compiler.is_compiling():
-            return self
-        ids = None if self.target_ids is None else self.target_ids.view_as(self.target_ids)
-        return self._replace(targets=self.targets.view_as(self.targets), target_ids=ids)
+
+def without_aliases(problem: Problem | MomentProblem) -> Problem | MomentProblem:
+    """The same as torch.compile takes it: no tensor twice, as it would be if it were both contexts and targets."""
+    if not torch.compiler.is_compiling():
+        return problem
+    ids = None if problem.target_ids is None else problem.target_ids.view_as(problem.target_ids)
+    return problem._replace(targets=problem.targets.view_as(problem.targets), target_ids=ids)
 
 
 def make_problem(
@@ -115,8 +109,8 @@ def make_problem(
     argument.
     """
     check_bool("symmetric", symmetric)
-    contexts = _check_embeddings("contexts", contexts)
-    targets = _check_embeddings("targets", targets)
+    contexts = check_embeddings("contexts", contexts, "C", "N, Dc")
+    targets = check_embeddings("targets", targets, "U", "M, Dz")
     if layer_norm:
         contexts, targets = (F.layer_norm(value, value.shape[-1:]) for value in (contexts, targets))
     contexts, targets = (value.to(product_dtype(value)) for value in (contexts, targets))
@@ -151,17 +145,17 @@ def product_dtype(value: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if castable else value.dtype
 
 
-def _check_embeddings(name: str, value: Tensor) -> Tensor:
-    """The embeddings as [sets, rows, width]."""
+def check_embeddings(name: str, value: Tensor, sets: str, shape: str) -> Tensor:
+    """The embeddings as [`sets`, `shape`], two texts such as "C" and "N, Dc"; a single set may come as [`shape`]."""
     check_tensor(name, value)
-    letters = "[C, N, Dc] or [N, Dc]" if name == "contexts" else "[U, M, Dz] or [M, Dz]"
-    if value.ndim not in (2, 3):
+    letters, ndim = f"[{sets}, {shape}] or [{shape}]", 2 + shape.count(",")
+    if value.ndim not in (ndim - 1, ndim):
         raise ValueError(f"{name} must have shape {letters}, got {list(value.shape)}")
     if 0 in value.shape:
         raise ValueError(f"{name} must not be empty: shape {letters}, got {list(value.shape)}")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must have one of the dtypes {_names(FLOAT_DTYPES)}; got {_names([value.dtype])}")
-    return value if value.ndim == 3 else value.unsqueeze(0)
+    return value if value.ndim == ndim else value.unsqueeze(0)
 
 
 def _check_alike(name: str, value: Tensor, contexts: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from avppc.ops.info_nce import moments
-from avppc.ops.info_nce.cpu import info_nce_moments_cpu_mean
+from avppc.ops.info_nce.cpu import info_nce_cpu_mean
 from avppc.ops.info_nce.moments import CANDIDATES, moment_info_nce
 
 pytestmark = [
@@ -185,9 +185,9 @@ def test_operators_pass_opcheck_and_compile_in_one_graph(monkeypatch: pytest.Mon
 
     def spy(*call: Any) -> Any:
         seen.extend(call)
-        return info_nce_moments_cpu_mean(*call)
+        return info_nce_cpu_mean(*call)
 
-    monkeypatch.setattr(moments, "info_nce_moments_cpu_mean", spy)
+    monkeypatch.setattr(moments, "info_nce_cpu_mean", spy)
     moment_info_nce(**Case(ids=True).arguments(), backend="cpp")
     problem, shares = seen
     plain = [value.detach() if isinstance(value, Tensor) else value for value in problem]

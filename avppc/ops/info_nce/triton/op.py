@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.info_nce.autograd import (
-    backward_fake,
-    refuse_double_backward,
-    rows_backward,
-    rows_fake,
-    save_rows,
-)
+from avppc.ops.info_nce.autograd import backward_fake, rows_fake, solve_rows
 from avppc.ops.info_nce.problem import Problem
 
 _PROBLEM = (
@@ -31,23 +25,7 @@ _SAVED = "Tensor row_lse, Tensor column_lse, Tensor queries"
 
 def info_nce_triton_rows(problem: Problem) -> tuple[Tensor, Tensor]:
     """Losses [K, N], differentiable, and whether each positive beats every negative [K, N]."""
-    rows, correct = _Rows.apply(*problem.distinct())  # type: ignore[no-untyped-call]  # torch does not annotate it
-    return rows, correct
-
-
-class _Rows(torch.autograd.Function):
-    """Losses of rows; the backward computes the logits again."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        rows, correct, *statistics = torch.ops.avppc.info_nce_triton(*inputs)
-        save_rows(ctx, Problem(*inputs), correct, statistics)
-        return rows, correct
-
-    @staticmethod
-    def backward(ctx: Any, drows: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward("triton")
-        return rows_backward(ctx, torch.ops.avppc.info_nce_triton_backward, drows)
+    return solve_rows("bilinear_info_nce", "triton", "info_nce_triton", problem)
 
 
 def _launcher(name: str, module: str) -> Any:
