@@ -246,6 +246,15 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     write_atomically(path, "".join(json.dumps(value) + "\n" for value in values).encode())
 
 
+def read_json_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in a file of JSON values, one a line; a line that is none (cut short by a kill, say) is left out."""
+    for line in read_bytes(path).splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            value = parse_json(line)
+            if isinstance(value, dict):
+                yield value
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in a file; ValueError that names the file where it is not JSON."""
     try:

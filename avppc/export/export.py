@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,7 @@ def _description(encoder: VideoEncoder, encoder_sha256: str, files: list[Exporte
         },
         "output": {"name": OUTPUT_NAME, "shape": ["clips", "frames", config.features], "dtype": "float32"},
         "files": {
-            file.format: {
-                "file": file.file,
-                "bytes": file.bytes,
-                "sha256": file.sha256,
-                "largest_difference": file.largest_difference,
-            }
-            for file in files
+            file.format: {name: value for name, value in asdict(file).items() if name != "format"} for file in files
         },
         "versions": _versions(),
     }

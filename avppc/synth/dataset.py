@@ -18,8 +18,7 @@ from avppc.clip import UNLABELED_FOLDER
 from avppc.files import (
     check_vacant,
     name_in_errors,
-    parse_json,
-    read_bytes,
+    read_json_objects,
     remove_files,
     sha256_of,
     sole_use,
@@ -176,10 +175,9 @@ def _finished(root: Path) -> dict[str, Record]:
 def read_records(path: Path) -> dict[str, Record]:
     """The records in a manifest or journal, by path; what is none, such as a line cut short by a kill, is left out."""
     records: dict[str, Record] = {}
-    for line in read_bytes(path).splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            record = parse_json(line)
-            if isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("path", "sha256")):
+    for record in read_json_objects(path):
+        if all(isinstance(record.get(key), str) for key in ("path", "sha256")):
+            with contextlib.suppress(ValueError):
                 check_path("path", record["path"])
                 if record["path"].endswith(".mp4"):
                     records[record["path"]] = record

@@ -17,13 +17,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from avppc.files import parse_json, read_bytes, write_atomically
+from avppc.files import read_json_objects, write_json_lines
 from avppc.printing import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ class MetricsLog:
         """Lines of steps after first_step are dropped: they will be written again."""
         self.path = run / METRICS_FILE
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_json_lines(self.path, rows)
         self._file = self.path.open("a", encoding="utf-8")
         self._events = EventLog(run / "tensorboard", first_step)
 
@@ -94,25 +93,13 @@ class MetricsLog:
         self._events.close()
 
 
-class RunLog:
-    """Metrics and progress bar of the process that logs; for the others it does nothing."""
+class RunLog(contextlib.ExitStack):
+    """Metrics and progress bar of the process that logs; for the others it does nothing. A context manager."""
 
     def __init__(self, run: Path, steps: int, done: int, main: bool) -> None:
-        self._metrics = MetricsLog(run, done) if main else None
-        self._bar = ProgressBar("pretrain", steps, "steps", done=done) if main else None
-
-    def __enter__(self) -> RunLog:
-        if self._bar is not None:
-            self._bar.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
-        if self._metrics is not None:
-            self._metrics.close()
+        super().__init__()
+        self._metrics = self.enter_context(contextlib.closing(MetricsLog(run, done))) if main else None
+        self._bar = self.enter_context(ProgressBar("pretrain", steps, "steps", done=done)) if main else None
 
     def write(self, row: Mapping[str, Any], text: str) -> None:
         """Writes a row of metrics, and shows a text about it with the progress."""
@@ -128,16 +115,8 @@ class RunLog:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl; a line that is not one (cut short by a kill, say) is left out."""
-    path = run / METRICS_FILE
-    if not path.exists():
-        return []
-    rows = []
-    for line in read_bytes(path).splitlines():
-        with contextlib.suppress(ValueError):
-            row = parse_json(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int) and 0 <= row["step"] < 1 << 53:
-                rows.append(row)
-    return rows
+    rows = read_json_objects(run / METRICS_FILE)
+    return [row for row in rows if isinstance(row.get("step"), int) and 0 <= row["step"] < 1 << 53]
 
 
 def _finite_or_none(value: Any) -> Any:
