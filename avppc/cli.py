@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with sigterm_interrupts(), lenient_stderr(), escaped_output():
         try:
             try:
-                return _run(given)
+                return _dispatch(given)
             finally:
                 print(end="", flush=True)  # now: at the interpreter's end nothing could be done about a closed pipe
         except OSError as error:
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _interrupted(interrupt, COMMANDS.get(FORMER_NAMES.get(given[0], given[0])) if given else None)
 
 
-def _run(given: list[str]) -> int:
+def _dispatch(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0 if given else 2

@@ -129,7 +129,7 @@ class _Worker:
         self._device = device
         self._queue: queue.Queue[tuple[ClipBatch, torch.cuda.Event | None] | BaseException] = queue.Queue(prefetch)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="avppc-loader", daemon=True)
+        self._thread = threading.Thread(target=self._load_all, name="avppc-loader", daemon=True)
         self._thread.start()
 
     def get(self) -> ClipBatch:
@@ -149,7 +149,7 @@ class _Worker:
         self._stop.set()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _load_all(self) -> None:
         try:
             stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
             for indices in self._sampler:

@@ -19,7 +19,7 @@ from typing import Any
 
 from avppc.data.config import IndexConfig
 from avppc.data.manifest import MANIFEST_NAME, is_portable, read_manifest_lines
-from avppc.data.prepare.pool import PASSING, Report, Unit, run_units
+from avppc.data.prepare.pool import PASSING, Report, Unit, handle_units
 from avppc.data.prepare.summary import print_kinds
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.sound_file import SOUND_FILE
@@ -168,9 +168,9 @@ def _kinds(value: object) -> tuple[type, ...]:
 def _inspect_all(config: IndexConfig, todo: list[Video], entries: Entries, out: Path, console: Console) -> None:
     groups = [tuple(todo[start : start + _VIDEOS_PER_UNIT]) for start in range(0, len(todo), _VIDEOS_PER_UNIT)]
     units = [Unit(str(number), "", videos) for number, videos in enumerate(groups)]
-    saved = time.monotonic()
+    job, saved = InspectJob(config.data, config.frames), time.monotonic()
     with ProgressBar("index", len(todo), "videos", console=console) as progress:
-        for step in run_units(InspectJob(config.data, config.frames), units, config.processes, config.timeout_seconds):
+        for step in handle_units(job, units, config.processes, config.timeout_seconds):
             progress.advance(step.videos)
             if step.unit is None:
                 continue

@@ -96,7 +96,7 @@ class Job(Protocol):
         """Removes half-written files of processes that were killed."""
 
 
-def run_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
+def handle_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
     """Works through the units in worker processes; yields each step forward as it is made.
 
     Raises:

@@ -31,7 +31,7 @@ from avppc.data.packed.dataset import PackedDataset, verify_shards
 from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_FOLDER, PackedIndex, parse_record
 from avppc.data.packed.remote import upload_packed
 from avppc.data.packed.shard import ClipShape
-from avppc.data.prepare.pool import PASSING, Unit, run_units
+from avppc.data.prepare.pool import PASSING, Unit, handle_units
 from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_summary
 from avppc.data.prepare.worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRecord, unit_name
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
@@ -266,7 +266,7 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
 def _decode(config: PrepareConfig, todo: list[Unit], records: dict[str, UnitRecord], console: Console) -> None:
     videos = sum(len(unit.videos) for unit in todo)
     with ProgressBar("prepare", videos, "videos", rated="clips", console=console) as progress:
-        for step in run_units(DecodeJob(config), todo, config.processes, config.timeout_seconds):
+        for step in handle_units(DecodeJob(config), todo, config.processes, config.timeout_seconds):
             if step.unit is not None:
                 records[step.unit.name] = step.record
             progress.advance(step.videos, step.clips)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from avppc.data.packed.dataset import data_sha256
 from avppc.evaluate.config import EvaluateConfig, RowName
-from avppc.evaluate.lipreading.fits import Fit, FitInputs, FitResult, Trial, count_draws, run_fit, trials_of
+from avppc.evaluate.lipreading.fits import Fit, FitInputs, FitResult, Trial, count_draws, train_fit, trials_of
 from avppc.evaluate.lipreading.inputs import FrozenFeatures
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_row, write_row
 from avppc.files import sha256_of, temporary_place
@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     work = [RowWork(config, row) for row in rows if known[row] is None]
     if work:
         inputs = FitInputs(replace(config, data=data))
-        for done in _run_rows(inputs, work):
+        for done in _measure_rows(inputs, work):
             result = done.result(inputs, settings)
             write_row(folder, result)
             known[done.row] = result
@@ -144,19 +144,19 @@ class RowWork:
         )
 
 
-def _run_rows(inputs: FitInputs, rows: list[RowWork]) -> Iterator[RowWork]:
-    """Runs all fits, those of the first rows first; yields each row when it is finished."""
-    running: dict[Future[FitResult], tuple[RowWork, Fit]] = {}
+def _measure_rows(inputs: FitInputs, rows: list[RowWork]) -> Iterator[RowWork]:
+    """Trains all fits, those of the first rows first; yields each row when it is finished."""
+    pending: dict[Future[FitResult], tuple[RowWork, Fit]] = {}
     total = sum(row.fits for row in rows)
     with ProgressBar("lip reading", total, "fits") as progress, FitPool(inputs) as pool:
-        while running or any(row.ready for row in rows):
+        while pending or any(row.ready for row in rows):
             for row in rows:
-                while row.ready and len(running) < pool.workers:
+                while row.ready and len(pending) < pool.workers:
                     fit = row.ready.popleft()
                     progress.show(str(fit))
-                    running[pool.submit(fit)] = row, fit
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                row, fit = running.pop(future)
+                    pending[pool.submit(fit)] = row, fit
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                row, fit = pending.pop(future)
                 row.add(fit, future.result())
                 progress.advance()
                 if row.finished:
@@ -214,9 +214,9 @@ class FitPool:
         if self._executor is not None:
             file = self._file_of(fit.row)
             with ctrl_c_waits():  # it may start a process
-                return self._executor.submit(_run_in_worker, self.inputs.config, fit, file)
+                return self._executor.submit(_train_in_worker, self.inputs.config, fit, file)
         future: Future[FitResult] = Future()
-        future.set_result(run_fit(self.inputs, fit, self._features_of(fit.row)))
+        future.set_result(train_fit(self.inputs, fit, self._features_of(fit.row)))
         return future
 
     def _file_of(self, row: RowName) -> Path | None:
@@ -264,6 +264,6 @@ def _inputs_in_worker(config: EvaluateConfig) -> FitInputs:
 _features_in_worker = lru_cache(maxsize=1)(FrozenFeatures.load)
 
 
-def _run_in_worker(config: EvaluateConfig, fit: Fit, features_file: Path | None) -> FitResult:
+def _train_in_worker(config: EvaluateConfig, fit: Fit, features_file: Path | None) -> FitResult:
     features = None if features_file is None else _features_in_worker(features_file)
-    return run_fit(_inputs_in_worker(config), fit, features)
+    return train_fit(_inputs_in_worker(config), fit, features)

@@ -159,7 +159,7 @@ class FitInputs:
         return 4 * clips * self.splits["train"].shape.frames * self.encoder.out_features
 
 
-def run_fit(inputs: FitInputs, fit: Fit, features: FrozenFeatures | None = None) -> FitResult:
+def train_fit(inputs: FitInputs, fit: Fit, features: FrozenFeatures | None = None) -> FitResult:
     """Trains a classifier and, unless the fit only selects, tests it.
 
     Args:

@@ -204,7 +204,7 @@ class TestShares:
         def unreadable(path):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(index, "run_units", in_this_process)
+        monkeypatch.setattr(index, "handle_units", in_this_process)
         monkeypatch.setattr(index, "sha256_of", unreadable)
         for shard in ("0/2", "1/2"):
             index.execute(IndexConfig(folder, shard=shard))
@@ -214,7 +214,7 @@ class TestShares:
 
 
 def in_this_process(job, units, processes, timeout_seconds):
-    """As run_units."""
+    """As handle_units."""
 
     class Silent:
         def video(self, path):
@@ -236,7 +236,7 @@ class TestPrepareBelievesTheManifest:
         monkeypatch.setattr(
             worker, "decode_clips", lambda path, **options: opened.append(path.name) or decode(path, **options)
         )
-        monkeypatch.setattr(prepare, "run_units", in_this_process)
+        monkeypatch.setattr(prepare, "handle_units", in_this_process)
         out = tmp_path / "out"
         assert prepare.execute(PrepareConfig(folder, out, workers=1)) == 3
         # One hole spoils a clip, not the video.

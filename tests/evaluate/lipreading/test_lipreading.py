@@ -121,13 +121,13 @@ def test_processes_give_what_one_gives(finished_run: tuple[Path, Path]) -> None:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The rows that are computed, not read."""
     rows: list[str] = []
-    run_rows = lipreading._run_rows
+    measure_rows = lipreading._measure_rows
 
     def count(inputs: fits.FitInputs, work: list[lipreading.RowWork]) -> object:
         rows.extend(row.row for row in work)
-        return run_rows(inputs, work)
+        return measure_rows(inputs, work)
 
-    monkeypatch.setattr(lipreading, "_run_rows", count)
+    monkeypatch.setattr(lipreading, "_measure_rows", count)
     return rows
 
 

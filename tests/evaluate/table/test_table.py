@@ -63,14 +63,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         rates = {"head_learning_rates": (1e-2,), "scratch_learning_rates": (3e-3,), "finetune_learning_rates": (3e-3,)}
         return dataclasses.replace(config, epochs=1, training_epochs=1, selection_epochs=1, **rates)
 
-    run_rows = lipreading._run_rows
+    measure_rows = lipreading._measure_rows
 
     def count(inputs: object, rows: list[lipreading.RowWork]) -> object:
         computed.extend(f"{row.row} {row.config.heads[0]} {row.config.labels_per_word}" for row in rows)
-        return run_rows(inputs, rows)
+        return measure_rows(inputs, rows)
 
     monkeypatch.setattr(TableConfig, "protocol", short)
-    monkeypatch.setattr(lipreading, "_run_rows", count)
+    monkeypatch.setattr(lipreading, "_measure_rows", count)
     return computed
 
 
