@@ -57,6 +57,6 @@ def test_a_plan_once_kept_stays_for_the_cuda_graphs_that_read_it() -> None:
     problems = [make_problem(x, x, pairs=[(0, 1)] * tasks) for tasks in range(1, 100)]
     constant_tensors._kept.pop("plan", None)
     first, *_ = [plan_of(problem) for problem in problems]
-    assert plan_of(problems[0]).slot_tasks is first.slot_tasks
+    assert plan_of(problems[0]).sorted_tasks is first.sorted_tasks
     assert len(constant_tensors._kept["plan"]) == constant_tensors._MOST_KEPT
-    assert torch.equal(plan_of(problems[-1]).slot_tasks, torch.arange(99, dtype=torch.int32))
+    assert torch.equal(plan_of(problems[-1]).sorted_tasks, torch.arange(99, dtype=torch.int32))
