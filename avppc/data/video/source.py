@@ -15,6 +15,7 @@ from av.container import InputContainer
 
 from avppc.data.sound_file import SOUND_FORMATS, JoinedContainer, missing_of_wave, sound_beside
 from avppc.data.video.mp4_boxes import check_claims, check_mp4
+from avppc.files import name_in_errors
 from avppc.processes import FILE_MEMORY_BYTES
 
 Source = str | os.PathLike[str] | bytes
@@ -74,11 +75,26 @@ def open_media(path: str | os.PathLike[str], formats: str) -> InputContainer:
     """Opens a file of one of these formats; ValueError where it claims more than it can hold."""
     with open(path, "rb") as file:  # the system's own word on permissions; FFmpeg's may also be about what is in it
         check_claims(file)
-    # An absolute path is never taken for a protocol such as "concat:".
-    return _open(str(Path(path).absolute()), formats)
+    return _open(_MediaFile(io.FileIO(Path(path).absolute())), formats)
 
 
-def _open(file: str | io.BytesIO, formats: str) -> InputContainer:
+class _MediaFile:
+    """A file that FFmpeg reads through Python: by itself it takes a part that the disk cannot read for damage."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.name = str(file.name)  # an absolute path is never taken for a protocol such as "concat:"
+        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+
+    def __del__(self) -> None:  # with the container, which closes no file that it is given
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        with name_in_errors(Path(self.name)):
+            return self._file.read(size) or b""
+
+
+def _open(file: _MediaFile | io.BytesIO, formats: str) -> InputContainer:
     try:
         return av.open(file, "r", options=open_options(formats), metadata_errors="replace")
     except av.ArgumentError as error:  # what FFmpeg says of a format that is not on the list

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import itertools
 from pathlib import Path
 
 import av
@@ -93,3 +96,23 @@ def test_a_format_that_is_not_known_is_not_called_damage_alone(tmp_path):
             decode_clip(source)
     with pytest.raises(DecodeError, match=r"damaged, or of none of the known formats \(wav,"):
         read_sound(other)
+
+
+@pytest.mark.parametrize("bad_read", [1, 2, 3])
+def test_what_a_disk_cannot_read_is_no_damage(bad_read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg by itself takes the read that failed for the end of the file, and says that the file is damaged."""
+    path = write_video(tmp_path / "a.mp4", frames=200, options={"crf": "5"})  # 32 KiB are read at once
+    reads = itertools.count(1)
+
+    class Disk(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if next(reads) == bad_read:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("avppc.data.video.source.io.FileIO", Disk)
+        with pytest.raises(DecodeError, match=r"a\.mp4: cannot be read: Input/output error"):
+            decode_clip(path)
+    assert next(reads) > bad_read
+    assert decode_clip(path).video.shape[0] == 29
