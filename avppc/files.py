@@ -7,6 +7,7 @@ import errno
 import hashlib
 import importlib
 import importlib.util
+import io
 import json
 import os
 import re
@@ -63,7 +64,7 @@ def check_vacant(folder: Path, allowed: str) -> None:
     Args:
         allowed: what the folder may be instead of empty, for the message.
     """
-    if not os.path.lexists(folder):
+    if not _is_there(folder):
         return
     if not folder.is_dir():
         raise ValueError(f"out must be a folder, got the file {folder}")
@@ -71,6 +72,15 @@ def check_vacant(folder: Path, allowed: str) -> None:
     if foreign:
         some = ", ".join(map(repr, foreign[:3])) + (" ..." if len(foreign) > 3 else "")
         raise ValueError(f"out must be an empty or missing folder, or {allowed}; {folder} holds {some}")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything at a path, a link to nothing too; OSError where a broken disk does not tell."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
@@ -134,10 +144,10 @@ def _has_ended(name: str, found: re.Match[str]) -> bool:
 
 def _remove_temporary(path: Path) -> None:
     """Removes a temporary file or folder; where that fails, the next process that writes the same file tries again."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink()
 
 
@@ -214,7 +224,7 @@ def temporary_place(path: Path) -> Iterator[Path]:
 
 
 def _refuse_existing(path: Path) -> None:
-    if os.path.lexists(path):
+    if _is_there(path):
         raise FileExistsError(f"{path} exists already: give another name, or remove it first")
 
 
@@ -244,6 +254,44 @@ def json_bytes(value: Any) -> bytes:
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
     """Writes a file of JSON values, one a line, atomically."""
     write_atomically(path, "".join(json.dumps(value) + "\n" for value in values).encode())
+
+
+class LineFile:
+    """A file to which lines are added: what a full or failing disk does not take waits for the next line or the end.
+
+    No line is joined to a part of another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+        self._end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, self._end - 1))
+        self._waiting = b"" if self._file.read(1) in (b"", b"\n") else b"\n"  # a kill may have cut the last line short
+
+    def add(self, line: str) -> None:
+        """Adds a line behind those that wait; OSError where the disk does not take it for now."""
+        self._waiting += f"{line}\n".encode()
+        self._write()
+
+    def close(self) -> None:
+        """Writes what waits, and closes the file; OSError where the disk does not take it: nothing of it is left."""
+        try:
+            if self._waiting:
+                self._write()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
+            raise
+        finally:
+            self._file.close()
+
+    def _write(self) -> None:
+        self._file.seek(self._end)  # over what a write that failed has left
+        rest = self._waiting
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]
+        self._end += len(self._waiting)
+        self._waiting = b""
 
 
 def read_json_objects(path: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from avppc.files import (
+    LineFile,
     check_apart,
+    check_vacant,
     check_writable,
     name_in_errors,
     new_directory,
@@ -197,3 +199,63 @@ def test_a_disk_that_fails_while_a_file_is_written_is_told_with_the_file(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}'"):
         sync_file(tmp_path)
+
+
+def test_a_disk_that_does_not_tell_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    folder.mkdir()
+    (folder / "mine").touch()
+
+    def fail(path: object, *arguments: object, **settings: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        is_dir = Path.is_dir
+        patch.setattr(Path, "is_dir", lambda path: fail(path) if path.name.startswith(".") else is_dir(path))
+        write_atomically(file, b"content")  # whole already when its temporary name is looked for
+    assert file.read_bytes() == b"content"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", fail)
+        patch.setattr(Path, "lstat", fail)
+        with pytest.raises(OSError, match=rf"Input/output error: '{folder}'"):
+            check_vacant(folder, "a set")
+        with pytest.raises(OSError, match=rf"Input/output error: '{folder}'"), new_directory(folder):
+            raise AssertionError("nothing is written where something may be")
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_lines_that_a_disk_does_not_take_wait_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\ntw")  # cut short by a kill
+    file = LineFile(path)
+    file.add("three")
+    assert path.read_bytes() == b"one\ntw\nthree\n"
+    whole = file._file
+
+    class Failing:
+        """A file that takes half a line, and then fails."""
+
+        seek, truncate, close = whole.seek, whole.truncate, whole.close
+
+        def write(self, content: bytes) -> int:
+            if whole.tell() != len(b"one\ntw\nthree\n"):
+                raise OSError(errno.EIO, "Input/output error")
+            return whole.write(content[: len(content) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file, "_file", Failing())
+        for line in ("four", "five"):
+            with pytest.raises(OSError, match="Input/output error"):
+                file.add(line)
+    file.add("six")
+    file.close()
+    assert path.read_bytes() == b"one\ntw\nthree\nfour\nfive\nsix\n"
+    path.write_bytes(b"one\ntw\nthree\n")
+    file = LineFile(path)
+    whole = file._file
+    Failing.seek, Failing.truncate, Failing.close = whole.seek, whole.truncate, whole.close
+    monkeypatch.setattr(file, "_file", Failing())
+    for end in (lambda: file.add("four"), file.close):
+        with pytest.raises(OSError, match="Input/output error"):
+            end()
+    assert path.read_bytes() == b"one\ntw\nthree\n"

@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from avppc.files import read_json_objects, write_json_lines
+from avppc.files import LineFile, read_json_objects, write_json_lines
 from avppc.printing import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class MetricsLog:
         self.path = run / METRICS_FILE
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
         write_json_lines(self.path, rows)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = LineFile(self.path)
         self._events = EventLog(run / "tensorboard", first_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -78,8 +78,7 @@ class MetricsLog:
         """
         clean = {name: _finite_or_none(value) for name, value in row.items()}
         try:
-            self._file.write(json.dumps(clean, allow_nan=False) + "\n")
-            self._file.flush()
+            self._file.add(json.dumps(clean, allow_nan=False))
         except OSError as error:  # a full disk must not end the training
             logger.warning("the metrics of step %d could not be written to %s: %s", row["step"], self.path, error)
         self._events.write(row)

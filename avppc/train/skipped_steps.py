@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from avppc.data.packed.dataset import PackedDataset
 from avppc.draws import ClipGenerator
+from avppc.files import LineFile
 from avppc.tasks.base import ProxyTask
 from avppc.train.distributed import Processes
 
@@ -111,8 +113,8 @@ class SkippedReport:
 
     def _write_line(self, line: dict[str, Any]) -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with contextlib.closing(LineFile(self.path)) as file:
+                file.add(json.dumps(line))
         except OSError as error:  # a full disk must not end the training
             logger.warning("the clips of the skipped step %d could not be written: %s", line["step"], error)
 

@@ -22,7 +22,7 @@ from avppc.config import ScaleConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ShardWriter
-from avppc.files import sole_use
+from avppc.files import LineFile, sole_use
 from avppc.ops.log_mel.op import log_mel
 from avppc.tasks import base
 from avppc.tasks.config import TASK_NAMES
@@ -306,7 +306,7 @@ def test_a_damaged_line_costs_no_later_ones(tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_written_are_said_and_no_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = MetricsLog(tmp_path, 0)
     log._file.close()
-    log._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115 - closed with the log
+    log._file = LineFile(Path("/dev/full"))
     log.write({"step": 1, "loss": 2.0})
     log.close()
     assert "metrics.jsonl: [Errno 28] No space left on device" in caplog.text
