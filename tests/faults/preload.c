@@ -3,8 +3,10 @@
  * All processes of a command share one struct Plan, mapped from the file that FAULTS_PLAN names. Operations that touch
  * what lies below the plan's root are counted over all of them, and the one with the plan's number goes wrong: the
  * process is killed, or the call fails. A write that goes wrong has written the first half of its bytes, as on a disk
- * that fills up. preload.py has the same struct. */
+ * that fills up. Waiting for the disk is counted, but not done: what a killed process has written stays. preload.py has
+ * the same struct. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -173,6 +175,11 @@ OPENAT(openat64)
 FOPEN(fopen)
 FOPEN(fopen64)
 
+#define LIST(name, parameters, arguments, failing) \
+  DIR *name parameters { return failing ? NULL : REAL(name) arguments; }
+LIST(opendir, (const char *path), (path), fails_at(READS, "opendir", AT_FDCWD, path))
+LIST(fdopendir, (int descriptor), (descriptor), fails_on(READS, "fdopendir", descriptor))
+
 #define READ(name, parameters, arguments)                                   \
   ssize_t name parameters {                                                 \
     return fails_on(READS, #name, descriptor) ? -1 : REAL(name) arguments; \
@@ -229,8 +236,11 @@ ssize_t copy_file_range(int source, off64_t *from, int target, off64_t *to, size
   int name parameters { return fails_on(operation, #name, descriptor) ? -1 : REAL(name) arguments; }
 ON_DESCRIPTOR(TAKES_SPACE, ftruncate, (int descriptor, off_t length), (descriptor, length))
 ON_DESCRIPTOR(TAKES_SPACE, ftruncate64, (int descriptor, off64_t length), (descriptor, length))
-ON_DESCRIPTOR(TAKES_SPACE, fsync, (int descriptor), (descriptor))
-ON_DESCRIPTOR(TAKES_SPACE, fdatasync, (int descriptor), (descriptor))
+
+#define SYNC(name) \
+  int name(int descriptor) { return fails_on(TAKES_SPACE, #name, descriptor) ? -1 : 0; }
+SYNC(fsync)
+SYNC(fdatasync)
 
 #define FALLOCATE(name, type)                                                                \
   int name(int descriptor, type offset, type length) { /* gives the error instead of errno */ \
@@ -274,3 +284,13 @@ ON_PATH(CHANGES, unlink, AT_FDCWD, path, (const char *path), (path))
 ON_PATH(CHANGES, unlinkat, folder, path, (int folder, const char *path, int flags), (folder, path, flags))
 ON_PATH(CHANGES, rmdir, AT_FDCWD, path, (const char *path), (path))
 ON_PATH(CHANGES, chmod, AT_FDCWD, path, (const char *path, mode_t mode), (path, mode))
+ON_PATH(CHANGES, utimensat, folder, path,
+        (int folder, const char *path, const struct timespec times[2], int flags), (folder, path, times, flags))
+ON_PATH(READS, stat, AT_FDCWD, path, (const char *path, struct stat *found), (path, found))
+ON_PATH(READS, stat64, AT_FDCWD, path, (const char *path, struct stat64 *found), (path, found))
+ON_PATH(READS, lstat, AT_FDCWD, path, (const char *path, struct stat *found), (path, found))
+ON_PATH(READS, lstat64, AT_FDCWD, path, (const char *path, struct stat64 *found), (path, found))
+ON_PATH(READS, fstatat, folder, path, (int folder, const char *path, struct stat *found, int flags),
+        (folder, path, found, flags))
+ON_PATH(READS, fstatat64, folder, path, (int folder, const char *path, struct stat64 *found, int flags),
+        (folder, path, found, flags))

@@ -39,7 +39,7 @@ def _content(path: Path, synthetic: bool) -> Any:
     if path.suffix == ".json":
         return _without(json.loads(content), _TIMES)
     if path.suffix == ".jsonl":
-        lines = [_without(json.loads(line), _TIMES) for line in content.splitlines()]
+        lines = [_without(_parsed(line), _TIMES) for line in content.splitlines()]
         return [{key: line[key] for key in line.keys() & _SYNTHETIC} for line in lines] if synthetic else lines
     if synthetic:
         return bool(content)
@@ -51,6 +51,13 @@ def _content(path: Path, synthetic: bool) -> Any:
     if path.suffix in (".html", ".md"):
         return content.decode()
     return hashlib.sha256(content).hexdigest()
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:  # cut short
+        return {"cut": line.decode(errors="replace")}
 
 
 def _without(value: Any, names: set[str]) -> Any:

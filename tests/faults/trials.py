@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import random
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,28 @@ _CAUSES = {
     Fault.BROKEN: "Input/output error",
     Fault.UNREADABLE: "Input/output error",
 }
+PLACES = min(4, os.cpu_count() or 1)
+"""Where trials go on side by side: more would take more memory than a small machine has."""
 _HIDDEN = re.compile(r"/\.[^/\s]+")
 _TRACES = ("Traceback", "terminate called", "Fatal Python error", "Exception ignored", "Exception in thread")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a command at which a fault was aimed."""
+
+    at: int
+    """Number of the operation, from 1."""
+    what: str
+    """The first operation that went wrong, such as "write /folder/file"; "": the command had none of that number."""
+    problems: list[str]
 
 
 class Trials:
     """Runs commands in forks of one process that has imported everything; used as a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self.inputs, self.work = folder / "inputs", folder / "root" / "work"
+        self.inputs, self.work = folder / "root" / "inputs", folder / "root" / "work"
         self._output, self._scratch = folder / "output", folder / "root" / "scratch"
         for new in (self.inputs, self.work, self._scratch):
             new.mkdir(parents=True)
@@ -63,12 +79,18 @@ class Trials:
     def __exit__(self, *error: object) -> None:
         self._warm.communicate(timeout=60)
 
-    def command(self, arguments: list[str], stderr: Path | None = None) -> tuple[int | None, str]:
-        """Runs a command of avppc; exit code (None: its processes did not end) and what it printed."""
+    def command(
+        self, arguments: list[str], stderr: Path | None = None, *, stay: bool = False
+    ) -> tuple[int | None, str]:
+        """Runs a command of avppc; exit code (None: its processes did not end) and what it printed.
+
+        With stay it runs in the process that later ones are forks of, and what it prints is lost.
+        """
         assert self._warm.stdin is not None
         assert self._warm.stdout is not None
-        self._output.unlink(missing_ok=True)
-        order = {"arguments": arguments, "output": str(self._output), "stderr": str(stderr or self._output)}
+        self._output.write_bytes(b"")
+        stderr = stderr or self._output
+        order = {"arguments": arguments, "output": str(self._output), "stderr": str(stderr), "stay": stay}
         self._warm.stdin.write(json.dumps(order) + "\n")
         self._warm.stdin.flush()
         code = json.loads(self._warm.stdout.readline())
@@ -89,6 +111,9 @@ class Trials:
         """What is there after an undisturbed command."""
         if case.name not in self._expected:
             self.clear(case)
+            if case.has_slow_functions:
+                self.command(list(case.arguments(self.inputs, self.work)), stay=True)
+                self.clear(case)
             self.plan.set(Fault.COUNT)
             code, text = self.run(case)
             assert code in case.codes, text
@@ -100,13 +125,13 @@ class Trials:
         self.expected(case)
         return self._counts[case.name][fault]
 
-    def trial(self, case: Case, fault: Fault, at: int, lasting: bool) -> list[str]:
-        """What is wrong with how the command takes the fault at operation number `at`, and with what comes after."""
+    def trial(self, case: Case, fault: Fault, at: int, lasting: bool) -> Trial:
+        """Finds what is wrong with how the command takes the fault at operation `at`, and with what comes after."""
         expected = self.expected(case)
         self.clear(case)
         self.plan.set(fault, at, lasting=lasting)
         code, text = self.run(case)
-        where = self.plan.what
+        what = self.plan.what
         problems = [*self._manners(case, fault, code, text)]
         if fault is Fault.FULL and code not in case.codes:
             problems += [f"left {path.relative_to(self.work)}" for path in self.work.rglob(".*")]
@@ -117,7 +142,7 @@ class Trials:
         if again in case.codes:
             lost = case.may_lose if fault is not Fault.KILL and code in case.codes else ()
             problems += differences(expected, snapshot(self.work), lost)
-        return [f"{where or 'nothing failed'}: {problem}" for problem in problems]
+        return Trial(at, what, problems)
 
     def _manners(self, case: Case, fault: Fault, code: int | None, text: str) -> Iterator[str]:
         """How a command that failed says so."""
@@ -127,7 +152,11 @@ class Trials:
                 break
         if code is None:
             yield "its processes do not end"
-        elif code in case.codes or (fault is Fault.KILL and code == -9):
+        elif (
+            code in case.codes
+            or (fault is Fault.KILL and code == -9)
+            or (code == case.refuses and fault is Fault.UNREADABLE)
+        ):
             return
         elif code not in (1, 2):
             yield f"exit code {code}"
@@ -141,13 +170,45 @@ class Trials:
                 yield f"names a hidden file: {_end(text)}"
 
 
+class SideBySide:
+    """Trials of one command at a time, in several places; used as a context manager."""
+
+    def __init__(self, folder: Path, places: int = PLACES) -> None:
+        self._threads = ThreadPoolExecutor(places)
+        self._all = list(self._threads.map(lambda number: Trials(folder / str(number)), range(places)))
+        self._idle: queue.SimpleQueue[Trials] = queue.SimpleQueue()
+        for trials in self._all:
+            self._idle.put(trials)
+        self.first = self._all[0]
+
+    def __enter__(self) -> SideBySide:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for trials in self._all:
+            trials.__exit__(*error)
+
+    def trials(self, case: Case, fault: Fault, lasting: bool, numbers: Iterable[int]) -> Iterator[Trial]:
+        """One trial for each operation."""
+
+        def trial(at: int) -> Trial:
+            trials = self._idle.get()
+            try:
+                return trials.trial(case, fault, at, lasting)
+            finally:
+                self._idle.put(trials)
+
+        return self._threads.map(trial, numbers)
+
+
 def _end(text: str) -> str:
     return " | ".join(text.strip().splitlines()[-2:])[-400:]
 
 
-def sample(operations: int, most: int, seed: str) -> list[int]:
+def sample(operations: int, most: int | None, seed: str) -> list[int]:
     """Numbers of operations, from 1: all of them, or one from each of `most` equal parts, the same for a seed."""
     generator = random.Random(seed)
-    if operations <= most:
+    if most is None or operations <= most:
         return list(range(1, operations + 1))
     return [1 + int((part + generator.random()) * operations / most) for part in range(most)]

@@ -1,7 +1,8 @@
 """A process that has imported everything, and runs each command of avppc in a fork of itself.
 
 Reads one JSON object a line, {"arguments": [...], "output": path, "stderr": path}, and answers each with the exit code
-of the command, negative for a signal, once all its processes are gone; null if they had to be ended.
+of the command, negative for a signal, once all its processes are gone; null if they had to be ended. With "stay": true
+the command runs in this process, and later ones do not compute anew what _REMEMBERED has.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import io
 import json
 import multiprocessing
 import os
@@ -27,7 +29,9 @@ _PR_SET_CHILD_SUBREAPER = 36
 _MODULES = ("cv2", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure")
 _MODULES += ("pyarrow.compute", "pyarrow.parquet", "onnx", "onnxscript", "torch.export", "torch.onnx")
 _MODULES += ("networkx", "numpy.fft", "torch._dynamo", "torch.utils.tensorboard", "typeguard")
-_MODULES += ("avppc.synth.worker", "avppc.synth.worker", "avppc.data.prepare.worker")
+_MODULES += ("avppc.synth.worker", "avppc.data.prepare.worker")
+_REMEMBERED = ("torch.export.export", "torch.export.load", "torch.onnx.export")
+"""Slow functions that write nothing, and of which a command has to get the same each time."""
 
 
 def main() -> None:
@@ -45,6 +49,11 @@ def main() -> None:
         for name in _MODULES:
             importlib.import_module(name)
         PIL.Image.preinit()
+    for name in _REMEMBERED:
+        _remember(name)
+    save = PIL.Image.Image.save
+    quick = {"optimize": False, "compress_level": 1}  # the smallest PNG takes longer than all else that a command does
+    PIL.Image.Image.save = lambda *given, **settings: save(*given, **settings | quick)
     # Workers are forks, too: a fresh process would import torch once more.
     context = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
@@ -54,11 +63,31 @@ def main() -> None:
     print("ready", flush=True)
     while line := sys.stdin.readline():
         order = json.loads(line)
+        if order["stay"]:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                code = cli.main(order["arguments"])
+            gc.freeze()
+            print(json.dumps(code), flush=True)
+            continue
         child = os.fork()
         if child == 0:
             _become(order)
             _run(cli.main, order["arguments"])
         print(json.dumps(_wait(child)), flush=True)
+
+
+def _remember(name: str) -> None:
+    """Has a function give what it gave first."""
+    module, _, function_name = name.rpartition(".")
+    owner = importlib.import_module(module)
+    function, kept = getattr(owner, function_name), []
+
+    def remembered(*given: object, **settings: object) -> object:
+        if not kept:
+            kept.append(function(*given, **settings))
+        return kept[0]
+
+    setattr(owner, function_name, remembered)
 
 
 def _become(order: dict[str, object]) -> None:
