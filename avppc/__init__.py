@@ -9,7 +9,8 @@ from avppc.clip import Clip, ClipBatch
 from avppc.data.augment import crop_video
 from avppc.data.on_the_fly.loader import make_video_loader
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
-from avppc.losses.permutative_info_nce import SUBTASKS, PermutativeInfoNCE, SubTask
+from avppc.losses.permutative_info_nce import PermutativeInfoNCE
+from avppc.losses.subtasks import SUBTASKS, SubTask
 from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.video import VideoEncoder

@@ -38,15 +38,19 @@ def _plain(value: Any) -> Any:
 def config_from_dict(cls: type[T], values: Any, where: str) -> T:
     """A configuration of type `cls` from JSON values.
 
+    A field that is missing has its default or, where it came later with another one, what it was before: cls.BEFORE.
+
     Raises:
         ValueError: `where` (the file, say) has an unknown field, lacks one, or has a value that does not fit.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object with the fields of {cls.__name__}, got {type(values).__name__}")
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]  # any dataclass
+    before: Mapping[str, Any] = getattr(cls, "BEFORE", {})
     given, values = values, {current_name(cls, name): value for name, value in values.items()}
     if len(values) < len(given):
         raise ValueError(f"{where}: a field is given twice, by its name and a former one: {sorted(given)}")
+    values = {**before, **values}
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
         raise ValueError(f"{where}: unknown fields {unknown}; allowed are {sorted(fields)}")

@@ -20,7 +20,7 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
 from avppc.draws import ClipGenerator
-from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.losses.subtasks import SUBTASKS
 from avppc.ops.log_mel.reference import log_mel_reference
 from avppc.tasks.cuts import cut_elements
 from avppc.tasks.permutative import PermutativeTask

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avppc.evaluate.lipreading.results import RowResult, read_rows
-from avppc.losses.permutative_info_nce import SUBTASKS, SubTask
-from avppc.losses.subtasks import modality_group
+from avppc.losses.subtasks import SUBTASKS, SubTask, modality_group
 from avppc.settings import read_checked_json
 from avppc.train.config import PretrainConfig
 from avppc.train.log import METRICS_FILE, read_metrics

@@ -1,4 +1,4 @@
-"""BilinearInfoNCE: the op with its weights as an nn.Module."""
+"""BilinearInfoNCE: the op with its weights as an nn.Module; and the same where some sub-tasks score moments."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_number, dtype_name
+from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
-from avppc.ops.info_nce.distributed import solve_gathered
+from avppc.ops.info_nce.distributed import solve_gathered, solve_moments_gathered
+from avppc.ops.info_nce.moments import Candidates, make_moment_problem, solve_moments
 from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve
-from avppc.ops.info_nce.problem import Pairs, as_pairs, make_problem, product_dtype
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, as_pairs, make_problem, product_dtype
 
 NORMALIZATIONS = ("none", "layer_norm")
 MAX_WIDTH = 1 << 20
@@ -217,3 +219,110 @@ class BilinearInfoNCE(nn.Module):
         tasks, target_dim, context_dim = self.weight.shape
         settings = (f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
         return f"{context_dim}, {target_dim}, tasks={tasks}, {', '.join(settings)}"
+
+
+class Moments(NamedTuple):
+    """Contexts and targets of some sub-tasks that score clips moment by moment."""
+
+    tasks: tuple[int, ...]
+    """P numbers of sub-tasks, from 0 to K - 1."""
+    contexts: Tensor
+    """[P, N, Tc, D], one for each sub-task in turn."""
+    targets: Tensor
+    """[P, N, Tz, D]"""
+
+
+class MomentInfoNCE(BilinearInfoNCE):
+    """BilinearInfoNCE some of whose sub-tasks score clips moment by moment (moment_info_nce), where a call says so.
+
+    Args:
+        dim: the width of contexts and targets.
+        pairs: as in BilinearInfoNCE.
+        candidates: what a moment is told from, as in moment_info_nce.
+        settings: the others of BilinearInfoNCE.
+    """
+
+    def __init__(self, dim: int, pairs: Pairs, candidates: Candidates, **settings: Any) -> None:
+        super().__init__(dim, dim, pairs=pairs, **settings)
+        self.candidates = candidates
+
+    def forward(
+        self,
+        contexts: Tensor,  # [C, N, D]
+        targets: Tensor,  # [U, M, D]
+        context_ids: Tensor | None = None,  # [N]
+        target_ids: Tensor | None = None,  # [M]
+        *,
+        moments: Sequence[Moments] = (),
+        clip_ids: Tensor | None = None,  # [N]
+        return_stats: bool | None = None,
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
+        """As BilinearInfoNCE; the sub-tasks that have moments are scored by them, the others as there.
+
+        Args:
+            contexts, targets, context_ids, target_ids: as in bilinear_info_nce.
+            moments: those that are scored by moments.
+            clip_ids: ids of the clips that have these moments.
+            return_stats: overrides the setting of the same name.
+        """
+        if not moments:
+            return super().forward(contexts, targets, context_ids, target_ids, return_stats=return_stats)
+        with_stats = self.return_stats if return_stats is None else return_stats
+        by_moment = [task for part in moments for task in part.tasks]
+        by_span = tuple(task for task in range(len(self.weight)) if task not in by_moment)
+        scale, layer_norm = self.scale, self.normalize == "layer_norm"
+        with self.refusal_told(self.weight.device):
+            check_bool("return_stats", with_stats)
+            if self.symmetric:
+                raise ValueError("symmetric is for elements without moments: they have no losses of columns")
+            problems: list[tuple[tuple[int, ...], Problem | MomentProblem]] = []
+            for tasks, queries, candidates in moments:
+                check_like_module("moments", queries, self.weight)
+                problem = make_moment_problem(
+                    queries, candidates, self._weight_of(tasks), None, self.candidates, scale=scale,
+                    layer_norm=layer_norm, context_ids=clip_ids, target_ids=clip_ids,
+                )  # fmt: skip
+                problems.append((tasks, problem))
+            if by_span:
+                assert self.pairs is not None
+                spans = make_problem(
+                    contexts, targets, self._weight_of(by_span), self.pairs[list(by_span)], scale=scale,
+                    layer_norm=layer_norm, context_ids=context_ids, target_ids=target_ids,
+                )  # fmt: skip
+                problems.append((by_span, spans))
+        parts = [(tasks, *self._solve(problem, tasks)) for tasks, problem in problems]
+        joined = [task for tasks, _, _ in parts for task in tasks]
+        order = self._numbers(tuple(joined.index(task) for task in range(len(joined))))
+        loss = self._join([(tasks, loss) for tasks, loss, _ in parts], order)
+        losses, accuracies = ([stats[field] for *_, stats in parts] for field in (0, 1))
+        stats = InfoNCEStats(torch.cat(losses)[order], torch.cat(accuracies)[order])
+        return (loss, stats) if with_stats else loss
+
+    def _weight_of(self, tasks: tuple[int, ...]) -> Tensor:
+        """[P, D, D], the W of some sub-tasks."""
+        return self.weight.index_select(0, self._numbers(tasks))
+
+    def _numbers(self, numbers: tuple[int, ...]) -> Tensor:
+        """The numbers as a tensor beside the weights."""
+        device = self.weight.device
+        return constant("numbers", (numbers, device), lambda: torch.tensor(numbers, device=device), self.weight)
+
+    def _solve(self, problem: Problem | MomentProblem, tasks: tuple[int, ...]) -> tuple[Tensor, InfoNCEStats]:
+        """Loss and statistics of some sub-tasks, in the mean by their own weights (equal if all are 0)."""
+        weights = [] if self.task_weights is None else [self.task_weights[task] for task in tasks]
+        options = self.reduction, weights if any(weights) else None, self.backend
+        if isinstance(problem, Problem):
+            return solve_gathered(problem, self.gather, *options) if self.gathers else solve(problem, *options)
+        return solve_moments_gathered(problem, *options) if self.gathers else solve_moments(problem, *options)
+
+    def _join(self, parts: Sequence[tuple[tuple[int, ...], Tensor]], order: Tensor) -> Tensor:
+        """The loss of all sub-tasks from those of its parts."""
+        if self.reduction == "mean":
+            weights = self.task_weights or (1.0,) * len(self.weight)
+            total = math.fsum(weights)
+            shares = [math.fsum(weights[task] for task in tasks) / total for tasks, _ in parts]
+            return torch.stack([share * loss for share, (_, loss) in zip(shares, parts, strict=True)]).sum()
+        losses = [
+            loss.mean(2) if loss.ndim == 3 else loss for _, loss in parts
+        ]  # "none": a clip's moments are averaged
+        return torch.cat(losses)[order]

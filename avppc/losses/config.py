@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from avppc.checks import check_choice, check_integer, check_number, check_types
 
@@ -15,6 +15,9 @@ WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-n
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss: embeddings, their fusion and the weights of the 42 sub-tasks."""
+
+    BEFORE: ClassVar[dict[str, str]] = {"moments": "none"}
+    """What a file means that lacks a field: it was written before there was one."""
 
     dim: int = 128
     """Width of the embeddings that are scored."""
@@ -29,9 +32,9 @@ class ObjectiveConfig:
     other_weight: float = 0.1
     """Weight of the others. Equal weights let "who speaks and how it is lit" solve most sub-tasks at this size."""
     weighting: WeightingName = "modality"
-    """"modality": between_weight and other_weight; "equal": 1 each; "group": group_weights, shared out evenly inside
-    each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": sub-tasks pull in proportion to their
-    loss, raised to gradient_norm_power."""
+    """"modality": between_weight and other_weight, and moment_share; "equal": 1 each; "group": group_weights, shared
+    out evenly inside each group; "uncertainty": learned, exp(-s) loss + s / 2; "gradient-norm": sub-tasks pull in
+    proportion to their loss, raised to gradient_norm_power."""
     group_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     """Total weights of the groups 1to1, 1to2, 2to1 and 2to2 under weighting="group"."""
     gradient_norm_power: float = 1.0
@@ -39,6 +42,15 @@ class ObjectiveConfig:
     chunks: Literal[2, 4] = 2
     """Parts into which the task "visual-permutative" cuts a clip: past and future, or four chunks, of which every one
     or two predict every other one or two."""
+    moments: Literal["none", "element", "clip"] = "clip"
+    """Which sub-tasks between picture and sound are scored moment by moment: "element", those of the same time (Vp->Ap,
+    Vf->Af and back), with elements that are sequences of moments; "clip", those of all seen and all heard
+    (Vp,Vf->Ap,Af and back), over the moments of the whole clip; "none"."""
+    candidates: Literal["clip", "moment", "both"] = "both"
+    """What a moment is told from: "clip", the other moments of its clip; "moment", the same moment of other clips;
+    "both"."""
+    moment_share: float = 0.8
+    """Share of all weights that the sub-tasks by moments have together."""
     negatives: Literal["clips", "same-clip"] = "clips"
     """What a target is told from: the targets of other clips, or also targets with past and future swapped."""
     leave_out: Literal["none", "clip", "word"] = "none"
@@ -59,6 +71,9 @@ class ObjectiveConfig:
             check_number("group_weights", weight, 0)
         check_number("gradient_norm_power", self.gradient_norm_power, 0, 4)
         check_choice("chunks", self.chunks, (2, 4))
+        check_choice("moments", self.moments, ("none", "element", "clip"))
+        check_choice("candidates", self.candidates, ("clip", "moment", "both"))
+        check_number("moment_share", self.moment_share, 0, 1)
         check_choice("negatives", self.negatives, ("clips", "same-clip"))
         check_choice("leave_out", self.leave_out, ("none", "clip", "word"))
         if self.between_weight == self.other_weight == 0:

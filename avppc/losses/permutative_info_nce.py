@@ -1,70 +1,24 @@
-"""The 42 sub-tasks of audio-visual permutative predictive coding, and the loss that learns them together.
-
-A clip gives four elements: its past and its future, each seen (V) and heard (A). Every set of one or two elements
-predicts every disjoint set of one or two.
-"""
+"""The loss of audio-visual permutative predictive coding, which learns the 42 sub-tasks together."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_tensor, dtype_name
-from avppc.losses.bilinear_info_nce import MAX_WIDTH, BilinearInfoNCE, check_like_module, check_weight_list
+from avppc.losses.bilinear_info_nce import MAX_WIDTH, MomentInfoNCE, Moments, check_like_module, check_weight_list
+from avppc.losses.subtasks import BY_NAME, ELEMENTS, OTHER_TIME, SUBTASKS, ElementNames, SubTask
+from avppc.ops.info_nce.moments import CANDIDATES, Candidates
 from avppc.ops.info_nce.op import InfoNCEStats
 from avppc.ops.info_nce.problem import check_ids, product_dtype
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 
-ELEMENTS = ("Vp", "Vf", "Ap", "Af")
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
 FUSIONS = ("mlp", "sum", "concat-linear")
-SIZE_GROUPS = ("1to1", "1to2", "2to1", "2to2")  # how many elements predict how many
-OTHER_TIME = {"Vp": "Vf", "Vf": "Vp", "Ap": "Af", "Af": "Ap"}
-
-ElementNames = tuple[str, ...]
-
-
-class SubTask(NamedTuple):
-    """One sub-task: a set of elements predicts a disjoint set."""
-
-    name: str
-    """For example "Vp,Ap->Vf"."""
-    inputs: ElementNames
-    """The elements of the context."""
-    targets: ElementNames
-    """The elements that are predicted."""
-    group: str
-    """"1to1", "1to2", "2to1" or "2to2": how many elements predict how many."""
-
-    @property
-    def between_modalities(self) -> bool:
-        """Whether what is seen alone predicts what is heard alone, or the other way round."""
-        seen, heard = ({element[0] for element in side} for side in (self.inputs, self.targets))
-        return len(seen) == len(heard) == 1 and seen != heard
-
-
-def _all_subtasks() -> tuple[SubTask, ...]:
-    singles, doubles = ([*itertools.combinations(ELEMENTS, size)] for size in (1, 2))
-    subtasks = []
-    for inputs_sets, targets_sets in itertools.product((singles, doubles), repeat=2):
-        # combinations() keeps the order of ELEMENTS, so the product is lexicographic by (inputs, targets)
-        for inputs, targets in itertools.product(inputs_sets, targets_sets):
-            if not set(inputs) & set(targets):
-                name = f"{','.join(inputs)}->{','.join(targets)}"
-                subtasks.append(SubTask(name, inputs, targets, f"{len(inputs)}to{len(targets)}"))
-    return tuple(subtasks)
-
-
-SUBTASKS = _all_subtasks()
-"""The 42 sub-tasks: 12 "1to1", 12 "1to2", 12 "2to1", 6 "2to2", in the order of ELEMENTS inside each group."""
-
-_BY_NAME = {subtask.name: subtask for subtask in SUBTASKS}
 
 
 class PairFusion(nn.Module):
@@ -117,6 +71,12 @@ class PermutativeInfoNCE(nn.Module):
     Each set of elements has one embedding as a context and one as a target (10 and 10 for all 42 sub-tasks, each
     computed once): an element stands for itself, a pair goes through a learned fusion. Each sub-task has its own W.
 
+    An element may have one embedding, [N, D], or one for each of T moments, [N, T, D]. With moments, the sub-tasks from
+    picture to sound of the same time and back (Vp->Ap, Vf->Af, Ap->Vp, Af->Vf) are scored moment by moment, as in
+    moment_info_nce: which moment of the sound belongs to this picture? All others score the span, the mean of its
+    moments. In Vp,Vf->Ap,Af and Ap,Af->Vp,Vf nothing is predicted through time: where the moments of whole clips are
+    given, these two are scored by them.
+
     Args:
         dim: the width D of the elements' embeddings.
         subtasks: which of SUBTASKS to learn, as SubTasks or by name.
@@ -125,7 +85,10 @@ class PermutativeInfoNCE(nn.Module):
         fusion: how two elements become one embedding: "mlp", two layers over both side by side; "concat-linear", one
             layer; "sum". Each pair of elements has layers of its own, one set as context and one as target.
         swapped_negatives: whether each target is also told from the targets with past and future swapped, of all clips,
-            its own included: 2 N candidates, of which one shares speaker, light and pose.
+            its own included: 2 N candidates, of which one shares speaker, light and pose. By moments: from the clip's
+            own moments of past and future, 2 T candidates.
+        candidates: what a moment is told from: "clip", the moments of its own clip; "moment", the same moment of other
+            clips; "both".
         scale, learn_scale, normalize, reduction, backend, gather, return_stats: as in BilinearInfoNCE. The defaults are
             the method's: no temperature, no normalisation.
         symmetric: as in bilinear_info_nce; not beside swapped_negatives.
@@ -144,6 +107,7 @@ class PermutativeInfoNCE(nn.Module):
         task_weights: Sequence[float] | Mapping[str, float] | None = None,
         fusion: str = "mlp",
         swapped_negatives: bool = False,
+        candidates: Candidates = "clip",
         scale: float = 1.0,
         learn_scale: bool = False,
         normalize: str = "none",
@@ -161,6 +125,7 @@ class PermutativeInfoNCE(nn.Module):
                 "swapped_negatives and symmetric must not both be True: with 2 N candidates for N contexts, a target's "
                 "own contexts are no second set of losses"
             )
+        check_choice("candidates", candidates, CANDIDATES)
         self.swapped_negatives = swapped_negatives
         self.dim = dim
         self.subtasks = _check_subtasks(subtasks)
@@ -173,10 +138,10 @@ class PermutativeInfoNCE(nn.Module):
         self.elements = [name for name in ELEMENTS if any(name in used for used in (*contexts, *targets))]
         swapped = {OTHER_TIME[name] for side in targets for name in side}
         self.swapped_elements = [name for name in ELEMENTS if name in self.elements or name in swapped]
-        self.score = BilinearInfoNCE(
+        self.score = MomentInfoNCE(
             dim,
-            dim,
-            pairs=[(contexts.index(subtask.inputs), targets.index(subtask.targets)) for subtask in self.subtasks],
+            [(contexts.index(subtask.inputs), targets.index(subtask.targets)) for subtask in self.subtasks],
+            candidates,
             scale=scale,
             learn_scale=learn_scale,
             normalize=normalize,
@@ -190,24 +155,28 @@ class PermutativeInfoNCE(nn.Module):
 
     def forward(
         self,
-        v_past: Tensor | None,  # [N, D]
+        v_past: Tensor | None,  # [N, D] or [N, T, D]
         v_future: Tensor | None,
         a_past: Tensor | None,
         a_future: Tensor | None,
         clip_ids: Tensor | None = None,  # [N]
         *,
+        v_clip: Tensor | None = None,  # [N, T, D]
+        a_clip: Tensor | None = None,
         return_stats: bool | None = None,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss, or (loss, InfoNCEStats) with one entry for each of self.subtasks.
 
         Args:
-            v_past: [N, D] embeddings of N clips' pasts as seen; this and the others may be None where no sub-task uses
-                them.
-            v_future: [N, D], their futures as seen.
-            a_past: [N, D], their pasts as heard.
-            a_future: [N, D], their futures as heard.
+            v_past: [N, D] embeddings of N clips' pasts as seen, or [N, T, D] of their moments; this and the others may
+                be None where no sub-task uses them.
+            v_future: of the same shape, their futures as seen.
+            a_past: their pasts as heard.
+            a_future: their futures as heard.
             clip_ids: [N] integers; clips with equal ids are not negatives of each other. With swapped_negatives -2**63
                 counts as -2**63 + 1.
+            v_clip: [N, T, D] embeddings of the moments of the whole clips as seen, given together with a_clip.
+            a_clip: [N, T, D], the same moments as heard.
             return_stats: overrides the setting of the same name.
         """
         given = (v_past, v_future, a_past, a_future)
@@ -216,46 +185,105 @@ class PermutativeInfoNCE(nn.Module):
         with self.score.refusal_told(device):
             if clip_ids is not None:
                 clip_ids = clip_ids if first is None else check_ids("clip_ids", clip_ids, first.unsqueeze(0))
-            contexts, targets = self._sides(given, self.swapped_negatives)
-        target_ids = clip_ids
+            elements = self._check_elements(dict(zip(ELEMENTS, given, strict=True)), self.swapped_negatives)
+            contexts, targets = self._sides(elements, self.swapped_negatives)
+            moments = self._moments(elements, v_clip, a_clip, self.swapped_negatives)
+        context_ids = target_ids = clip_ids
         if self.swapped_negatives and clip_ids is not None:
             # An id that no context has, so that the swapped targets are negatives of their own clip, too. All 64 bits
             # may be in use, so the lowest id gives way to its neighbour.
             nobody = torch.iinfo(clip_ids.dtype).min
-            clip_ids = clip_ids.clamp_min(nobody + 1)
-            target_ids = torch.cat([clip_ids, torch.full_like(clip_ids, nobody)])
-        loss: Tensor | tuple[Tensor, InfoNCEStats]
-        loss = self.score(contexts, targets, clip_ids, target_ids, return_stats=return_stats)
-        return loss
+            context_ids = clip_ids.clamp_min(nobody + 1)
+            target_ids = torch.cat([context_ids, torch.full_like(clip_ids, nobody)])
+        return self.score(
+            contexts, targets, context_ids, target_ids, moments=moments, clip_ids=clip_ids, return_stats=return_stats
+        )
 
     def logits(
         self,
-        v_past: Tensor | None,  # [N, D]
+        v_past: Tensor | None,  # [N, D] or [N, T, D]
         v_future: Tensor | None,
         a_past: Tensor | None,
         a_future: Tensor | None,
         *,
+        v_clip: Tensor | None = None,  # [N, T, D]
+        a_clip: Tensor | None = None,
         swapped: bool = False,
     ) -> Tensor:
         """[K, N, N] scores of each context with each clip's target, in plain torch: for measurements, not for training.
 
+        Where a sub-task scores moments, the mean over them of a moment's score with the same moment of the other clip.
+
         Args:
             swapped: gives [K, N, 2 N] instead: after the true targets, those with past and future swapped.
         """
-        contexts, targets = self._sides((v_past, v_future, a_past, a_future), swapped)
-        if self.score.normalize == "layer_norm":
-            contexts, targets = (functional.layer_norm(side, side.shape[-1:]) for side in (contexts, targets))
-        pairs = torch.as_tensor(self.score.pairs)
-        scale = torch.as_tensor(self.score.scale)
-        return info_nce_logits_reference(contexts, targets, self.score.weight, pairs, scale, 0, None, None)
+        given = dict(zip(ELEMENTS, (v_past, v_future, a_past, a_future), strict=True))
+        elements = self._check_elements(given, swapped)
+        contexts, targets = self._normalized(self._sides(elements, swapped))
+        pairs, scale = torch.as_tensor(self.score.pairs), torch.as_tensor(self.score.scale)
+        logits = info_nce_logits_reference(contexts, targets, self.score.weight, pairs, scale, 0, None, None)
+        for part in self._moments(elements, v_clip, a_clip, swapped):
+            contexts, targets = self._normalized(part[1:])
+            count = contexts.shape[2]
+            if targets.shape[2] == count and swapped:  # of whole clips: their halves change places
+                targets = torch.cat([targets, targets.roll(count // 2, 2)], 2)
+            for place, task in enumerate(part.tasks):
+                queries = contexts[place] @ self.score.weight[task].T
+                scores = [torch.einsum("ntd,mtd->nm", queries, side) for side in targets[place].split(count, 1)]
+                logits[task] = scale / count * torch.cat(scores, 1)
+        return logits
 
-    def _sides(self, given: Sequence[Tensor | None], swapped: bool) -> tuple[Tensor, Tensor]:
-        """Contexts [C, N, D] and targets [U, N, D], or [U, 2 N, D] with the swapped ones after the true ones."""
-        elements = self._check_elements(dict(zip(ELEMENTS, given, strict=True)), swapped)
-        contexts = self._embed(elements, self.context_singles, self.context_fusion)
-        targets = self._embed(elements, self.target_singles, self.target_fusion)
+    def _normalized(self, sides: Sequence[Tensor]) -> list[Tensor]:
+        """Embeddings as the scores take them."""
+        if self.score.normalize == "none":
+            return list(sides)
+        return [functional.layer_norm(side, side.shape[-1:]) for side in sides]
+
+    def _moments(
+        self, elements: Mapping[str, Tensor], v_clip: Tensor | None, a_clip: Tensor | None, swapped: bool
+    ) -> list[Moments]:
+        """What is scored by moments; targets [P, N, 2 T, D] where swapped ones follow the true ones."""
+        found = []
+        tasks = tuple(task for task, subtask in enumerate(self.subtasks) if subtask.same_time)
+        if tasks and elements[self.subtasks[tasks[0]].inputs[0]].ndim == 3:
+            contexts = torch.stack([elements[self.subtasks[task].inputs[0]] for task in tasks])
+            names = [self.subtasks[task].targets[0] for task in tasks]
+            targets = torch.stack([elements[name] for name in names])
+            if swapped:
+                targets = torch.cat([targets, torch.stack([elements[OTHER_TIME[name]] for name in names])], 2)
+            found.append(Moments(tasks, contexts, targets))
+        tasks = tuple(task for task, subtask in enumerate(self.subtasks) if subtask.whole_clip)
+        if v_clip is not None or a_clip is not None:
+            sides = self._check_clips(v_clip, a_clip, elements)
+            if tasks:
+                contexts = torch.stack([sides[self.subtasks[task].inputs[0][0]] for task in tasks])
+                targets = torch.stack([sides[self.subtasks[task].targets[0][0]] for task in tasks])
+                found.append(Moments(tasks, contexts, targets))
+        return found
+
+    def _check_clips(
+        self, v_clip: Tensor | None, a_clip: Tensor | None, elements: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Moments of whole clips, checked: "V" and "A"."""
+        if v_clip is None or a_clip is None:
+            raise ValueError(f"v_clip and a_clip must be given together; {'v' if v_clip is None else 'a'}_clip is None")
+        clips = len(next(iter(elements.values())))
+        for argument, value in (("v_clip", v_clip), ("a_clip", a_clip)):
+            check_tensor(argument, value)
+            wanted = [clips, *v_clip.shape[1:2], self.dim]
+            if value.ndim != 3 or list(value.shape) != wanted or 0 in wanted:
+                allowed = f"[{clips}, T > 0, {self.dim}]" if argument == "v_clip" else f"{wanted}"
+                raise ValueError(f"{argument} must have shape {allowed}, got {list(value.shape)}")
+            _check_kind(argument, value, next(iter(elements.items()), None))
+        return {"V": v_clip, "A": a_clip}
+
+    def _sides(self, elements: Mapping[str, Tensor], swapped: bool) -> tuple[Tensor, Tensor]:
+        """Contexts [C, N, D] and targets [U, N, D] of spans, or [U, 2 N, D] with the swapped ones after the true."""
+        spans = {name: value if value.ndim == 2 else value.mean(1) for name, value in elements.items()}
+        contexts = self._embed(spans, self.context_singles, self.context_fusion)
+        targets = self._embed(spans, self.target_singles, self.target_fusion)
         if swapped:
-            other = {name: elements[other] for name, other in OTHER_TIME.items() if other in elements}
+            other = {name: spans[other] for name, other in OTHER_TIME.items() if other in spans}
             targets = torch.cat([targets, self._embed(other, self.target_singles, self.target_fusion)], 1)
         return contexts, targets
 
@@ -272,7 +300,7 @@ class PermutativeInfoNCE(nn.Module):
         """The elements that the sub-tasks use, checked."""
         needed = self.swapped_elements if swapped else self.elements
         used: dict[str, Tensor] = {}
-        rows = None
+        shape: list[int] | None = None
         for element, argument in zip(ELEMENTS, ARGUMENTS, strict=True):
             if element not in needed:
                 continue
@@ -280,9 +308,9 @@ class PermutativeInfoNCE(nn.Module):
             if value is None:
                 raise TypeError(f"{argument} must be a torch.Tensor [N, {self.dim}] for these sub-tasks, got NoneType")
             check_tensor(argument, value)
-            rows = value.shape[0] if rows is None and value.ndim == 2 else rows
-            if value.ndim != 2 or value.shape[1] != self.dim or value.shape[0] != rows or rows == 0:
-                allowed = f"[{rows or 'N > 0'}, {self.dim}]"
+            shape = list(value.shape) if shape is None else shape
+            if value.ndim not in (2, 3) or list(value.shape) != shape or value.shape[-1] != self.dim or 0 in shape:
+                allowed = f"{shape}" if used else f"[N > 0, {self.dim}] or [N > 0, T > 0, {self.dim}]"
                 raise ValueError(f"{argument} must have shape {allowed}, got {list(value.shape)}")
             _check_kind(argument, value, next(iter(used.items()), None))
             used[element] = value
@@ -321,9 +349,9 @@ def _check_subtasks(subtasks: Sequence[SubTask | str]) -> tuple[SubTask, ...]:
         if not isinstance(subtask, (str, SubTask)):
             raise TypeError(f"subtasks must hold SubTask or names, got {subtask!r}")
         name = subtask if isinstance(subtask, str) else str(subtask.name)
-        if name not in _BY_NAME or subtask not in (name, _BY_NAME[name]):
+        if name not in BY_NAME or subtask not in (name, BY_NAME[name]):
             raise ValueError(f"subtasks must be taken from SUBTASKS, such as 'Vp,Ap->Vf'; got {subtask!r}")
-        chosen.append(_BY_NAME[name])
+        chosen.append(BY_NAME[name])
     if not chosen:
         raise ValueError("subtasks must hold at least one sub-task, got none")
     if len(set(chosen)) < len(chosen):

@@ -1,23 +1,81 @@
-"""Which sub-tasks are learned, and how their losses are weighed: fixed, learned, or by how hard each pulls."""
+"""The 42 sub-tasks; which of them are learned, and how their losses are weighed: fixed, learned, or by their pull.
+
+A clip gives four elements: its past and its future, each seen (V) and heard (A). Every set of one or two elements
+predicts every disjoint set of one or two.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from avppc.losses.config import ObjectiveConfig
-from avppc.losses.permutative_info_nce import SIZE_GROUPS, SubTask
 
+ELEMENTS = ("Vp", "Vf", "Ap", "Af")
+SIZE_GROUPS = ("1to1", "1to2", "2to1", "2to2")  # how many elements predict how many
+OTHER_TIME = {"Vp": "Vf", "Vf": "Vp", "Ap": "Af", "Af": "Ap"}
+
+ElementNames = tuple[str, ...]
+
+
+class SubTask(NamedTuple):
+    """One sub-task: a set of elements predicts a disjoint set."""
+
+    name: str
+    """For example "Vp,Ap->Vf"."""
+    inputs: ElementNames
+    """The elements of the context."""
+    targets: ElementNames
+    """The elements that are predicted."""
+    group: str
+    """"1to1", "1to2", "2to1" or "2to2": how many elements predict how many."""
+
+    @property
+    def between_modalities(self) -> bool:
+        """Whether what is seen alone predicts what is heard alone, or the other way round."""
+        seen, heard = ({element[0] for element in side} for side in (self.inputs, self.targets))
+        return len(seen) == len(heard) == 1 and seen != heard
+
+    @property
+    def same_time(self) -> bool:
+        """Whether one element is predicted from the other one of its time, as in "Vp->Ap"."""
+        return len(self.inputs) == len(self.targets) == 1 and self.inputs[0][1] == self.targets[0][1]
+
+    @property
+    def whole_clip(self) -> bool:
+        """Whether all that is heard is predicted from all that is seen, or the other way round."""
+        return self.between_modalities and self.group == "2to2"
+
+
+def _all_subtasks() -> tuple[SubTask, ...]:
+    singles, doubles = ([*itertools.combinations(ELEMENTS, size)] for size in (1, 2))
+    subtasks = []
+    for inputs_sets, targets_sets in itertools.product((singles, doubles), repeat=2):
+        # combinations() keeps the order of ELEMENTS, so the product is lexicographic by (inputs, targets)
+        for inputs, targets in itertools.product(inputs_sets, targets_sets):
+            if not set(inputs) & set(targets):
+                name = f"{','.join(inputs)}->{','.join(targets)}"
+                subtasks.append(SubTask(name, inputs, targets, f"{len(inputs)}to{len(targets)}"))
+    return tuple(subtasks)
+
+
+SUBTASKS = _all_subtasks()
+"""The 42 sub-tasks: 12 "1to1", 12 "1to2", 12 "2to1", 6 "2to2", in the order of ELEMENTS inside each group."""
+
+BY_NAME = {subtask.name: subtask for subtask in SUBTASKS}
 GROUPS = (*SIZE_GROUPS, "between", "within", "mixed")
 
 
 def fixed_weights(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> list[float] | None:
     """One weight a sub-task; None if the weights are found during training, by what `make_weighting` gives."""
     if config.weighting == "modality":
-        return [config.between_weight if task.between_modalities else config.other_weight for task in subtasks]
+        weights = [config.between_weight if task.between_modalities else config.other_weight for task in subtasks]
+        return _with_share(weights, [is_by_moment(config, task) for task in subtasks], config.moment_share)
     if config.weighting == "equal":
         return [1.0] * len(subtasks)
     if config.weighting == "group":
@@ -25,6 +83,22 @@ def fixed_weights(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> list[
         totals = dict(zip(SIZE_GROUPS, config.group_weights, strict=True))
         return [totals[group] / sizes.count(group) for group in sizes]
     return None
+
+
+def is_by_moment(config: ObjectiveConfig, subtask: SubTask) -> bool:
+    """Whether a sub-task is scored moment by moment."""
+    return {"none": False, "element": subtask.same_time, "clip": subtask.whole_clip}[config.moments]
+
+
+def _with_share(weights: list[float], chosen: list[bool], share: float) -> list[float]:
+    """The weights with those of the chosen sub-tasks, equal, such that they are `share` of all."""
+    rest = sum(weight for weight, marked in zip(weights, chosen, strict=True) if not marked)
+    if not any(chosen) or rest == 0:
+        return weights
+    if share == 1:
+        return [float(marked) for marked in chosen]
+    each = rest * share / (1 - share) / sum(chosen)
+    return [each if marked else weight for weight, marked in zip(weights, chosen, strict=True)]
 
 
 def make_weighting(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> Weighting | None:

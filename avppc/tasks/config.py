@@ -23,6 +23,9 @@ TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 class BaselineConfig:
     """Settings of the proxy tasks that permutative predictive coding is compared with."""
 
+    BEFORE: ClassVar[dict[str, int]] = {"multiway_context": 5}
+    """What a file means that lacks a field: it was written before there was one."""
+
     sync_mode: Literal["shift", "curriculum", "multiway"] = "shift"
     """Synchronization: "shift", is the sound aligned or shifted inside its clip; "curriculum", a margin between aligned
     and false pairs that come closer as training goes on; "multiway", which frame of the clip belongs to which sound."""

@@ -8,18 +8,25 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from avppc.clip import ClipBatch
-from avppc.losses.permutative_info_nce import ELEMENTS, SUBTASKS, PermutativeInfoNCE, SubTask
-from avppc.losses.subtasks import choose_subtasks, fixed_weights, make_weighting
+from avppc.losses.permutative_info_nce import PermutativeInfoNCE
+from avppc.losses.subtasks import (
+    ELEMENTS,
+    SUBTASKS,
+    SubTask,
+    choose_subtasks,
+    fixed_weights,
+    is_by_moment,
+    make_weighting,
+)
 from avppc.tasks.base import ProxyTask, Representations, TaskOutput
 from avppc.tasks.config import TaskConfig
-from avppc.tasks.cuts import cut_video, draw_starts
+from avppc.tasks.cuts import cut_audio, cut_video, draw_starts
 
 CHUNKS = ("V1", "V2", "V3", "V4")
-SAME_TIME = ("Vp->Ap", "Vf->Af", "Ap->Vp", "Af->Vf")
 VISUAL_SUBTASKS = tuple(task for task in SUBTASKS if task.name in ("Vp->Vf", "Vf->Vp"))
 
 
@@ -51,19 +58,26 @@ class PermutativeBase(ProxyTask):
             learn_scale=objective.learn_scale,
             gather=config.gather,
             swapped_negatives=objective.negatives == "same-clip",
+            candidates=objective.candidates,
             reduction="mean" if weights else "task",
             return_stats=True,
         )
         self.weighting = make_weighting(objective, subtasks)
 
     def score(self, representations: Representations, batch: ClipBatch) -> TaskOutput:
-        """The loss from the four elements, each [N, D] or None where no sub-task uses it."""
-        loss, stats = self.loss(*representations, self._ids(batch))
+        """The loss from the four elements, None where no sub-task uses it, and what else `represent` gives."""
+        elements, clips = _by_argument(representations)
+        loss, stats = self.loss(*elements, self._ids(batch), **clips)
         metrics = {"task_loss": stats.task_loss, "task_accuracy": stats.accuracy}
         if self.weighting is not None:
-            loss = self.weighting(loss, [element for element in representations if element is not None])
+            loss = self.weighting(loss, [value for value in representations if value is not None])
             metrics["task_weight"] = self.weighting.weights()
         return TaskOutput(loss, metrics)
+
+    def logits(self, representations: Representations, *, swapped: bool = False) -> Tensor:
+        """[K, N, N] scores, or [K, N, 2 N] with the swapped targets after the true ones, as the loss gives them."""
+        elements, clips = _by_argument(representations)
+        return self.loss.logits(*elements, **clips, swapped=swapped)
 
     def _ids(self, batch: ClipBatch) -> Tensor | None:
         """Ids [N]; clips with equal ids are not negatives of each other."""
@@ -89,11 +103,18 @@ class PermutativeBase(ProxyTask):
         return {group: sum(values) / len(values) for group, values in groups.items()}
 
 
+def _by_argument(representations: Representations) -> tuple[Representations, dict[str, Tensor | None]]:
+    """The four elements, and by name the moments of whole clips where there are some."""
+    return representations[:4], dict(zip(("v_clip", "a_clip"), representations[4:], strict=False))
+
+
 class PermutativeTask(PermutativeBase):
     """Sub-tasks over the past and future of each clip, of its pictures and (if a sub-task needs it) of its sound.
 
     Past and future go through each encoder as one batch of 2 N elements. They are cut before that: no feature, motion
-    channel or convolution reaches across the cut.
+    channel or convolution reaches across the cut. An element is the last state of a recurrent network over its frames
+    or, with objective.moments "element", the sequence of its moments. With "clip" the encoders also see whole clips,
+    for the sub-tasks of all that is seen and all that is heard.
     """
 
     def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask] = SUBTASKS) -> None:
@@ -101,38 +122,116 @@ class PermutativeTask(PermutativeBase):
             names = [task.name for task in subtasks]
             raise ValueError(f"subtasks must use pictures (V), or no visual encoder is learned; got {names}")
         super().__init__(config, subtasks, with_audio=_uses(subtasks, "A"))
+        features, dim = config.encoder.features, config.objective.dim
+        by_moment = any(is_by_moment(config.objective, subtask) for subtask in subtasks)
+        self.scored = config.objective.moments if by_moment else "none"
+        """What is scored moment by moment: "none", "element" or "clip"."""
+        if self.scored == "clip":
+            self.video_moment, self.audio_moment = nn.Linear(features, dim), nn.Linear(features, dim)
+        elif self.scored == "element":
+            self.video_pool, self.audio_pool = nn.Linear(features, dim), nn.Linear(features, dim)
+            if self.count_moments(self.span_frames) < 1:
+                raise ValueError(
+                    f"cut.past_frames must leave spans a moment, {2 * self.margin_frames + config.frame_stride} frames "
+                    f"after time jitter; got {self.span_frames}"
+                )
+
+    @property
+    def frames_needed(self) -> int:
+        least = super().frames_needed
+        if self.scored != "clip":
+            return least
+        jitter = self.config.augment.time_jitter_frames
+        return max(least, jitter + 2 * (self.margin_frames + self.config.frame_stride))  # two moments
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
         return self.score(self.represent(batch, generator), batch)
 
     def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
-        """Embeddings [N, D] of Vp, Vf, Ap, Af; None for sound that no sub-task uses."""
+        """Vp, Vf, Ap, Af, each [N, D], or [N, T, D] by moment; None for sound that no sub-task uses.
+
+        With objective.moments "clip" followed by the moments [N, T, D] of the whole clips, seen and heard.
+        """
         video, audio = self.embed(batch, generator)
         count = len(batch)
         audio_parts: list[Tensor | None] = [None, None] if audio is None else [audio[:count], audio[count:]]
-        return [video[:count], video[count:], *audio_parts]
+        clips = self.embed_clips(batch, generator) if self.scored == "clip" else ()
+        return [video[:count], video[count:], *audio_parts, *clips]
 
     def embed(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Embeddings [2 N, D] of pictures and sound (None if unused): N rows of the past, then N of the future."""
+        """Embeddings of pictures and sound (None if unused): 2 N rows, those of the past, then those of the future."""
         elements = self.cut(batch, generator)
-        video = self.embed_video(elements.video, generator)
-        return video, self.embed_audio(elements.audio, generator) if self.with_audio else None
+        phase = self.draw_phase(generator)
+        if self.scored == "element":
+            seen = self._video_moments(elements.video, phase, generator)
+            heard = self._audio_moments(elements.audio, phase, generator)
+            return self.video_pool(seen).float(), self.audio_pool(heard).float()
+        video = self.video_pool(self.frame_features(elements.video, phase, generator)).float()
+        if not self.with_audio:
+            return video, None
+        return video, self.audio_pool(self.audio_features(elements.audio, generator)).float()
+
+    def embed_clips(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The moments [N, T, D] of the whole clips, less a time jitter of their own, as seen and as heard."""
+        jitter = self.config.augment.time_jitter_frames
+        frames = batch.video.shape[1] - jitter
+        starts = draw_starts(len(batch), jitter, generator, training=self.training)
+        phase = self.draw_phase(generator)
+        seen = self._video_moments(cut_video(batch.video, starts, frames), phase, generator)
+        heard = self._audio_moments(cut_audio(batch.audio, starts, frames), phase, generator)
+        return self.video_moment(seen).float(), self.audio_moment(heard).float()
+
+    def embed_video(self, video: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings [N, D] of the pictures of N spans, [N, T, H, W] uint8; or [N, T', D] of their moments."""
+        if self.scored == "none":
+            return super().embed_video(video, generator)
+        head = self.video_pool if self.scored == "element" else self.video_moment
+        return head(self._video_moments(video, self.draw_phase(generator), generator)).float()
+
+    def embed_audio(self, audio: Tensor, generator: torch.Generator) -> Tensor:
+        """The same of the sound of N spans, [N, 640 T] int16."""
+        if self.scored == "none":
+            return super().embed_audio(audio, generator)
+        head = self.audio_pool if self.scored == "element" else self.audio_moment
+        return head(self._audio_moments(audio, self.draw_phase(generator), generator)).float()
+
+    def _video_moments(self, video: Tensor, phase: int, generator: torch.Generator) -> Tensor:
+        """Features [N, T', F] of the moments of spans [N, T, H, W]."""
+        return self.frame_features(video, phase, generator)[:, self.moments(video.shape[1], phase)]
+
+    def _audio_moments(self, audio: Tensor, phase: int, generator: torch.Generator) -> Tensor:
+        """Features [N, T', F] of the moments of spans [N, 640 T] of sound."""
+        features = self.audio_features(audio, generator)
+        moments = self.moments(features.shape[1], phase)
+        return features[:, phase :: self.config.frame_stride][:, moments]
 
     @property
     def has_pair_scores(self) -> bool:
-        return any(task.name in SAME_TIME for task in self.loss.subtasks)
+        return bool(self._pairing())
+
+    def _pairing(self) -> list[int]:
+        """Numbers of the sub-tasks that score which sound belongs to which picture of the same time."""
+        objective, subtasks = self.config.objective, self.loss.subtasks
+        if self.scored == "none":
+            return [number for number, subtask in enumerate(subtasks) if subtask.same_time]
+        return [number for number, subtask in enumerate(subtasks) if is_by_moment(objective, subtask)]
 
     def pair_scores(self, video: Tensor, audio: Tensor) -> Tensor:
-        """The mean score of the sub-tasks between pictures and sound of the same time, past or future."""
+        """The mean score of the sub-tasks between pictures and sound of the same time, and of moments.
+
+        Args:
+            video: [N, D] or [N, T, D], of `embed_video`.
+            audio: [M, D] or [M, T, D], of `embed_audio`.
+        """
         scores = []
-        for task, weight in zip(self.loss.subtasks, self.loss.score.weight, strict=True):
-            if task.name not in SAME_TIME:
-                continue
-            if task.inputs[0][0] == "V":
-                scores.append((self._normalized(video) @ weight.T) @ self._normalized(audio).T)
-            else:
-                scores.append(self._normalized(video) @ (weight @ self._normalized(audio).T))
+        moments = video.shape[1] if video.ndim == 3 else 1
+        seen, heard = self._normalized(video), self._normalized(audio)
+        for number in self._pairing():
+            forward = self.loss.subtasks[number].inputs[0][0] == "V"
+            weight = self.loss.score.weight[number]
+            queries = seen @ (weight.T if forward else weight)
+            scores.append(queries.flatten(1) @ heard.flatten(1).T / moments)
         return torch.stack(scores).mean(0)
 
     def _normalized(self, embeddings: Tensor) -> Tensor:

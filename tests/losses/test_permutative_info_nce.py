@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avppc.losses.permutative_info_nce import ELEMENTS, FUSIONS, SUBTASKS, PairFusion, PermutativeInfoNCE, SubTask
+from avppc.losses.permutative_info_nce import FUSIONS, PairFusion, PermutativeInfoNCE
+from avppc.losses.subtasks import ELEMENTS, SUBTASKS, SubTask
 
 N, D = 6, 8
 
@@ -247,11 +248,11 @@ def test_wrong_elements_are_named(elements: list[Tensor]) -> None:
     loss_fn = PermutativeInfoNCE(D)
     with pytest.raises(ValueError, match=r"a_past must have shape \[6, 8\], got \[5, 8\]"):
         loss_fn(*elements[:2], elements[2][:5], elements[3])
-    with pytest.raises(ValueError, match=r"v_past must have shape \[N > 0, 8\], got \[0, 8\]"):
+    with pytest.raises(ValueError, match=r"v_past must have shape \[N > 0, 8\] or \[N > 0, T > 0, 8\], got \[0, 8\]"):
         loss_fn(*[element[:0] for element in elements])
     with pytest.raises(ValueError, match=r"v_future must have shape \[6, 8\], got \[6, 7\]"):
         loss_fn(elements[0], elements[1][:, 1:], *elements[2:])
-    with pytest.raises(ValueError, match=r"v_past must have shape \[N > 0, 8\], got \[\]"):
+    with pytest.raises(ValueError, match=r"v_past must have shape \[N > 0, 8\] or \[N > 0, T > 0, 8\], got \[\]"):
         loss_fn(torch.tensor(1.0), *elements[1:])
     with pytest.raises(TypeError, match=r"v_future must have dtype float32 like v_past .*got bfloat16"):
         loss_fn(elements[0], elements[1].bfloat16(), *elements[2:])

@@ -104,7 +104,20 @@ def test_fixed_weights_are_what_they_say() -> None:
     totals = [sum(w for w, t in zip(by_group, SUBTASKS, strict=True) if t.group == g) for g in ("1to1", "1to2", "2to1")]
     assert totals == pytest.approx([1.0, 2.0, 3.0])
     assert by_group[-1] == 0.0
-    between = fixed_weights(ObjectiveConfig(other_weight=0.25), SUBTASKS)
+    for moments, names in (
+        ("clip", ["Vp,Vf->Ap,Af", "Ap,Af->Vp,Vf"]),
+        ("element", ["Vp->Ap", "Vf->Af", "Ap->Vp", "Af->Vf"]),
+    ):
+        config = ObjectiveConfig(other_weight=0.25, moments=moments, moment_share=0.75)
+        by_moment = dict(zip([task.name for task in SUBTASKS], fixed_weights(config, SUBTASKS), strict=True))
+        assert sorted(by_moment, key=by_moment.get)[-len(names) :] == sorted(names, key=list(by_moment).index)
+        assert sum(by_moment[name] for name in names) == pytest.approx(0.75 * sum(by_moment.values()))
+    alone = fixed_weights(ObjectiveConfig(moment_share=1.0), SUBTASKS)
+    assert [task.name for weight, task in zip(alone, SUBTASKS, strict=True) if weight] == [
+        "Vp,Vf->Ap,Af",
+        "Ap,Af->Vp,Vf",
+    ]
+    between = fixed_weights(ObjectiveConfig(other_weight=0.25, moments="none"), SUBTASKS)
     assert between == [1.0 if task.between_modalities else 0.25 for task in SUBTASKS]
     assert fixed_weights(ObjectiveConfig(weighting="uncertainty"), SUBTASKS) is None
 

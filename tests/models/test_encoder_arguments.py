@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.config import PretrainConfig
-from avppc.losses.permutative_info_nce import SUBTASKS
-from avppc.losses.subtasks import choose_subtasks
+from avppc.losses.subtasks import SUBTASKS, choose_subtasks
 from avppc.models.encoder_file import save_encoder
 from avppc.tasks.registry import TASKS, make_task
 

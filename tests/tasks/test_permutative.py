@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_loss_is_near_chance_at_first_and_falls() -> None:
         output.loss.backward()
         optimizer.step()
         losses.append(output.loss.item())
-    assert abs(losses[0] - torch.tensor(6.0).log().item()) < 0.5
+    shares = [math.log(6), math.log(6 - 1 + task.count_moments(CLIP_FRAMES - 2))]  # of spans, and of moments
+    assert abs(losses[0] - (0.2 * shares[0] + 0.8 * shares[1])) < 0.5
     assert losses[-1] < 0.7 * losses[0]
     assert output.metrics["task_loss"].shape == output.metrics["task_accuracy"].shape == (42,)
     assert not output.metrics["task_loss"].requires_grad
@@ -102,7 +104,9 @@ def test_weights_choose_the_subtasks() -> None:
     output = task(make_batch(), torch.Generator().manual_seed(0))
     between = torch.tensor([subtask.between_modalities for subtask in task.loss.subtasks])
     assert between.sum() == 18
-    torch.testing.assert_close(output.loss.detach(), output.metrics["task_loss"][between].mean())
+    losses, by_moment = output.metrics["task_loss"], torch.tensor([task.whole_clip for task in task.loss.subtasks])
+    expected = 0.8 * losses[by_moment].mean() + 0.2 * losses[between & ~by_moment].mean()  # objective.moment_share
+    torch.testing.assert_close(output.loss.detach(), expected)
 
 
 def test_features_must_follow_the_video_clock() -> None:

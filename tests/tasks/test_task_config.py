@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from avppc.config import CutConfig, PretrainConfig, TaskConfig
+from avppc.config import CutConfig, ObjectiveConfig, PretrainConfig, TaskConfig
 from avppc.tasks.registry import make_task
 
 
 def test_a_task_is_made_without_data_and_run() -> None:
-    task = make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9)))
+    task = make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9), objective=ObjectiveConfig(moments="none")))
     assert task.frames_needed == 20
+    with pytest.raises(ValueError, match=r"cut.past_frames must leave spans a moment, 8 frames after .*; got 7"):
+        make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9), objective=ObjectiveConfig(moments="element")))
 
 
 def test_a_run_has_the_same_settings_with_the_same_defaults() -> None:

@@ -125,15 +125,13 @@ def shortcut_report(trained: TrainedTask, dataset: PackedDataset) -> dict[str, A
     task = trained.task
     if not isinstance(task, PermutativeTask):
         return None
-    parts: list[list[Tensor]] = [[], [], [], []]
+    batches = []
     for batch in trained.batches(dataset):
         with autocast(trained.device, trained.bf16):
-            for part, value in zip(parts, task.represent(batch, trained.generator()), strict=True):
-                if value is not None:
-                    part.append(value)
-    elements = [torch.cat(part) if part else None for part in parts]
+            batches.append(task.represent(batch, trained.generator()))
     count = len(dataset)
-    logits = task.loss.logits(*elements, swapped=True)
+    whole = [None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True)]
+    logits = task.logits(whole, swapped=True)
     true, swapped = logits[:, :, :count], logits[:, :, count:]
     speakers = dataset.speakers.to(trained.device)
     same_speaker = (speakers[:, None] == speakers[None, :]) & (speakers[:, None] >= 0)
@@ -186,8 +184,8 @@ def gradient_conflict(trained: TrainedTask, dataset: PackedDataset, batches: int
     for number in range(batches):
         batch = dataset.batch(next(sampler)).to(trained.device)
         with autocast(trained.device, trained.bf16):
-            elements = task.represent(batch, torch.Generator().manual_seed(seed + number))
-        logits = task.loss.logits(*elements)
+            representations = task.represent(batch, torch.Generator().manual_seed(seed + number))
+        logits = task.logits(representations)
         truth = torch.arange(len(batch), device=trained.device)
         losses = torch.stack([functional.cross_entropy(scores, truth) for scores in logits])
         of_kinds = torch.stack([losses[members].mean() for members in kinds.values()])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from avppc.evaluate.lipreading.results import RowResult, title_of
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, mean_of_finite
-from avppc.losses.permutative_info_nce import ELEMENTS, SubTask
+from avppc.losses.subtasks import ELEMENTS, SubTask
 
 PALETTE = {
     "ink": ("#1d2126", "#e4e7ea"),

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from avppc.checks import FLOAT_DTYPES, dtype_name
-from avppc.ops.info_nce.problem import Problem
+from avppc.ops.info_nce.problem import MomentProblem, Problem
 
 GATHERS = ("none", "all", "ring")
 _REDUCTIONS = ("mean", "task", "none")
@@ -60,12 +60,15 @@ class _Facts(NamedTuple):
     task_weights: int
     targets_gradient: int
     contexts_gradient: int
+    moments: int
+    candidates: int
 
 
 _TEXTS: dict[str, Callable[[int], str]] = {
     "gather": lambda code: repr(GATHERS[code]),
     "dtype": lambda code: dtype_name(FLOAT_DTYPES[code]),
     "pairs": lambda code: f"(hash {code})",
+    "candidates": lambda code: f"(hash {code})",
     "task_weights": lambda code: f"(hash {code})",
     "weights": lambda code: "given" if code else "None",
     "ids": lambda code: "given" if code else "None",
@@ -76,7 +79,9 @@ _TEXTS: dict[str, Callable[[int], str]] = {
 }
 
 
-def check_agreement(problem: Problem, gather: str, reduction: str, task_weights: Sequence[float] | None) -> None:
+def check_agreement(
+    problem: Problem | MomentProblem, gather: str, reduction: str, task_weights: Sequence[float] | None
+) -> None:
     """Raises ValueError on all processes unless they have called for the same loss with the same shapes and dtypes.
 
     The text names what differs. Each process must call this, or `tell_refusal`, as often as the others.
@@ -112,10 +117,17 @@ def refusal_told(device: torch.device) -> Iterator[None]:
         raise
 
 
-def _facts(problem: Problem, gather: str, reduction: str, task_weights: Sequence[float] | None) -> _Facts:
+def _facts(
+    problem: Problem | MomentProblem, gather: str, reduction: str, task_weights: Sequence[float] | None
+) -> _Facts:
     contexts, targets = problem.contexts, problem.targets
     # Whose backward sends messages: one that runs on some processes alone would wait for the others.
-    of_targets, of_contexts = _needed(targets), problem.symmetric and _needed(contexts)
+    symmetric = isinstance(problem, Problem) and problem.symmetric
+    of_targets, of_contexts = _needed(targets), symmetric and _needed(contexts)
+    moments, candidates = 0, 0
+    if isinstance(problem, MomentProblem):
+        moments = problem.target_moments
+        candidates = hash((*problem.candidates.tolist(), *problem.shifts.tolist()))
     if gather == "ring":
         of_targets = of_contexts = _needed(contexts, targets, problem.weights, problem.scale)
     (C, N, Dc), (U, M, Dz) = contexts.shape, targets.shape
@@ -129,15 +141,17 @@ def _facts(problem: Problem, gather: str, reduction: str, task_weights: Sequence
         U=U,
         M=M,
         Dz=Dz,
-        K=problem.tasks,
+        K=len(problem.pairs),
         pairs=hash(tuple(problem.pairs.flatten().tolist())),
         weights=problem.weights is not None,
         ids=problem.context_ids is not None,
-        symmetric=problem.symmetric,
+        symmetric=symmetric,
         reduction=_REDUCTIONS.index(reduction),
         task_weights=0 if task_weights is None else hash(tuple(task_weights)),
         targets_gradient=of_targets,
         contexts_gradient=of_contexts,
+        moments=moments,
+        candidates=candidates,
     )
 
 

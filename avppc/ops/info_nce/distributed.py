@@ -17,8 +17,9 @@ from torch import Tensor
 from avppc.checks import without_autocast
 from avppc.ops.derivatives import plain_torch_alone, refuse_second_derivative
 from avppc.ops.info_nce.agreement import check_agreement
+from avppc.ops.info_nce.moments import OTHER_CLIPS, solve_moments
 from avppc.ops.info_nce.op import InfoNCEStats, pick_backend, reduce_rows, solve
-from avppc.ops.info_nce.problem import NO_POSITIVE, Problem
+from avppc.ops.info_nce.problem import NO_POSITIVE, MomentProblem, Problem
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 
 
@@ -49,6 +50,28 @@ def solve_gathered(
     column_loss, column_stats = one_way(_transposed(problem), *options)
     task_loss = (stats.task_loss + column_stats.task_loss) / 2
     return (loss + column_loss) / 2, InfoNCEStats(task_loss, stats.accuracy)
+
+
+def solve_moments_gathered(
+    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str
+) -> tuple[Tensor, InfoNCEStats]:
+    """solve_moments with the clips of all processes as candidates, where a sub-task has other clips at all.
+
+    Their targets are copied to each process, as under gather="all". Raises as solve_gathered.
+    """
+    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
+    if lacking:
+        raise RuntimeError(f"moments of several processes have no {lacking}; use gather='none'")
+    check_agreement(problem, "all", reduction, task_weights)
+    if bool((problem.candidates & OTHER_CLIPS).any()):
+        ids, clips = problem.target_ids, problem.targets.shape[1] // problem.target_moments
+        targets: Tensor = _GatherRows.apply(problem.targets)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        problem = problem._replace(
+            targets=targets,
+            target_ids=None if ids is None else _gather(ids).flatten(),
+            positive_offset=dist.get_rank() * clips,
+        )
+    return solve_moments(problem, reduction, task_weights, backend)
 
 
 def _transposed(problem: Problem) -> Problem:
@@ -113,9 +136,7 @@ def _solve_all(
         target_ids=None if ids is None else _gather(ids).flatten(),
         positive_offset=dist.get_rank() * problem.targets.shape[1],
     )
-    loss, stats = solve(whole, reduction, task_weights, backend, with_stats=True)
-    assert stats is not None
-    return loss, stats
+    return solve(whole, reduction, task_weights, backend)
 
 
 def _solve_ring(

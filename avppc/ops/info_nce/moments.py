@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
 BACKENDS = ("auto", "cpp", "reference")
 REDUCTIONS = ("mean", "task", "none")
 _CODES: dict[str, int] = {"clip": 1, "moment": 2, "both": 3}
+OTHER_CLIPS = _CODES["moment"]
+"""The bit of MomentProblem.candidates that says that other clips are among them."""
 
 
 def moment_info_nce(
@@ -75,7 +77,7 @@ def moment_info_nce(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_bool("return_stats", return_stats)
-    problem = _make_problem(
+    problem = make_moment_problem(
         contexts,
         targets,
         weights,
@@ -87,26 +89,29 @@ def moment_info_nce(
         context_ids=context_ids,
         target_ids=target_ids,
     )
-    return _solve(problem, reduction, backend, return_stats)
+    loss, stats = solve_moments(problem, reduction, None, backend, return_stats)
+    return loss if stats is None else (loss, stats)
 
 
-def _make_problem(
+def make_moment_problem(
     contexts: Tensor,
     targets: Tensor,
-    weights: Tensor | None,
-    pairs: Pairs | None,
-    candidates: Candidates | Sequence[Candidates],
-    shifts: int | Sequence[int],
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    candidates: Candidates | Sequence[Candidates] = "clip",
+    shifts: int | Sequence[int] = 0,
     *,
-    scale: float | Tensor,
-    positive_offset: int,
-    context_ids: Tensor | None,
-    target_ids: Tensor | None,
+    scale: float | Tensor = 1.0,
+    positive_offset: int = 0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    layer_norm: bool = False,
 ) -> MomentProblem:
-    """The checked problem of the arguments of moment_info_nce."""
+    """The checked problem of the arguments of moment_info_nce; with layer_norm as make_problem."""
     contexts = check_embeddings("contexts", contexts, "C", "N, Tc, Dc")
     targets = check_embeddings("targets", targets, "U", "M, Tz, Dz")
-    flat = make_problem(contexts.flatten(1, 2), targets.flatten(1, 2), weights, pairs, scale=scale)
+    rows = contexts.flatten(1, 2), targets.flatten(1, 2)
+    flat = make_problem(*rows, weights, pairs, scale=scale, layer_norm=layer_norm)
     (clips, moments), (target_clips, target_moments) = contexts.shape[1:3], targets.shape[1:3]
     if target_clips < clips or target_moments < moments:
         raise ValueError(
@@ -127,21 +132,36 @@ def _make_problem(
     )
 
 
-def _solve(problem: MomentProblem, reduction: str, backend: str, return_stats: bool) -> Any:
+@overload
+def solve_moments(
+    problem: MomentProblem,
+    reduction: str,
+    task_weights: Sequence[float] | None,
+    backend: str,
+    with_stats: Literal[True] = True,
+) -> tuple[Tensor, InfoNCEStats]: ...
+@overload
+def solve_moments(
+    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool
+) -> tuple[Tensor, InfoNCEStats | None]: ...
+def solve_moments(
+    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool = True
+) -> tuple[Tensor, InfoNCEStats | None]:
+    """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     tasks, clips = len(problem.pairs), problem.contexts.shape[1] // problem.context_moments
     if _pick_backend(problem, backend) == "reference":
         with without_autocast(problem.contexts):
             rows, correct = moment_rows_reference(problem)
-            loss = reduce_rows(rows, reduction, None)
+            loss = reduce_rows(rows, reduction, task_weights)
     elif reduction == "mean":
-        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares_of(None, tasks, problem.scale))
-        return (loss, InfoNCEStats(task_loss.detach(), accuracy)) if return_stats else loss
+        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares_of(task_weights, tasks, problem.scale))
+        return loss, InfoNCEStats(task_loss.detach(), accuracy) if with_stats else None
     else:
         rows, correct = info_nce_cpu_rows(problem)
-        loss = reduce_rows(rows, reduction, None)
+        loss = reduce_rows(rows, reduction, task_weights)
     if reduction == "none":
         loss = loss.view(tasks, clips, problem.context_moments)
-    return (loss, InfoNCEStats(rows.detach().mean(1), correct.mean(1))) if return_stats else loss
+    return loss, InfoNCEStats(rows.detach().mean(1), correct.mean(1)) if with_stats else None
 
 
 def _pick_backend(problem: MomentProblem, backend: str) -> str:

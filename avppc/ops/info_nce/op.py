@@ -115,8 +115,20 @@ def bilinear_info_nce(
     return loss if stats is None else (loss, stats)
 
 
+@overload
+def solve(
+    problem: Problem,
+    reduction: str,
+    task_weights: Sequence[float] | None,
+    backend: str,
+    with_stats: Literal[True] = True,
+) -> tuple[Tensor, InfoNCEStats]: ...
+@overload
 def solve(
     problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool
+) -> tuple[Tensor, InfoNCEStats | None]: ...
+def solve(
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool = True
 ) -> tuple[Tensor, InfoNCEStats | None]:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     check_choice("reduction", reduction, REDUCTIONS)

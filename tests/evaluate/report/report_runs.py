@@ -17,7 +17,7 @@ from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ClipShape, ShardWriter
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, write_row
 from avppc.files import sha256_of, write_json
-from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.losses.subtasks import SUBTASKS
 from avppc.settings import config_to_dict
 
 WORDS = ("ABOUT", "<B>", "C&语", "$x$ -->", "BILLION")

@@ -12,7 +12,7 @@ from report_runs import make_row, write_run
 
 from avppc.evaluate.record import read_record
 from avppc.evaluate.report import plots
-from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.losses.subtasks import SUBTASKS
 
 
 def test_intervals_end_at_all_and_nothing(tmp_path: Path) -> None:

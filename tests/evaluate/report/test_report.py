@@ -28,7 +28,7 @@ from avppc.evaluate.report.clip_strips import make_clip_sheet
 from avppc.evaluate.report.report import duration, execute, percent, render
 from avppc.files import sha256_of
 from avppc.losses.config import ObjectiveConfig
-from avppc.losses.permutative_info_nce import SUBTASKS
+from avppc.losses.subtasks import SUBTASKS
 from avppc.train.config import ScaleConfig
 from avppc.train.loop import pretrain
 
