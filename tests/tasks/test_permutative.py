@@ -13,7 +13,7 @@ from avppc import LogMelConfig
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
 from avppc.config import AugmentConfig, CutConfig, ObjectiveConfig
 from avppc.tasks.cuts import cut_elements
-from avppc.tasks.permutative import PermutativeTask
+from avppc.tasks.permutative import VISUAL_SUBTASKS, PermutativeTask, VisualMomentTask
 
 CUT = CONFIG.cut
 FUTURE = slice(CUT.future_start, CUT.future_start + CUT.future_frames)
@@ -128,3 +128,40 @@ def test_features_must_follow_the_video_clock() -> None:
 def test_bad_settings_are_refused_by_name(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("name", ["Vp->Vf", "Vf->Vp"])
+def test_pictures_predict_moments_with_which_they_share_no_frame(name: str, stride: int) -> None:
+    """A state's gradient reaches no frame that its nearest target sees; the mean frame of the clip is left out."""
+    config = dataclasses.replace(CONFIG, frame_stride=stride)
+    task = VisualMomentTask(config, [subtask for subtask in VISUAL_SUBTASKS if subtask.name == name]).eval()
+    frames = 27
+    seen = task.video_encoder.reach
+    encoded = range(0, frames, stride)[task.moments(frames, 0)]
+    place = len(encoded) // 2
+    near = place + (1 if name == "Vp->Vf" else -1) * task.first_horizon
+    of_state = range(encoded[place] + seen) if name == "Vp->Vf" else range(encoded[place] - seen, frames)
+    assert not set(of_state) & set(range(encoded[near] - seen, encoded[near] + seen + 1))
+    features = torch.randn(2, len(encoded), config.encoder.features, requires_grad=True)
+    caught: list[torch.Tensor] = []
+    task.states[0].register_forward_hook(lambda _, __, output: caught.append(output[0]))
+    task.losses(features)
+    state = place if name == "Vp->Vf" else len(encoded) - 1 - place
+    (gradient,) = torch.autograd.grad(caught[0][:, state].sum(), features)
+    reached = gradient.any(2).any(0).nonzero().flatten().tolist()
+    assert reached == list(range(place + 1) if name == "Vp->Vf" else range(place, len(encoded)))
+
+
+def test_pictures_find_what_comes_next_in_their_own_clip() -> None:
+    """Clips whose frames say their number: a few steps are enough to know the next ones."""
+    torch.manual_seed(0)
+    task = VisualMomentTask(CONFIG).train()
+    optimizer = torch.optim.Adam([*task.states.parameters(), *task.target.parameters(), task.weight], 1e-2)
+    numbers = torch.nn.functional.one_hot(torch.arange(12) % 16, 16).float().expand(4, -1, -1)
+    for _ in range(150):
+        losses, stats = task.losses(numbers)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    assert stats.accuracy.min() > 0.9
