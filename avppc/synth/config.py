@@ -30,6 +30,8 @@ class SynthConfig:
     """Validation clips of each word."""
     test_clips_per_word: int = 20
     """Test clips of each word."""
+    test_clips: int = 0
+    """Test clips in all, a multiple of the words, in place of test_clips_per_word; 0: as that says."""
     extra_clips: int = 0
     """Unlabelled training clips in OUT/_UNLABELED/train: phrases with words outside the labelled list."""
     split_by: str = "face,voice"
@@ -54,6 +56,12 @@ class SynthConfig:
         for name in ("clips_per_word", "val_clips_per_word", "test_clips_per_word", "extra_clips"):
             check_integer(name, getattr(self, name), 0, 99_999)
         check_integer("words", self.words, 1, MAX_WORDS - (RESERVED_WORDS if self.extra_clips else 0))
+        check_integer("test_clips", self.test_clips, 0, 10_000_000)
+        if self.test_clips % self.words:
+            raise ValueError(f"test_clips must be a multiple of the {self.words} words, got {self.test_clips}")
+        if self.test_clips:  # the same data set, whichever way its size is given
+            object.__setattr__(self, "test_clips_per_word", self.test_clips // self.words)
+            object.__setattr__(self, "test_clips", 0)
         if not self.clips:
             raise ValueError("clips_per_word, val_clips_per_word, test_clips_per_word and extra_clips are all 0")
         for part in self.split_kinds:

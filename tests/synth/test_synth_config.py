@@ -61,3 +61,10 @@ def test_missing_packages_give_one_error(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with pytest.raises(ImportError, match=r"avppc synth needs the extra packages: pip install 'avppc\[synth\]'"):
         dataset.execute(SynthConfig(tmp_path / "set"))
     assert not (tmp_path / "set").exists()
+
+
+def test_test_clips_may_be_given_in_all() -> None:
+    config = SynthConfig(Path("set"), words=4, test_clips=20)
+    assert config == SynthConfig(Path("set"), words=4, test_clips_per_word=5)
+    with pytest.raises(ValueError, match="test_clips must be a multiple of the 4 words, got 21"):
+        SynthConfig(Path("set"), words=4, test_clips=21)

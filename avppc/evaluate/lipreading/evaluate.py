@@ -25,7 +25,14 @@ from avppc.data.packed.dataset import data_sha256
 from avppc.evaluate.config import EvaluateConfig, RowName
 from avppc.evaluate.lipreading.fits import Fit, FitInputs, FitResult, Trial, count_draws, train_fit, trials_of
 from avppc.evaluate.lipreading.inputs import FrozenFeatures
-from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_row, write_row
+from avppc.evaluate.lipreading.results import (
+    RowResult,
+    mean_and_interval,
+    pack_answers,
+    print_table,
+    read_row,
+    write_row,
+)
 from avppc.files import sha256_of, temporary_place
 from avppc.models.encoder_file import find_encoder
 from avppc.printing import ProgressBar
@@ -133,7 +140,12 @@ class RowWork:
             chosen=asdict(self.best),
             trials=[{**asdict(trial), "val_wcr": self.trials[trial].val_rate} for trial in self._all_trials],
             draws=[
-                {"seed": self.config.seed + draw, "val_wcr": result.val_rate, "test_wcr": rate}
+                {
+                    "seed": self.config.seed + draw,
+                    "val_wcr": result.val_rate,
+                    "test_wcr": rate,
+                    "right": pack_answers((result.predictions == labels).tolist()),
+                }
                 for draw, (result, rate) in enumerate(zip(drawn, rates, strict=True))
             ],
             words=list(inputs.words),

@@ -53,7 +53,8 @@ class RowResult:
     trials: list[dict[str, Any]]
     """Each head with each choice of learning rates that was tried, and its validation rate on the first draw."""
     draws: list[dict[str, Any]]
-    """Seed, validation and test rate of each draw of the labels."""
+    """Seed, validation and test rate of each draw of the labels, and "right", which test clips were read right, as
+    `pack_answers` writes them; earlier results lack the last."""
     words: list[str]
     """The vocabulary, in the order of the labels."""
     tested: int
@@ -95,6 +96,8 @@ class RowResult:
                     check_integer("draws: seed", entry.get("seed"), 0)
                 elif not isinstance(entry.get("head"), str):
                     raise TypeError(f"{name} must name a head, got {entry!r}")
+                if "right" in entry and len(unpack_answers(entry["right"], self.tested)) != self.tested:
+                    raise ValueError(f"draws: right must hold {self.tested} answers, got {entry['right']!r}")
                 for rate in rates:
                     check_number(f"{name}: {rate}", entry.get(rate), 0, 1)
         if not self.draws:
@@ -109,6 +112,20 @@ class RowResult:
             raise ValueError(f"confusion must be a table of {words} words")
         for count in itertools.chain.from_iterable(lines):
             check_integer("confusion", count, 0, 1 << 53)
+
+
+def pack_answers(right: Sequence[bool]) -> str:
+    """Answers, right or wrong, as hexadecimal digits: 8 in two digits, the first in the highest bit."""
+    return np.packbits(np.asarray(right, dtype=bool)).tobytes().hex()
+
+
+def unpack_answers(text: object, count: int) -> NDArray[np.bool_]:
+    """The first `count` answers that `pack_answers` wrote; fewer if the text has fewer or is none."""
+    try:
+        packed = np.frombuffer(bytes.fromhex(text if isinstance(text, str) else ""), np.uint8)
+    except ValueError:
+        packed = np.empty(0, np.uint8)
+    return np.unpackbits(packed, count=min(count, 8 * len(packed))).astype(bool)
 
 
 def task_of(result: RowResult) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avppc.evaluate.config import RowName, TableConfig
-from avppc.evaluate.lipreading.results import TITLES, RowResult, limited, student_interval
+from avppc.evaluate.lipreading.results import TITLES, RowResult, limited, student_interval, unpack_answers
 from avppc.evaluate.record import read_record
 from avppc.evaluate.table.plan import BASELINES, Cell, Entry
 
 BASELINE_TITLES = {"random": "random encoder", "supervised": TITLES["supervised"]}
 
+NOTHING = "\u2013"
+"""Shown where nothing was measured or published."""
 SOURCE = (
     "Tellamekala, Valstar, Pound, Giesbrecht: Audio-Visual Predictive Coding for Self-Supervised Visual Representation "
     "Learning, ICPR 2020, slides: word classification rate on LRW (500 words, all labels), encoder frozen (fine-tuned)."
@@ -70,6 +74,53 @@ class Rate:
         return f"{100 * self.mean:.1f} ± {100 * self.interval95:.1f}"
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How much more words one row reads right than another, over the same test clips and label draws."""
+
+    mean: float
+    """Difference of the rates, from -1 to 1."""
+    interval95: float
+    """Half-width: over test clips, label draws and, where there are several, pretraining seeds."""
+
+    def text(self) -> str:
+        """For example "+4.0 ± 1.5", in percent."""
+        return f"{100 * self.mean:+.1f} ± {100 * self.interval95:.1f}"
+
+
+def paired_difference(first: Sequence[RowResult], second: Sequence[RowResult]) -> Difference | None:
+    """By how much the first rate is above the second, each a measurement for each pretraining seed, or a single one.
+
+    Answers to the same clip after the same draw of labels are compared, so that what is hard for both cancels. The
+    interval joins three parts as independent: the normal one over test clips, of each one's mean over draws and seeds;
+    Student's over draws, and over seeds. None: answers were not kept, or there is no draw or clip in common.
+    """
+    tables = []
+    seeds = max(len(first), len(second))
+    for one, other in zip(_repeated(first, seeds), _repeated(second, seeds), strict=False):
+        answers = [{draw["seed"]: draw.get("right") for draw in result.draws} for result in (one, other)]
+        draws = [seed for seed in answers[0] if answers[0][seed] and answers[1].get(seed)]
+        if not draws or one.tested != other.tested:
+            return None
+        right = [[unpack_answers(of[seed], one.tested) for seed in draws] for of in answers]
+        tables.append(np.asarray(right[0], float) - np.asarray(right[1], float))  # [draws, clips]
+    if not tables or len({table.shape for table in tables}) > 1:
+        return None
+    differences = np.stack(tables)  # [seeds, draws, clips]
+    clips = differences.mean((0, 1))
+    parts = [1.96 * clips.std(ddof=1) / math.sqrt(len(clips)) if len(clips) > 1 else 1.0]
+    for axes in ((0, 2), (1, 2)):  # by draw, by seed
+        means = differences.mean(axes)
+        if len(means) > 1:
+            parts.append(student_interval(means.tolist()))
+    return Difference(float(differences.mean()), min(1.0, math.hypot(*parts)))
+
+
+def _repeated(results: Sequence[RowResult], seeds: int) -> Sequence[RowResult]:
+    """The measurements; one that has no pretraining seed, such as random weights, for each seed."""
+    return list(results) * seeds if len(results) == 1 else results
+
+
 def read_cost(run: Path) -> RunCost:
     """The cost of a finished run, from its settings and its log."""
     record = read_record(run)
@@ -112,6 +163,11 @@ class Table:
 
     def rate(self, row: RowName, entry: Entry | None, head: str, labels_per_word: int) -> Rate | None:
         """The rate of a row under a head; "best": each seed's head of the best validation rate. None: not measured."""
+        found = self.measured(row, entry, head, labels_per_word)
+        return combine(found) if found else None
+
+    def measured(self, row: RowName, entry: Entry | None, head: str, labels_per_word: int) -> list[CellResult]:
+        """What a rate is the mean of: a measurement for each seed."""
         found = []
         for seed in range(self.config.seeds if entry is not None else 1):
             heads = [name for name in self.config.heads if head in (name, "best")]
@@ -119,7 +175,33 @@ class Table:
             measured = [self._by_cell[cell] for cell in cells if cell in self._by_cell]
             if measured and len(measured) == len(cells):
                 found.append(max(measured, key=lambda item: item.val_rate))
-        return combine(found) if found else None
+        return found
+
+    def best_rival(self, labels_per_word: int) -> Entry | None:
+        """The row other than permutative coding with sound that reads most of the validation clips, encoder frozen."""
+        head, rates = self.columns[-1], {}
+        for entry in self.entries:
+            found = self.measured("frozen", entry, head, labels_per_word)
+            if entry.task != "av-permutative" and found:
+                rates[entry] = sum(item.val_rate for item in found) / len(found)
+        return max(rates, key=rates.__getitem__) if rates else None
+
+    def ahead(self, entry: Entry | None, title: str, labels_per_word: int) -> str:
+        """How far a row is ahead of the best rival under the last head, the encoder frozen, as a text."""
+        rival, head = self.best_rival(labels_per_word), self.columns[-1]
+        if rival is None:
+            return NOTHING
+        if entry == rival:
+            return "best rival"
+        row: RowName = "frozen"
+        if entry is None:
+            row = "random" if title == BASELINE_TITLES["random"] else "supervised"
+        own, other = (
+            [item.result for item in self.measured(*of, head, labels_per_word)]
+            for of in ((row, entry), ("frozen", rival))
+        )
+        difference = paired_difference(own, other) if own and other else None
+        return NOTHING if difference is None else difference.text()
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_runs import write_tiny_set
 
@@ -18,11 +19,11 @@ from avppc.cli import main
 from avppc.config import EvaluateConfig, TableConfig
 from avppc.data.packed import dataset
 from avppc.evaluate.config import HeadName
-from avppc.evaluate.lipreading.results import RowResult
+from avppc.evaluate.lipreading.results import RowResult, pack_answers, unpack_answers
 from avppc.evaluate.table import table as table_module
 from avppc.evaluate.table.pages import NOTHING, seeds_text, to_markdown
 from avppc.evaluate.table.plan import Cell, Entry, cells_of, entries_of
-from avppc.evaluate.table.results import PUBLISHED, CellResult, combine
+from avppc.evaluate.table.results import PUBLISHED, CellResult, combine, paired_difference
 from avppc.evaluate.table.table import make_table
 from avppc.tasks.config import TASK_NAMES
 
@@ -91,7 +92,7 @@ def test_table_is_whole_and_goes_on_at_the_missing_cell(data: Path, tmp_path: Pa
     assert page == to_markdown(table)
     rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     assert len(rows) == 2 * (1 + 2 + 2)
-    assert rows[0].count("|") == 8  # task, GRU, time bins, best, slides: GRU, clips, minutes
+    assert rows[0].count("|") == 9  # task, GRU, time bins, best, ahead, slides: GRU, clips, minutes
     assert re.search(r"\| \d+\.\d ± \d+\.\d \(\d+\.\d ± \d+\.\d\) \|", rows[4])
     assert "59.9 (78.3)" in rows[3]
     assert "80.3 (83.2)" in rows[4]
@@ -269,6 +270,62 @@ def test_seeds_are_averaged_and_the_best_head_is_chosen_by_validation() -> None:
     assert best.interval95 == pytest.approx(math.hypot(0.03, 12.706 * 0.05), rel=1e-3)
     assert table.rate("frozen", entry, "gru", 1) is None
     assert combine(results[:1]).interval95 == 0.03
+
+
+def answered(*draws: list[int], val: float = 0.5, first: int = 0) -> RowResult:
+    """A result with these right (1) and wrong answers to the test clips in each draw."""
+    entries = [
+        {"seed": first + seed, "val_wcr": val, "test_wcr": sum(right) / len(right), "right": pack_answers(right)}
+        for seed, right in enumerate(draws)
+    ]
+    rate = sum(draw["test_wcr"] for draw in entries) / len(entries)
+    return dataclasses.replace(result_of(rate, val), draws=entries, tested=len(draws[0]))
+
+
+def test_paired_difference_is_of_the_same_clips_and_draws() -> None:
+    """Two draws of four clips; by hand: differences per clip 1, 0.5, 0, 0; per draw 0.25, 0.5."""
+    ours, rival = answered([1, 1, 0, 1], [1, 1, 1, 1]), answered([0, 1, 0, 1], [0, 0, 1, 1])
+    found = paired_difference([ours], [rival])
+    assert found is not None
+    assert found.mean == pytest.approx(0.375)
+    clips = 1.96 * np.std([1, 0.5, 0, 0], ddof=1) / 2
+    draws = 12.706 * np.std([0.25, 0.5], ddof=1) / math.sqrt(2)
+    assert found.interval95 == pytest.approx(min(1.0, math.hypot(clips, draws)), rel=1e-3)
+    assert found.text() == "+37.5 ± 100.0"
+    same = paired_difference([ours], [ours])
+    assert (same.mean, same.interval95) == (0.0, 0.0)  # what is hard for both cancels
+    more = paired_difference([ours, ours, ours], [rival, rival, rival])  # a third part, over seeds, which is 0 here
+    assert (more.mean, more.interval95) == (found.mean, pytest.approx(found.interval95))
+    assert paired_difference([ours], [rival, rival]).mean == found.mean  # random weights have no pretraining seed
+    later = answered([0, 1, 0, 1], first=1)  # of draw 1 alone: one in common, the second of ours
+    assert paired_difference([ours], [later]).mean == pytest.approx(0.5)
+    assert paired_difference([ours], [answered([1, 1, 0, 1], first=7)]) is None
+    assert paired_difference([ours], [result_of(0.5, 0.5)]) is None  # answers were not kept
+
+
+def test_answers_are_packed_eight_to_a_byte() -> None:
+    answers = [True, False, True, True, False, False, False, True, True]
+    assert pack_answers(answers) == "b180"
+    assert unpack_answers("b180", 9).tolist() == answers
+    with pytest.raises(ValueError, match="right must hold 9 answers"):
+        dataclasses.replace(answered([1, 0, 1]), tested=9)
+
+
+def test_rows_are_compared_with_the_best_rival_of_the_validation_clips() -> None:
+    tasks = ("time-arrow", "correspondence", "av-permutative")
+    config = TableConfig(Path("d"), Path("o"), tasks=tasks, heads=("bins",))
+    entries = entries_of(config)
+    answers = {
+        "time-arrow": answered([1, 1, 1, 0], val=0.4),
+        "correspondence": answered([1, 0, 0, 0], val=0.6),
+        "av-permutative": answered([1, 1, 0, 0], val=0.3),
+    }
+    results = [CellResult(Cell("frozen", entry, 0, "bins", 10), answers[entry.task]) for entry in entries]
+    results.append(CellResult(Cell("random", None, 0, "bins", 10), answered([0, 0, 0, 0])))
+    table = table_module.Table(config, entries, {}, results)
+    assert table.best_rival(10).task == "correspondence"
+    ahead = [table.ahead(entry, title, 10).split(" ±")[0] for title, entry, _ in table.lines(10)]
+    assert ahead == ["-25.0", NOTHING, "+50.0", "best rival", "+25.0"]
 
 
 def test_published_figures_and_order() -> None:
