@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
+from avppc.losses.permutative_info_nce import PermutativeInfoNCE
 
 ROWS = 7  # of each process
 PAIRS = ((0, 0), (1, 1), (1, 2), (0, 1))
@@ -31,9 +32,11 @@ class GatherCase:
     symmetric: bool = False
     ids: bool = False
     reduction: str = "mean"
+    moments: str = ""
+    """What moments are told from; empty: there are none."""
 
     def __str__(self) -> str:
-        flags = ["symmetric"] * self.symmetric + ["ids"] * self.ids
+        flags = ["symmetric"] * self.symmetric + ["ids"] * self.ids + [self.moments] * bool(self.moments)
         return "-".join([self.gather, self.backend, str(self.dtype).removeprefix("torch."), self.reduction, *flags])
 
 
@@ -47,6 +50,10 @@ def all_cases(backends: list[str]) -> list[GatherCase]:
             cases.append(GatherCase(gather, backend, dtype, ids=True, reduction="task"))
             cases.append(GatherCase(gather, backend, dtype, symmetric=True, reduction="none"))
         cases.append(GatherCase(gather, backends[0], torch.bfloat16))
+        for moments, reduction in (("clip", "mean"), ("moment", "none"), ("both", "task")):
+            cases.append(GatherCase(gather, "reference", torch.float64, False, True, reduction, moments))
+    if "cpp" in backends:
+        cases.append(GatherCase("all", "cpp", torch.float32, moments="both"))
     return cases
 
 
@@ -82,6 +89,39 @@ class Model(nn.Module):
         return self.loss(contexts, targets, ids, ids)
 
 
+class MomentModel(nn.Module):
+    """The same with clips that have moments: two sub-tasks score them, two score the clips' first moments."""
+
+    def __init__(self, case: GatherCase, gather: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoders = nn.ModuleList(nn.Linear(3, 4 * 6) for _ in range(2))
+        self.loss = PermutativeInfoNCE(
+            6,
+            subtasks=("Vp->Ap", "Vp->Vf", "Vp,Vf->Ap,Af", "Ap,Af->Vp,Vf"),
+            candidates=case.moments,
+            task_weights=(1.0, 0.1, 0.5, 2.0) if case.reduction == "mean" else None,
+            learn_scale=True,
+            gather=gather,
+            reduction=case.reduction,
+            backend=case.backend,
+            return_stats=True,
+        )
+        with torch.no_grad():
+            self.loss.score.weight += 0.3 * torch.randn_like(self.loss.score.weight)
+        self.to(case.dtype)
+
+    def forward(self, seen: Tensor, heard: Tensor, ids: Tensor | None) -> Any:
+        v_clip, a_clip = (
+            encoder(side).unflatten(1, (4, 6)) for encoder, side in zip(self.encoders, (seen, heard), strict=True)
+        )
+        return self.loss(v_clip[:, 0], v_clip[:, 3], a_clip[:, 0], a_clip[:, 3], ids, v_clip=v_clip, a_clip=a_clip)
+
+
+def make_model(case: GatherCase, gather: str) -> nn.Module:
+    return MomentModel(case, gather) if case.moments else Model(case, gather)
+
+
 def batch(case: GatherCase, processes: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """The whole batch and an upstream gradient of each row's loss; equal ids lie on different processes, too."""
     g = torch.Generator().manual_seed(1)
@@ -114,7 +154,7 @@ def work(rank: int, processes: int, folder: str, backends: list[str]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     results: dict[str, Any] = {}
     for case in all_cases(backends):
-        results[str(case)] = step(DistributedDataParallel(Model(case, case.gather)), case, processes, rank)
+        results[str(case)] = step(DistributedDataParallel(make_model(case, case.gather)), case, processes, rank)
     if processes > 1:
         for gather in ("all", "ring"):
             case = GatherCase(gather, backends[0], torch.float32)

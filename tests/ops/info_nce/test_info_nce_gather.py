@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from gather_worker import GatherCase, Model, all_cases, step, work
+from gather_worker import GatherCase, Model, all_cases, make_model, step, work
 from info_nce_cases import CPP_MISSING
 
 BACKENDS = ["reference"] if CPP_MISSING else ["reference", "cpp"]
@@ -24,7 +24,7 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_processes_equal_one_with_the_whole_batch(results: list[dict[str, Any]], case: GatherCase) -> None:
-    expected = step(Model(case, "none"), case, len(results))
+    expected = step(make_model(case, "none"), case, len(results))
     tolerances: dict[str, Any] = {torch.bfloat16: {"rtol": 3e-2, "atol": 3e-3}}.get(case.dtype, {})
     got = [result[str(case)] for result in results]
     loss = torch.cat([one["loss"] for one in got], 1) if case.reduction == "none" else mean([g["loss"] for g in got])
