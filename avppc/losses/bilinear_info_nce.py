@@ -319,8 +319,7 @@ class MomentInfoNCE(BilinearInfoNCE):
         """The loss of all sub-tasks from those of its parts."""
         if self.reduction == "mean":
             weights = self.task_weights or (1.0,) * len(self.weight)
-            total = math.fsum(weights)
-            shares = [math.fsum(weights[task] for task in tasks) / total for tasks, _ in parts]
+            shares = [sum([weights[task] for task in tasks]) / sum(weights) for tasks, _ in parts]
             return torch.stack([share * loss for share, (_, loss) in zip(shares, parts, strict=True)]).sum()
         losses = [
             loss.mean(2) if loss.ndim == 3 else loss for _, loss in parts

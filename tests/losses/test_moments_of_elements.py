@@ -194,3 +194,17 @@ def test_elements_that_do_not_match_are_refused() -> None:
         PermutativeInfoNCE(D, candidates="all")
     with pytest.raises(ValueError, match="symmetric"):
         PermutativeInfoNCE(D, symmetric=True)(*elements)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")  # of torch.compile, about torch
+def test_it_compiles_whole() -> None:
+    torch.manual_seed(0)
+    loss = PermutativeInfoNCE(D, candidates="both", normalize="layer_norm", learn_scale=True)
+    inputs = [element.detach()[:, 0].float().requires_grad_() for element in make_elements()]
+    clips = {name: clip.detach().float().requires_grad_() for name, clip in make_clips().items()}
+    wanted = [*inputs, *clips.values(), *loss.parameters()]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected, got = loss(*inputs, **clips), compiled(*inputs, **clips)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(torch.autograd.grad(got, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(a, b)
