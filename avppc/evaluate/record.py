@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avppc.clip import CLIP_FRAMES
 from avppc.evaluate.lipreading.results import RowResult, read_rows
 from avppc.losses.subtasks import SUBTASKS, SubTask, modality_group
 from avppc.settings import read_checked_json
+from avppc.tasks.permutative import VisualMomentTask
+from avppc.tasks.registry import make_task
 from avppc.train.config import PretrainConfig
 from avppc.train.log import METRICS_FILE, read_metrics
 from avppc.train.run_folder import ENVIRONMENT_FILE, TASK_FILE, read_run_config
@@ -98,7 +101,14 @@ class RunRecord:
 
     @property
     def candidates(self) -> int:
-        """N, the targets among which each context must find its own; fewer in several processes with `gather none`."""
+        """N, the targets among which each context must find its own; fewer in several processes with `gather none`.
+
+        Of pictures alone by moments, those of a clip; moments with sound have their clip's own beside the N.
+        """
+        if self.config.task == "visual-permutative" and self.config.objective.moments != "none":
+            task = make_task(self.config.task, self.config)
+            if isinstance(task, VisualMomentTask):
+                return task.count_moments(CLIP_FRAMES - self.config.augment.time_jitter_frames)
         parts = self.config.accumulate if self.config.scale.cached_negatives else 1
         times = 2 if self.config.objective.negatives == "same-clip" else 1  # each target's other time counts, too
         return self.config.batch_size * parts * times

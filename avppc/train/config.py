@@ -48,7 +48,7 @@ class ScaleConfig:
 class OptimizerConfig:
     """AdamW with a linear warm-up and a cosine decay to nearly nothing."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Highest learning rate."""
     warmup_fraction: float = 0.1
     """Share of the steps over which the rate rises linearly."""
