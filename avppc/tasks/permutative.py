@@ -285,15 +285,22 @@ class VisualMomentTask(ProxyTask):
         return jitter + 2 * self.margin_frames + moments * self.config.frame_stride
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        return self.score(self.represent(batch, generator), batch)
+
+    def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
+        """Features [N, T, F] of the moments of each clip."""
         jitter = self.config.augment.time_jitter_frames
         frames = batch.video.shape[1] - jitter
-        least = self.frames_needed - jitter
-        if frames < least:
+        if batch.video.shape[1] < self.frames_needed:
             raise ValueError(f"batch must have clips of {self.frames_needed} frames, they have {batch.video.shape[1]}")
         starts = draw_starts(len(batch), jitter, generator, training=self.training)
         phase = self.draw_phase(generator)
         features = self.frame_features(cut_video(batch.video, starts, frames), phase, generator)
-        features = features[:, self.moments(frames, phase)].float()
+        return [features[:, self.moments(frames, phase)].float()]
+
+    def score(self, representations: Representations, batch: ClipBatch) -> TaskOutput:
+        features = representations[0]
+        assert features is not None
         losses, stats = self.losses(features)
         return TaskOutput(losses.mean(), {"task_loss": stats.task_loss, "task_accuracy": stats.accuracy})
 
