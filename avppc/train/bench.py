@@ -58,7 +58,8 @@ def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
     """The pretraining whose step is timed."""
     chosen = PretrainConfig.from_preset(config.preset, config.data, config.data)
     scale = replace(chosen.scale, compile=config.compile, activation_checkpointing=config.activation_checkpointing)
-    return replace(chosen, batch_size=config.batch_size or chosen.batch_size, scale=scale)
+    objective = replace(chosen.objective, moments=config.moments)
+    return replace(chosen, batch_size=config.batch_size or chosen.batch_size, scale=scale, objective=objective)
 
 
 def measure(config: BenchTrainConfig) -> BenchResult:

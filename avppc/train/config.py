@@ -171,10 +171,13 @@ class BenchTrainConfig:
     """Compiles the encoders."""
     activation_checkpointing: bool = False
     """Computes the encoders' blocks again in the backward pass, to save memory."""
+    moments: Literal["none", "element", "clip"] = "clip"
+    """What the step scores moment by moment, as objective.moments of a pretraining."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_choice("preset", self.preset, get_args(PresetName))
+        check_choice("moments", self.moments, ("none", "element", "clip"))
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
         check_integer("threads", self.threads, 0, MAX_THREADS)
