@@ -75,23 +75,29 @@ def open_media(path: str | os.PathLike[str], formats: str) -> InputContainer:
     """Opens a file of one of these formats; ValueError where it claims more than it can hold."""
     with open(path, "rb") as file:  # the system's own word on permissions; FFmpeg's may also be about what is in it
         check_claims(file)
-    return _open(_MediaFile(io.FileIO(Path(path).absolute())), formats)
+    return _open(_MediaFile(Path(path).absolute()), formats)
 
 
 class _MediaFile:
     """A file that FFmpeg reads through Python: by itself it takes a part that the disk cannot read for damage."""
 
-    def __init__(self, file: io.FileIO) -> None:
-        self.name = str(file.name)  # an absolute path is never taken for a protocol such as "concat:"
-        self.seek, self.tell = file.seek, file.tell
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)  # an absolute path is never taken for a protocol such as "concat:"
+        self._descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:  # with the container, which closes no file that it is given
-        self._file.close()
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
     def read(self, size: int) -> bytes:
         with name_in_errors(Path(self.name)):
-            return self._file.read(size) or b""
+            return os.read(self._descriptor, size)
+
+    def seek(self, offset: int, origin: int = os.SEEK_SET) -> int:
+        return os.lseek(self._descriptor, offset, origin)
+
+    def tell(self) -> int:
+        return self.seek(0, os.SEEK_CUR)
 
 
 def _open(file: _MediaFile | io.BytesIO, formats: str) -> InputContainer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-import io
 import itertools
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -104,14 +105,13 @@ def test_what_a_disk_cannot_read_is_no_damage(bad_read: int, tmp_path: Path, mon
     path = write_video(tmp_path / "a.mp4", frames=200, options={"crf": "5"})  # 32 KiB are read at once
     reads = itertools.count(1)
 
-    class Disk(io.FileIO):
-        def read(self, size: int | None = -1) -> bytes:
-            if next(reads) == bad_read:
-                raise OSError(errno.EIO, "Input/output error")
-            return super().read(size)
+    def read(descriptor: int, size: int, of_the_system: Callable[[int, int], bytes] = os.read) -> bytes:
+        if next(reads) == bad_read:
+            raise OSError(errno.EIO, "Input/output error")
+        return of_the_system(descriptor, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr("avppc.data.video.source.io.FileIO", Disk)
+        patch.setattr("avppc.data.video.source.os.read", read)
         with pytest.raises(DecodeError, match=r"a\.mp4: cannot be read: Input/output error"):
             decode_clip(path)
     assert next(reads) > bad_read
