@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 from avppc.checks import check_choice, check_integer, check_number, check_types
+from avppc.ops.info_nce.moments import CANDIDATES, Candidates
 
 __all__ = ["ObjectiveConfig"]
 
+MomentsName = Literal["none", "element", "clip"]
 WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-norm"]
 
 
@@ -42,11 +44,11 @@ class ObjectiveConfig:
     chunks: Literal[2, 4] = 2
     """Parts into which the task "visual-permutative" cuts a clip: past and future, or four chunks, of which every one
     or two predict every other one or two."""
-    moments: Literal["none", "element", "clip"] = "clip"
+    moments: MomentsName = "clip"
     """Which sub-tasks between picture and sound are scored moment by moment: "element", those of the same time (Vp->Ap,
     Vf->Af and back), with elements that are sequences of moments; "clip", those of all seen and all heard
     (Vp,Vf->Ap,Af and back), over the moments of the whole clip; "none"."""
-    candidates: Literal["clip", "moment", "both"] = "both"
+    candidates: Candidates = "both"
     """What a moment is told from: "clip", the other moments of its clip; "moment", the same moment of other clips;
     "both"."""
     moment_share: float = 0.8
@@ -71,8 +73,8 @@ class ObjectiveConfig:
             check_number("group_weights", weight, 0)
         check_number("gradient_norm_power", self.gradient_norm_power, 0, 4)
         check_choice("chunks", self.chunks, (2, 4))
-        check_choice("moments", self.moments, ("none", "element", "clip"))
-        check_choice("candidates", self.candidates, ("clip", "moment", "both"))
+        check_choice("moments", self.moments, get_args(MomentsName))
+        check_choice("candidates", self.candidates, CANDIDATES)
         check_number("moment_share", self.moment_share, 0, 1)
         check_choice("negatives", self.negatives, ("clips", "same-clip"))
         check_choice("leave_out", self.leave_out, ("none", "clip", "word"))

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
 from avppc.data.config import AugmentConfig
-from avppc.losses.config import ObjectiveConfig
+from avppc.losses.config import MomentsName, ObjectiveConfig
 from avppc.models.config import EncoderConfig
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.tasks.config import TaskConfig
@@ -171,13 +171,13 @@ class BenchTrainConfig:
     """Compiles the encoders."""
     activation_checkpointing: bool = False
     """Computes the encoders' blocks again in the backward pass, to save memory."""
-    moments: Literal["none", "element", "clip"] = "clip"
+    moments: MomentsName = "clip"
     """What the step scores moment by moment, as objective.moments of a pretraining."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_choice("preset", self.preset, get_args(PresetName))
-        check_choice("moments", self.moments, ("none", "element", "clip"))
+        check_choice("moments", self.moments, get_args(MomentsName))
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
         check_integer("threads", self.threads, 0, MAX_THREADS)

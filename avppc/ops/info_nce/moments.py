@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -89,8 +89,8 @@ def moment_info_nce(
         context_ids=context_ids,
         target_ids=target_ids,
     )
-    loss, stats = solve_moments(problem, reduction, None, backend, return_stats)
-    return loss if stats is None else (loss, stats)
+    loss, stats = solve_moments(problem, reduction, None, backend)
+    return (loss, stats) if return_stats else loss
 
 
 def make_moment_problem(
@@ -132,21 +132,9 @@ def make_moment_problem(
     )
 
 
-@overload
 def solve_moments(
-    problem: MomentProblem,
-    reduction: str,
-    task_weights: Sequence[float] | None,
-    backend: str,
-    with_stats: Literal[True] = True,
-) -> tuple[Tensor, InfoNCEStats]: ...
-@overload
-def solve_moments(
-    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool
-) -> tuple[Tensor, InfoNCEStats | None]: ...
-def solve_moments(
-    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str, with_stats: bool = True
-) -> tuple[Tensor, InfoNCEStats | None]:
+    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str
+) -> tuple[Tensor, InfoNCEStats]:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     tasks, clips = len(problem.pairs), problem.contexts.shape[1] // problem.context_moments
     if _pick_backend(problem, backend) == "reference":
@@ -155,13 +143,13 @@ def solve_moments(
             loss = reduce_rows(rows, reduction, task_weights)
     elif reduction == "mean":
         loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares_of(task_weights, tasks, problem.scale))
-        return loss, InfoNCEStats(task_loss.detach(), accuracy) if with_stats else None
+        return loss, InfoNCEStats(task_loss.detach(), accuracy)
     else:
         rows, correct = info_nce_cpu_rows(problem)
         loss = reduce_rows(rows, reduction, task_weights)
     if reduction == "none":
         loss = loss.view(tasks, clips, problem.context_moments)
-    return loss, InfoNCEStats(rows.detach().mean(1), correct.mean(1)) if with_stats else None
+    return loss, InfoNCEStats(rows.detach().mean(1), correct.mean(1))
 
 
 def _pick_backend(problem: MomentProblem, backend: str) -> str:
