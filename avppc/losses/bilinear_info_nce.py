@@ -321,7 +321,5 @@ class MomentInfoNCE(BilinearInfoNCE):
             weights = self.task_weights or (1.0,) * len(self.weight)
             shares = [sum([weights[task] for task in tasks]) / sum(weights) for tasks, _ in parts]
             return torch.stack([share * loss for share, (_, loss) in zip(shares, parts, strict=True)]).sum()
-        losses = [
-            loss.mean(2) if loss.ndim == 3 else loss for _, loss in parts
-        ]  # "none": a clip's moments are averaged
-        return torch.cat(losses)[order]
+        # under "none" a clip has the mean of its moments
+        return torch.cat([loss.mean(2) if loss.ndim == 3 else loss for _, loss in parts])[order]

@@ -214,7 +214,8 @@ class PermutativeTask(PermutativeBase):
 
     @property
     def has_pair_scores(self) -> bool:
-        return bool(self._pairing())
+        """Spans too short for a moment have none where moments are scored."""
+        return bool(self._pairing()) and (self.scored == "none" or self.count_moments(self.span_frames) > 0)
 
     def _pairing(self) -> list[int]:
         """Numbers of the sub-tasks that score which sound belongs to which picture of the same time."""

@@ -18,6 +18,11 @@ def test_a_task_is_made_without_data_and_run() -> None:
         make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9), objective=ObjectiveConfig(moments="element")))
 
 
+def test_spans_too_short_for_a_moment_have_no_pair_scores() -> None:
+    assert make_task("av-permutative", TaskConfig(cut=CutConfig(10, 2, 10))).has_pair_scores
+    assert not make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9))).has_pair_scores
+
+
 def test_a_run_has_the_same_settings_with_the_same_defaults() -> None:
     run, task = PretrainConfig(Path("packed"), Path("run")), TaskConfig()
     assert {field.name: getattr(run, field.name) for field in fields(task)} == {
