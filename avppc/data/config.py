@@ -105,8 +105,35 @@ class IndexConfig(_SharedWork):
             raise ValueError(f"out must end in .jsonl, got {self.out}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropSettings:
+    """Where in a video's picture the mouth is."""
+
+    crop: CropName = "auto"
+    """What is stored as 96 x 96 pixels. "window": crop_rows and crop_columns; "centre": the middle square; "auto": the
+    window for 256 x 256 video (LRW's), the middle square for all other; "box": each video's own box, from the manifest;
+    "mesh" and "cascade": the mouth, found and followed by mediapipe's face mesh or OpenCV's cascade (extras)."""
+    crop_rows: tuple[int, int] = LRW_ROWS
+    """First row of the window and the one after its last, pixels of the picture as it is shown."""
+    crop_columns: tuple[int, int] = LRW_COLUMNS
+    """First column of the window and the one after its last, pixels of the picture as it is shown."""
+    centre_fraction: float = 1.0
+    """Side of the middle square as a share of the frame's shorter side."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_choice("crop", self.crop, get_args(CropName))
+        for name in ("crop_rows", "crop_columns"):
+            pair = getattr(self, name)
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ValueError(f"{name} must be two numbers, got {pair!r}")
+            check_integer(f"{name}, first", pair[0], 0)
+            check_integer(f"{name}, second", pair[1], pair[0] + 1)
+        check_number("centre_fraction", self.centre_fraction, 0.01, 1.0)
+
+
 @dataclass(frozen=True)
-class PrepareConfig(_SharedWork):
+class PrepareConfig(CropSettings, _SharedWork):
     """Decodes videos once into packed shards; after an interruption the same command goes on where it stopped."""
 
     data: Path
@@ -122,16 +149,6 @@ class PrepareConfig(_SharedWork):
     stride: int = CLIP_FRAMES
     """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
     video gives one clip, its first frames."""
-    crop: CropName = "auto"
-    """What is stored as 96 x 96 pixels. "window": crop_rows and crop_columns; "centre": the middle square; "auto": the
-    window for 256 x 256 video (LRW's), the middle square for all other; "box": each video's own box, from the manifest;
-    "mesh" and "cascade": the mouth, found and followed by mediapipe's face mesh or OpenCV's cascade (extras)."""
-    crop_rows: tuple[int, int] = LRW_ROWS
-    """First row of the window and the one after its last, pixels of the picture as it is shown."""
-    crop_columns: tuple[int, int] = LRW_COLUMNS
-    """First column of the window and the one after its last, pixels of the picture as it is shown."""
-    centre_fraction: float = 1.0
-    """Side of the middle square as a share of the frame's shorter side."""
     clips_per_shard: int = 512
     """The most clips of a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
     upload: str = ""
@@ -141,17 +158,10 @@ class PrepareConfig(_SharedWork):
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        _SharedWork.__post_init__(self)
+        CropSettings.__post_init__(self)
         check_choice("layout", self.layout, get_args(Layout))
         check_integer("stride", self.stride, 0)
-        check_choice("crop", self.crop, get_args(CropName))
-        for name in ("crop_rows", "crop_columns"):
-            pair = getattr(self, name)
-            if not isinstance(pair, tuple) or len(pair) != 2:
-                raise ValueError(f"{name} must be two numbers, got {pair!r}")
-            check_integer(f"{name}, first", pair[0], 0)
-            check_integer(f"{name}, second", pair[1], pair[0] + 1)
-        check_number("centre_fraction", self.centre_fraction, 0.01, 1.0)
         check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
 
 

@@ -15,10 +15,10 @@ from avppc.data.prepare.pool import Report, Unit
 from avppc.data.scan import Video
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clips
-from avppc.data.video.faces import make_finder
+from avppc.data.video.faces import make_crop, make_finder
 from avppc.data.video.reader import DecodedClip
 from avppc.data.video.source import DecodeError, damage_as_decode_error
-from avppc.data.video.track import MAX_GAP_SECONDS, FaceFinder, track_mouth
+from avppc.data.video.track import MAX_GAP_SECONDS, FaceFinder
 from avppc.files import remove_leftovers, sha256_of
 from avppc.settings import write_checked_json
 
@@ -134,19 +134,11 @@ class DecodeJob:
 
     def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
         """The crop of a video; DecodeError where it needs the manifest's box and there is none."""
-        config = self.config
-        if config.crop == "box":
-            if video.box is None:
-                raise DecodeError(video.path, "no box: crop 'box' needs one in the manifest")
-            left, top, right, bottom = video.box
-            return Crop("box", (top, bottom), (left, right))
-        if config.crop not in TRACKED_CROPS:
-            return Crop(config.crop, config.crop_rows, config.crop_columns, config.centre_fraction)
-        if self._finder is None:
-            self._finder = make_finder(config.crop)
-        needed = config.frames / VIDEO_FPS + MAX_GAP_SECONDS if self._single(video) else None
-        path = config.data / video.path
-        return Crop("track", track=track_mouth(path, self._finder, until_seconds=needed, alive=alive))
+        if self._finder is None and self.config.crop in TRACKED_CROPS:
+            self._finder = make_finder(self.config.crop)
+        path = self.config.data / video.path
+        needed = self.config.frames / VIDEO_FPS + MAX_GAP_SECONDS if self._single(video) else None
+        return make_crop(self.config, path, self._finder, box=video.box, until_seconds=needed, alive=alive)
 
     def _single(self, video: Video) -> bool:
         """Whether the video gives one clip, its first frames: a label belongs to one clip."""

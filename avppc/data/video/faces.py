@@ -1,4 +1,4 @@
-"""Finders of faces: mediapipe's face mesh and OpenCV's cascade, both optional.
+"""Finders of faces: mediapipe's face mesh and OpenCV's cascade, both optional; and the crop of a video by them.
 
 Neither model is part of this package: each comes with the wheel of its own project.
 """
@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avppc.data.video.track import FaceFinder, Found
+from avppc.data.config import TRACKED_CROPS, CropSettings
+from avppc.data.manifest import Box
+from avppc.data.video.crop import Crop
+from avppc.data.video.source import DecodeError, Source
+from avppc.data.video.track import Alive, FaceFinder, Found, track_mouth
 
 CROP_EYES = 1.45  # side of the crop, in distances between the outer corners of the eyes: lips fill 40% of its width
 _CROP_CASCADE = 0.94  # the same in sides of the cascade's box
@@ -95,3 +99,35 @@ class CascadeFinder:
 def make_finder(name: str) -> FaceFinder:
     """The finder of a crop mode, "mesh" or "cascade"; ImportError that says what to install where it is not there."""
     return MeshFinder() if name == "mesh" else CascadeFinder()
+
+
+def make_crop(
+    settings: CropSettings,
+    source: Source,
+    finder: FaceFinder | None,
+    *,
+    box: Box | None = None,
+    until_seconds: float | None = None,
+    alive: Alive = lambda: None,
+) -> Crop:
+    """The crop of one video by the settings of `avppc prepare`; to follow a mouth, the video is decoded once for it.
+
+    Args:
+        finder: of make_finder(settings.crop), for the crops "mesh" and "cascade".
+        box: of the mouth, left, top, right and bottom in pixels, for the crop "box".
+        until_seconds: of the video that are looked through; None: all.
+        alive: called after each frame that was looked at.
+
+    Raises:
+        DecodeError: crop "box" without a box.
+    """
+    if settings.crop == "box":
+        if box is None:
+            name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+            raise DecodeError(name, "no box: crop 'box' needs one in the manifest")
+        left, top, right, bottom = box
+        return Crop("box", (top, bottom), (left, right))
+    if settings.crop not in TRACKED_CROPS:
+        return Crop(settings.crop, settings.crop_rows, settings.crop_columns, settings.centre_fraction)
+    assert finder is not None
+    return Crop("track", track=track_mouth(source, finder, until_seconds=until_seconds, alive=alive))
