@@ -88,6 +88,8 @@ class EvaluateConfig:
     """Draws of the labelled clips, for the rows whose encoder is frozen."""
     training_draws: int = 3
     """Draws for the rows that train the encoder."""
+    selection_draws: int = 3
+    """Draws whose mean chooses head and rate of the rows whose encoder is frozen; the others choose by the first."""
     heads: tuple[HeadName, ...] = QUICK_HEADS
     """Heads that are tried: "gru", "tconv" (temporal convolution), "bins" (linear over seven bins of time), "mstcn"
     (temporal convolutions of several lengths side by side)."""
@@ -141,7 +143,15 @@ class EvaluateConfig:
         check_choice("preset", self.preset, get_args(EvaluatePreset))
         check_number("feature_gigabytes", self.feature_gigabytes, 0)
         check_integer("labels_per_word", self.labels_per_word, 0)
-        for name in ("draws", "training_draws", "epochs", "training_epochs", "selection_epochs", "validate_every"):
+        for name in (
+            "draws",
+            "training_draws",
+            "selection_draws",
+            "epochs",
+            "training_epochs",
+            "selection_epochs",
+            "validate_every",
+        ):
             check_integer(name, getattr(self, name), 1)
         check_integer("head_hidden", self.head_hidden, 4)
         check_integer("gru_layers", self.gru_layers, 1)

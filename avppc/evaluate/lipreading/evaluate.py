@@ -23,7 +23,16 @@ from torch import Tensor
 
 from avppc.data.packed.dataset import data_sha256
 from avppc.evaluate.config import EvaluateConfig, RowName
-from avppc.evaluate.lipreading.fits import Fit, FitInputs, FitResult, Trial, count_draws, train_fit, trials_of
+from avppc.evaluate.lipreading.fits import (
+    Fit,
+    FitInputs,
+    FitResult,
+    Trial,
+    count_choosing_draws,
+    count_draws,
+    train_fit,
+    trials_of,
+)
 from avppc.evaluate.lipreading.inputs import FrozenFeatures
 from avppc.evaluate.lipreading.results import (
     RowResult,
@@ -51,7 +60,7 @@ def execute(config: EvaluateConfig) -> int:
 def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     """Computes the rows asked for and writes each to its file; a row whose file has the same settings is only read.
 
-    Head, learning rates and epoch of each row are chosen on the validation clips, with the first draw of labels; each
+    Head, learning rates and epoch of each row are chosen on the validation clips, with the first draws of labels; each
     draw is then tested once.
 
     Args:
@@ -85,25 +94,26 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
 
 @dataclass
 class RowWork:
-    """The fits of one row of the table: all trials on the first label draw, then the best of them on every draw."""
+    """The fits of one row of the table: all trials on the first label draws, then the best of them on every draw."""
 
     config: EvaluateConfig
     row: RowName
     ready: deque[Fit] = field(default_factory=deque)
     """Fits that may start now."""
-    trials: dict[Trial, FitResult] = field(default_factory=dict)
-    """Outcomes so far, by trial."""
+    trials: dict[Trial, list[FitResult]] = field(default_factory=dict)
+    """Outcomes so far, by trial: one for each draw that chooses among them."""
     draws: dict[int, FitResult] = field(default_factory=dict)
     """Outcomes so far, by number of the label draw."""
 
     def __post_init__(self) -> None:
-        self._all_trials = list(trials_of(self.config, self.row))
-        self.ready.extend(Fit(self.row, trial, 0, selects=True) for trial in self._all_trials)
+        self._choosing = range(count_choosing_draws(self.config, self.row))
+        self.trials = {trial: [] for trial in trials_of(self.config, self.row)}
+        self.ready.extend(Fit(self.row, trial, draw, selects=True) for draw in self._choosing for trial in self.trials)
 
     @property
     def fits(self) -> int:
         """How many fits the row takes."""
-        return len(self._all_trials) + count_draws(self.config, self.row)
+        return len(self.trials) * len(self._choosing) + count_draws(self.config, self.row)
 
     @property
     def finished(self) -> bool:
@@ -112,16 +122,20 @@ class RowWork:
 
     @property
     def best(self) -> Trial:
-        """The trial with the best validation rate; the first one of several."""
-        return max(self._all_trials, key=lambda trial: self.trials[trial].val_rate)
+        """The trial with the best validation rate, the mean of its draws; the first one of several."""
+        return max(self.trials, key=self._val_rate)
+
+    def _val_rate(self, trial: Trial) -> float:
+        results = self.trials[trial]
+        return sum(result.val_rate for result in results) / len(results)
 
     def add(self, fit: Fit, result: FitResult) -> None:
         """Takes the outcome of a fit; after the last trial the draws are ready."""
         if not fit.selects:
             self.draws[fit.draw] = result
             return
-        self.trials[fit.trial] = result
-        if len(self.trials) == len(self._all_trials):
+        self.trials[fit.trial].append(result)
+        if all(len(results) == len(self._choosing) for results in self.trials.values()):
             draws = range(count_draws(self.config, self.row))
             self.ready.extend(Fit(self.row, self.best, draw, selects=False) for draw in draws)
 
@@ -138,7 +152,7 @@ class RowWork:
             interval95=half,
             chance=1 / len(inputs.words),
             chosen=asdict(self.best),
-            trials=[{**asdict(trial), "val_wcr": self.trials[trial].val_rate} for trial in self._all_trials],
+            trials=[{**asdict(trial), "val_wcr": self._val_rate(trial)} for trial in self.trials],
             draws=[
                 {
                     "seed": self.config.seed + draw,
@@ -151,7 +165,7 @@ class RowWork:
             words=list(inputs.words),
             tested=len(labels),
             confusion=_confusion(labels, [result.predictions for result in drawn], len(inputs.words)),
-            seconds=sum(result.seconds for result in [*self.trials.values(), *drawn]),
+            seconds=sum(result.seconds for results in [*self.trials.values(), drawn] for result in results),
             settings=settings,
         )
 

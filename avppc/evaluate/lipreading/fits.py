@@ -96,6 +96,11 @@ def count_draws(config: EvaluateConfig, row: RowName) -> int:
     return config.training_draws if row in TRAINED_ROWS else config.draws
 
 
+def count_choosing_draws(config: EvaluateConfig, row: RowName) -> int:
+    """Number of label draws by which a row's trials are compared; rows that train the encoder take long, so 1."""
+    return 1 if row in TRAINED_ROWS else min(config.selection_draws, count_draws(config, row))
+
+
 @dataclass
 class FitInputs:
     """What all fits of an evaluation share: the clips, which of them are labelled, the run's encoder, the device."""

@@ -51,7 +51,7 @@ class RowResult:
     chosen: dict[str, Any]
     """Head and learning rates with the best validation rate."""
     trials: list[dict[str, Any]]
-    """Each head with each choice of learning rates that was tried, and its validation rate on the first draw."""
+    """Each head with each choice of learning rates; its validation rate, the mean of the draws that choose."""
     draws: list[dict[str, Any]]
     """Seed, validation and test rate of each draw of the labels, and "right", which test clips were read right, as
     `pack_answers` writes them; earlier results lack the last."""

@@ -19,7 +19,7 @@ TEMPLATE = "table/table.html.jinja"
 NOTES = (
     "Word classification rate on the test clips in %, encoder frozen (in brackets: the encoder trained, too). Frozen "
     "means that its batch norms stay in eval mode as well. Head, learning rates and epoch were chosen on validation "
-    "clips with the first draw of labels; each draw was tested once. ±: 95% interval over draws of the labelled clips "
+    "clips with the first draws of labels; each draw was tested once. ±: 95% interval over draws of the labelled clips "
     "and over test clips, and over pretraining seeds where there are several. Best: the head with the best validation "
     "rate. Ahead: the difference to the best rival, the proxy task other than permutative coding with sound that reads "
     "most validation clips, encoder frozen, last head; over the same test clips and label draws, with its 95% interval."

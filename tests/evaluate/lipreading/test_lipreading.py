@@ -26,7 +26,7 @@ from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
 from avppc.data.packed.index import PackedIndex
 from avppc.evaluate.config import RowName
 from avppc.evaluate.lipreading.classifier import fit_classifier, predict
-from avppc.evaluate.lipreading.evaluate import FitPool
+from avppc.evaluate.lipreading.evaluate import FitPool, RowWork
 from avppc.evaluate.lipreading.fits import draw_labelled_clips
 from avppc.evaluate.lipreading.inputs import EncoderWithHead, FrozenFeatures
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_rows, write_row
@@ -231,6 +231,25 @@ def test_features_of_one_row_at_most_are_held_here(
         assert len(made) == 2
         assert [ref() for ref in made] == [None, None]  # one that trains its encoder has none
         assert all(0 <= result.result().val_rate <= 1 for result in results)
+
+
+def test_heads_are_chosen_by_the_mean_of_several_draws(tmp_path: Path) -> None:
+    """The first draw alone would choose "bins"; a row that trains its encoder has no other."""
+    rates = {"bins": (0.9, 0.1, 0.2), "tconv": (0.5, 0.6, 0.4)}
+
+    def chosen(row: RowName, **changes: object) -> tuple[str, int]:
+        work = RowWork(quick_config(tmp_path, None, **changes), row)
+        fits_before = work.fits
+        tried = [work.ready.popleft() for _ in range(len(work.ready))]
+        for fit in tried:
+            work.add(fit, fits.FitResult(rates[fit.trial.head][fit.draw], torch.empty(0), 0.0))
+        assert [fit.draw for fit in work.ready] == list(range(fits_before - len(tried)))
+        return work.ready[0].trial.head, len(tried)
+
+    assert chosen("frozen") == ("tconv", 6)
+    assert chosen("frozen", selection_draws=1) == ("bins", 2)
+    assert chosen("frozen", labels_per_word=0) == ("bins", 2)  # all labels make one draw
+    assert chosen("supervised") == ("bins", 2)
 
 
 def test_ceiling_needs_trajectories(finished_run: tuple[Path, Path], tmp_path: Path) -> None:
