@@ -16,8 +16,8 @@ from avppc.clip import CLIP_FRAMES
 from avppc.evaluate.lipreading.results import RowResult, read_rows
 from avppc.losses.subtasks import SUBTASKS, SubTask, modality_group
 from avppc.settings import read_checked_json
-from avppc.tasks.permutative import VisualMomentTask
 from avppc.tasks.registry import make_task
+from avppc.tasks.visual import VisualMomentTask
 from avppc.train.config import PretrainConfig
 from avppc.train.log import METRICS_FILE, read_metrics
 from avppc.train.run_folder import ENVIRONMENT_FILE, TASK_FILE, read_run_config

@@ -9,8 +9,9 @@ from avppc.checks import check_choice
 from avppc.tasks.base import ProxyTask
 from avppc.tasks.config import TaskConfig
 from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask
-from avppc.tasks.permutative import make_av_permutative, make_visual_permutative
+from avppc.tasks.permutative import make_av_permutative
 from avppc.tasks.synchronization import make_synchronization
+from avppc.tasks.visual import make_visual_permutative
 
 
 class TaskEntry(NamedTuple):

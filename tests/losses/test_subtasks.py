@@ -19,8 +19,9 @@ from avppc.losses.subtasks import (
     modality_group,
     task_gradients,
 )
-from avppc.tasks.permutative import ChunkTask, PermutativeTask
+from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
+from avppc.tasks.visual import ChunkTask
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,9 +16,9 @@ from avppc.tasks.base import ProxyTask
 from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
 from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask, draw_other_clips
-from avppc.tasks.permutative import ChunkTask
 from avppc.tasks.registry import TASKS, make_task
 from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
+from avppc.tasks.visual import ChunkTask
 
 CASES = [
     *((name, {}) for name in TASK_NAMES),

@@ -18,8 +18,9 @@ from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES
 from avppc.losses.subtasks import is_by_moment
 from avppc.tasks.base import ProxyTask
-from avppc.tasks.permutative import PermutativeBase, VisualMomentTask
+from avppc.tasks.permutative import PermutativeBase
 from avppc.tasks.registry import make_task
+from avppc.tasks.visual import VisualMomentTask
 
 STEPS, TRAINED_ON, TESTED_ON, TEST_BATCHES = 60, 12, 32, 6
 DEVIATIONS = 5.0

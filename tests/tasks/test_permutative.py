@@ -13,7 +13,8 @@ from avppc import LogMelConfig
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
 from avppc.config import AugmentConfig, CutConfig, ObjectiveConfig
 from avppc.tasks.cuts import cut_elements
-from avppc.tasks.permutative import VISUAL_SUBTASKS, PermutativeTask, VisualMomentTask
+from avppc.tasks.permutative import PermutativeTask
+from avppc.tasks.visual import VISUAL_SUBTASKS, VisualMomentTask
 
 CUT = CONFIG.cut
 FUTURE = slice(CUT.future_start, CUT.future_start + CUT.future_frames)

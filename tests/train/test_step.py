@@ -18,7 +18,8 @@ from avppc.draws import ClipGenerator
 from avppc.models.backbones import use_activation_checkpointing
 from avppc.models.batch_norm import frozen_statistics
 from avppc.tasks.base import ProxyTask
-from avppc.tasks.permutative import ChunkTask, PermutativeTask
+from avppc.tasks.permutative import PermutativeTask
+from avppc.tasks.visual import ChunkTask
 from avppc.train.distributed import GradientAverager, Processes
 from avppc.train.log import Meter
 from avppc.train.step import GradientComputer, TrainingStep, make_optimizer, prepare_model, step_unless
