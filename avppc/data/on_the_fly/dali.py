@@ -156,6 +156,7 @@ class DaliLoader(SampledBatches):
         super().__init__(sampler)
         self.clips = tuple(clips)
         self.device_id = device_id
+        self.device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         self.num_frames = num_frames
         self.crop = crop or Crop()
         self.prefetch = prefetch
@@ -168,7 +169,7 @@ class DaliLoader(SampledBatches):
         start = time.perf_counter()
         if self._pipeline is None:
             self._pipeline = self._build()
-        pictures, audio, rows = map(self._to_torch, self._pipeline.run())
+        pictures, audio, rows = (_to_torch(output, self.device) for output in self._pipeline.run())
         state = self.sampler.state()
         expected = self.sampler.batch(state["epoch"], state["batches_consumed"])
         if not torch.equal(rows[:, 0], expected):
@@ -210,14 +211,19 @@ class DaliLoader(SampledBatches):
         pipeline.build()
         return pipeline
 
-    def _to_torch(self, output: Any) -> Tensor:
-        """A copy of an output [N, ...], on its device: DALI uses its memory again."""
-        dense = output.as_tensor()
-        if self.device_id is None:
-            return torch.from_numpy(np.array(dense))
-        from nvidia.dali.plugin.pytorch import feed_ndarray  # only on the GPU
 
-        dtypes = {"UINT8": torch.uint8, "INT16": torch.int16, "INT64": torch.int64}
-        target = torch.empty(dense.shape(), dtype=dtypes[dense.dtype.name], device=f"cuda:{self.device_id}")
-        feed_ndarray(dense, target, cuda_stream=torch.cuda.current_stream(target.device))
-        return target
+def _to_torch(output: Any, device: torch.device) -> Tensor:
+    """A copy [N, ...] of an output: DALI uses its memory again.
+
+    What comes from the processes that read files stays in the CPU's memory: a TensorCPU, also of a pipeline with a GPU.
+    Fed into a tensor on the GPU it would be copied, as by memcpy, to an address that this process does not have.
+    """
+    dense = output.as_tensor()
+    if hasattr(type(dense), "__array_interface__"):  # TensorGPU has __cuda_array_interface__ in its place
+        return torch.from_numpy(np.array(dense))
+    from nvidia.dali.plugin.pytorch import feed_ndarray  # only on the GPU
+
+    dtypes = {"UINT8": torch.uint8, "INT16": torch.int16, "INT64": torch.int64}
+    target = torch.empty(dense.shape(), dtype=dtypes[dense.dtype.name], device=device)
+    feed_ndarray(dense, target, cuda_stream=torch.cuda.current_stream(device))
+    return target

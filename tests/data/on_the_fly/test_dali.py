@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import sys
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, first_clips
 from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
 from avppc.data.scan import scan
-from avppc.data.video.crop import Crop
+from avppc.data.video.crop import Crop, luma_of
 from avppc.data.video.decode import decode_clip
 from avppc.data.video.inspect import VideoFacts, inspect_video
 from avppc.data.video.picked import read_sound_and_frames
@@ -312,6 +314,87 @@ class TestLoader:
             batch = next(loader)
         assert batch.device.type == "cuda"
         assert flash_frame(batch.video[0].cpu().numpy()) == 15
+
+
+class FakeTensorCPU:
+    """What DALI's TensorCPU is to a reader: an array in this process's memory."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    @property
+    def __array_interface__(self):
+        return self._values.__array_interface__
+
+    def as_tensor(self):
+        return self
+
+
+class FakeTensorGPU:
+    """What DALI's TensorGPU is to a reader, with memory that only `feed_ndarray` reaches: no __array_interface__."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+        self.dtype = SimpleNamespace(name=values.dtype.name.upper())
+
+    @property
+    def __cuda_array_interface__(self):
+        raise AssertionError("a test without a GPU has no address there")
+
+    def shape(self):
+        return list(self.values.shape)
+
+    def as_tensor(self):
+        return self
+
+
+class TestBothKindsOfTensor:
+    """A pipeline with a GPU gives pictures there, and what came from files in the CPU's memory, as it was."""
+
+    @pytest.fixture(autouse=True)
+    def stand_in(self, monkeypatch):
+        """nvidia.dali, of which only `feed_ndarray` is there; a TensorCPU it would copy to an address of the GPU."""
+        plugin = ModuleType("nvidia.dali.plugin.pytorch")
+        self.fed = []
+
+        def feed_ndarray(tensor, target, cuda_stream=None):
+            assert isinstance(tensor, FakeTensorGPU), "the process would end with SIGSEGV"
+            self.fed.append(cuda_stream)
+            target.copy_(torch.from_numpy(tensor.values))
+
+        plugin.feed_ndarray = feed_ndarray
+        for name in ("nvidia", "nvidia.dali", "nvidia.dali.plugin"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+        monkeypatch.setattr(dali, "load_dali", lambda: None)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+
+    def test_a_batch(self, clips, monkeypatch):
+        sampler = EpochSampler(7, 3, seed=4)
+        rows = sampler.batch(0, 0).numpy()
+        colours = np.arange(3 * 29 * 8 * 8 * 3, dtype=np.uint64).reshape(3, 29, 8, 8, 3).astype(np.uint8)
+        sound = np.arange(3 * 18560, dtype=np.uint64).reshape(3, 18560).astype(np.int16)
+        outputs = (FakeTensorGPU(colours), FakeTensorCPU(sound), FakeTensorCPU(rows[:, None]))
+        monkeypatch.setattr(dali.DaliLoader, "_build", lambda loader: SimpleNamespace(run=lambda: outputs))
+        loader = dali.DaliLoader(clips, sampler, device_id=0)
+        assert loader.device == torch.device("cuda", 0)
+        loader.device = torch.device("cpu")  # stands for the GPU
+        batch = next(loader)
+        assert self.fed == ["the stream of cpu"]
+        assert torch.equal(batch.video, luma_of(torch.from_numpy(colours)))
+        assert torch.equal(batch.audio, torch.from_numpy(sound))
+        assert batch.clip_ids.tolist() == [clips[row].clip_id for row in rows]
+        sound[:] = 0  # DALI uses its memory again
+        assert batch.audio.any()
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_the_stand_ins_are_like_dalis_own():
+    tensors = importlib.import_module("nvidia.dali.tensors")
+    for fake in (FakeTensorCPU, FakeTensorGPU):
+        real = getattr(tensors, fake.__name__.removeprefix("Fake"))
+        for name in ("__array_interface__", "__cuda_array_interface__"):
+            assert hasattr(real, name) == hasattr(fake, name)
 
 
 @pytest.mark.skipif(MISSING is None, reason="DALI is there")
