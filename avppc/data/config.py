@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.checks import check_choice, check_integer, check_number, check_types
+from avppc.checks import MAX_SEED, check_choice, check_integer, check_number, check_types
 from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
 from avppc.ops.log_mel.config import PRESETS, Framing, LogMelConfig, Padding, Preset, Window
 from avppc.processes import count_cores
@@ -16,6 +16,8 @@ from avppc.processes import count_cores
 __all__ = ["AugmentConfig", "FeaturesConfig", "IndexConfig", "PrepareConfig"]
 
 Layout = Literal["auto", "words", "tree"]
+SplitUnit = Literal["sentence", "speaker"]
+SentenceClips = Literal["rest", "all", "none"]
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
 TRACKED_CROPS = ("mesh", "cascade")
 # Number and count of the processes of a launcher, and a variable that is only there where it started this one.
@@ -23,7 +25,7 @@ _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTAS
 
 
 @dataclass(frozen=True)
-class _SharedWork:
+class SharedWork:
     """Settings of work on videos that several processes, or machines, share."""
 
     data: Path
@@ -32,6 +34,29 @@ class _SharedWork:
     paths: Path | None = None
     """A list of the videos to take: a text file with one path below DATA a line, or a manifest as `avppc index` writes
     it. None: all below DATA."""
+    layout: Layout = "auto"
+    """Which folders are words. "words": all that hold videos as DATA/WORD/{train,val,test}/*; "tree": none; "auto": as
+    "words", but no folder with videos further down, and no single one unless its files are named WORD_* after it. Where
+    none is, "auto" takes the words inside the videos from .align files (GRID's) or Praat's .TextGrid below DATA."""
+    words: Path | None = None
+    """Where the words inside the videos are: a table (tab or comma) with the columns clip, start_frame and end_frame
+    (frames of 1/25 s) or start_seconds and end_seconds, word, and perhaps split and speaker; or a folder of .align or
+    .TextGrid files. Each word gives one labelled clip around its middle. None: as layout says."""
+    words_ignore: tuple[str, ...] = ("sil", "sp")
+    """What of the words' files is a pause, or is to be left out for another reason."""
+    split_by: SplitUnit = "sentence"
+    """What is never in two splits: a sentence (recordings whose file has the same name) or a speaker. The words' table
+    says the splits of the videos if it has them, else folders named train, val or test, else the shares below."""
+    val_share: float = 0.07
+    """Share of the sentences or speakers for validation: each falls to a split by its name and split_seed alone."""
+    test_share: float = 0.15
+    """Share of the sentences or speakers for testing."""
+    val_names: tuple[str, ...] = ()
+    """Sentences or speakers for validation, by name, in place of a share."""
+    test_names: tuple[str, ...] = ()
+    """Sentences or speakers for testing, by name, in place of a share."""
+    split_seed: int = 0
+    """Another number draws other splits."""
     frames: int = CLIP_FRAMES
     """Frames of a clip, of 1/25 s each; shorter videos give none."""
     workers: int = 0
@@ -49,7 +74,24 @@ class _SharedWork:
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("workers", self.workers, 0, 1024)
         check_number("timeout_seconds", self.timeout_seconds, 1.0)
+        self._check_words()
         self.share()
+
+    def _check_words(self) -> None:
+        check_choice("layout", self.layout, get_args(Layout))
+        if self.words is not None and self.layout == "words":
+            raise ValueError("layout 'words' takes words from the folders, and words from a file: give one of them")
+        check_choice("split_by", self.split_by, get_args(SplitUnit))
+        check_number("val_share", self.val_share, 0.0, 1.0)
+        check_number("test_share", self.test_share, 0.0, 1.0)
+        if self.val_share + self.test_share > 1:
+            raise ValueError(f"val_share + test_share must be at most 1, got {self.val_share} + {self.test_share}")
+        check_integer("split_seed", self.split_seed, 0, MAX_SEED)
+        for name in ("words_ignore", "val_names", "test_names"):
+            if not all(isinstance(text, str) for text in getattr(self, name)):
+                raise TypeError(f"{name} must be texts, got {getattr(self, name)!r}")
+        if both := set(self.val_names) & set(self.test_names):
+            raise ValueError(f"val_names and test_names must have no name in common, got {sorted(both)[0]!r} in both")
 
     @property
     def processes(self) -> int:
@@ -90,7 +132,7 @@ class _SharedWork:
 
 
 @dataclass(frozen=True)
-class IndexConfig(_SharedWork):
+class IndexConfig(SharedWork):
     """Lists what a folder of videos holds, without decoding: length, rates, streams, and what is wrong."""
 
     data: Path
@@ -133,7 +175,7 @@ class CropSettings:
 
 
 @dataclass(frozen=True)
-class PrepareConfig(CropSettings, _SharedWork):
+class PrepareConfig(CropSettings, SharedWork):
     """Decodes videos once into packed shards; after an interruption the same command goes on where it stopped."""
 
     data: Path
@@ -143,12 +185,15 @@ class PrepareConfig(CropSettings, _SharedWork):
     that have changed since are refused."""
     out: Path
     """Folder of the packed data set."""
-    layout: Layout = "auto"
-    """Which folders are words. "words": all that hold videos as DATA/WORD/{train,val,test}/*; "tree": none; "auto": as
-    "words", but no folder with videos further down, and no single one unless its files are named WORD_* after it."""
     stride: int = CLIP_FRAMES
     """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
-    video gives one clip, its first frames."""
+    video gives one clip, its first frames; one with words inside it a clip a word, and what sentence_clips says."""
+    word_context: int | None = None
+    """How many frames a word's clip shows and lets hear before and after the word; beyond them the nearest frame is
+    held, and the sound is silent. None: all that fits into the clip, neighbouring words too."""
+    sentence_clips: SentenceClips = "rest"
+    """Clips without label that training videos with words give beside those of the words, stride frames apart. "rest":
+    where no word's clip lies; "all": from the whole video; "none": none."""
     clips_per_shard: int = 512
     """The most clips of a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
     upload: str = ""
@@ -158,10 +203,12 @@ class PrepareConfig(CropSettings, _SharedWork):
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        _SharedWork.__post_init__(self)
+        SharedWork.__post_init__(self)
         CropSettings.__post_init__(self)
-        check_choice("layout", self.layout, get_args(Layout))
         check_integer("stride", self.stride, 0)
+        if self.word_context is not None:
+            check_integer("word_context", self.word_context, 0, 10_000)
+        check_choice("sentence_clips", self.sentence_clips, get_args(SentenceClips))
         check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
 
 

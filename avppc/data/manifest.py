@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,6 +49,8 @@ class Entry:
     """A manifest's line about a video."""
 
     speaker: int = NO_SPEAKER
+    speaker_name: str = ""
+    """The speaker as the manifest spells it."""
     box: Box | None = None
     sha256: str | None = None
     """Of the file, when it was listed."""
@@ -75,8 +77,8 @@ def read_manifest(path: Path) -> dict[str, Entry]:
                 unusable=_unusable(line),
                 sound_sha256=_sha256(line, "sound_sha256"),
             )
-    for name, number in _numbered(speakers).items():
-        entries[name] = replace(entries[name], speaker=number)
+    for name, number in number_speakers(speakers).items():
+        entries[name] = replace(entries[name], speaker=number, speaker_name=str(speakers[name]))
     return entries
 
 
@@ -129,8 +131,9 @@ def _safe_path(text: str) -> str:
     return path.as_posix()
 
 
-def _numbered(speakers: dict[str, int | str]) -> dict[str, int]:
-    """The speakers as numbers: as they are, or where one of them has a name, their places among all names, sorted."""
+def number_speakers(speakers: Mapping[str, int | str]) -> dict[str, int]:
+    """The speaker of each path as a number: as it is, or where one of them has a name, its place among all names,
+    sorted."""
     if not any(isinstance(speaker, str) for speaker in speakers.values()):
         return {path: int(speaker) for path, speaker in speakers.items()}
     numbers = {name: number for number, name in enumerate(sorted(set(map(str, speakers.values()))))}

@@ -15,6 +15,7 @@ Nothing outside ROOT is read: links that leave it are refused, and so are paths 
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ from avppc.data.config import Layout
 from avppc.data.manifest import (
     INDEX_COMMAND,
     MANIFEST_NAME,
+    NO_SPEAKER,
     Box,
     Entry,
     is_portable,
+    number_speakers,
     printable,
     read_list,
     read_manifest,
@@ -53,7 +56,15 @@ SPLIT_NAMES: dict[str, SplitName] = {
 }
 """Split of the videos in a folder of this name; names are compared without regard to case."""
 
+WORD_FILE_SUFFIXES = (".align", ".textgrid")
+"""In small letters; such a file says when the words of a video are spoken (see words.py)."""
+
 _STRICTEST_FIRST: tuple[SplitName, ...] = ("test", "val", "train")
+_GRID_NAME = re.compile(r"[blps][bgrw][abiw][a-z][0-9z][anps]")  # the six words of a sentence, a letter each
+_GRID_SPEAKER = re.compile(r"s\d{1,2}")
+_NUMBERED = re.compile(r"\d{5}")  # a file of LRS3 or VoxCeleb2
+_YOUTUBE = re.compile(r"[\w-]{11}")
+_NO_SPEAKERS = {"mp4", "video", "videos", "trainval", "pretrain", "main", *SPLIT_NAMES}
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,18 @@ class SoundFile:
     name: str
     bytes: int
     mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class WordSpan:
+    """A word inside a video."""
+
+    label: int
+    """Index into the words."""
+    first: float
+    """When it begins, in frames of 1/25 s from the first picture."""
+    last: float
+    """When it ends, in the same."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +98,7 @@ class Video:
     label: int
     """Index into the words, or -1."""
     speaker: int
-    """As the manifest says, or -1."""
+    """As the manifest says, or the folders, or -1."""
     bytes: int
     mtime_ns: int
     box: Box | None = None
@@ -86,6 +109,10 @@ class Video:
     """Beside it, whether it is needed or not."""
     sound_sha256: str | None = None
     """What the manifest says of the sound's content."""
+    speaker_name: str = ""
+    """The speaker, by name."""
+    words: tuple[WordSpan, ...] | None = None
+    """The words inside it, in the order of their times; None: it is one word, or none is known."""
 
     @property
     def sound_path(self) -> str | None:
@@ -105,6 +132,8 @@ class Scan:
     others: Counter[str] = field(default_factory=Counter)
     """How many files of which ending are neither videos nor the manifest, nor share the name of a video beside them;
     and how many hidden folders there are."""
+    word_files: list[str] = field(default_factory=list)
+    """Paths of the files that may say when the words of a video are spoken (see words.py)."""
 
 
 def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None, layout: Layout = "auto") -> Scan:
@@ -133,6 +162,10 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None,
         manifest = {path: entry if is_manifest else manifest.get(path, entry) for path, entry in named.items()}
         found = dict(_listed_files(root, named, result))
     places = find_places(found, root, layout)
+    names = {path: entry.speaker_name for path, entry in manifest.items()}
+    names = {path: name for path in found if (name := names.get(path) or folder_of_speaker(path))}
+    numbers = number_speakers(names)
+    only_manifest = not any(folder_of_speaker(path) for path in found)
     result.words = tuple(sorted({place.word for place in places.values() if place.word is not None}))
     labels = {word: label for label, word in enumerate(result.words)}
     for path, (bytes_, mtime_ns, sound) in sorted(found.items()):
@@ -146,8 +179,9 @@ def scan(root: Path, listed: Path | None = None, clip_frames: int | None = None,
             result.refused.append((path, f"left out: {INDEX_COMMAND} has found: {entry.unusable.reason}"))
         else:
             label = NO_LABEL if word is None else labels[word]
-            facts = (split, label, entry.speaker, bytes_, mtime_ns, entry.box, entry.sha256, sound, entry.sound_sha256)
-            result.videos.append(Video(path, *facts))
+            speaker = entry.speaker if only_manifest else numbers.get(path, NO_SPEAKER)
+            facts = (split, label, speaker, bytes_, mtime_ns, entry.box, entry.sha256, sound, entry.sound_sha256)
+            result.videos.append(Video(path, *facts, names.get(path, "")))
     name = MANIFEST_NAME if listed is None else listed.name
     not_found = manifest.keys() - {path for path, _ in result.refused}
     result.refused += [(path, f"listed in {name}, but there is no such video") for path in not_found]
@@ -222,7 +256,9 @@ def _files(root: Path, result: Scan) -> Iterator[FoundVideo]:
                     yield path, (*_size_and_time(entry.stat()), _sound_in(sounds, os.path.splitext(entry.name)[0]))
                 else:
                     stem, suffix = os.path.splitext(entry.name)
-                    if stem not in beside and path != MANIFEST_NAME:
+                    if is_word_file(entry.name):
+                        result.word_files.append(path)
+                    elif stem not in beside and path != MANIFEST_NAME:
                         result.others[suffix.lower() or entry.name] += 1
             except OSError as error:  # it is gone by now, say
                 result.refused.append((printable(path), f"cannot be read: {error.strerror}"))
@@ -248,6 +284,11 @@ def _sound_in(files: Mapping[str, os.DirEntry[str]], stem: str) -> SoundFile | N
 
 def _is_video_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")
+
+
+def is_word_file(name: str) -> bool:
+    """Whether a file's name is that of an .align file or a TextGrid."""
+    return name.lower().endswith(WORD_FILE_SUFFIXES) and not name.startswith(".")
 
 
 def _link_problem(entry: os.DirEntry[str], inside: Path, is_video: bool) -> str | None:
@@ -337,3 +378,22 @@ def _check_not_further_down(paths: Iterable[PurePosixPath], root: Path) -> None:
                 f"{root} has LRW's layout further down ({path}): pass --data {root.joinpath(*parts[:-3])} for its "
                 "words, or --layout tree to take all videos without labels"
             )
+
+
+def names_split(path: str) -> bool:
+    """Whether a folder on the way to a video has the name of a split."""
+    return any(_split_of(folder) is not None for folder in PurePosixPath(path).parts[:-1])
+
+
+def folder_of_speaker(path: str) -> str:
+    """The folder that names the speaker: s1 in s1/bbaf2n.mpg (GRID), the first in ID/VIDEO/00001.mp4 (VoxCeleb2) or
+    VIDEO/00001.mp4 (LRS3); "" where the path is of another kind."""
+    parts = PurePosixPath(path).parts
+    folders, stem = parts[:-1], PurePosixPath(path).stem
+    if _GRID_NAME.fullmatch(stem):
+        return next((folder for folder in reversed(folders) if _GRID_SPEAKER.fullmatch(folder)), "")
+    if _NUMBERED.fullmatch(stem):
+        if len(folders) > 1 and folders[-2].casefold() not in _NO_SPEAKERS:
+            return folders[-2]
+        return folders[-1] if folders and _YOUTUBE.fullmatch(folders[-1]) else ""
+    return ""

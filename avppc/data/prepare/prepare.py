@@ -25,16 +25,17 @@ import torch
 from numpy.typing import NDArray
 
 from avppc.clip import CROP_SIZE, SAMPLES_PER_FRAME, SPLITS
-from avppc.data.config import TRACKED_CROPS, PrepareConfig
+from avppc.data.config import TRACKED_CROPS, Layout, PrepareConfig
 from avppc.data.contact_sheet import spread, strip, write_contact_sheet
 from avppc.data.packed.dataset import PackedDataset, verify_shards
 from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_FOLDER, PackedIndex, parse_record
 from avppc.data.packed.remote import upload_packed
 from avppc.data.packed.shard import ClipShape
 from avppc.data.prepare.pool import PASSING, Unit, handle_units
-from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_summary
+from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_sentences, print_summary
 from avppc.data.prepare.worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRecord, unit_name
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
+from avppc.data.sentences import find_sentences
 from avppc.data.video.faces import make_finder
 from avppc.data.video.source import UNREADABLE
 from avppc.data.video.track import TRACKER_VERSION
@@ -64,7 +65,12 @@ def execute(config: PrepareConfig) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     check_apart(config.out, config.data)
-    found = scan(config.data, config.paths, config.frames, config.layout)
+    layout: Layout = "tree" if config.words is not None else config.layout
+    found = scan(config.data, config.paths, config.frames, layout)
+    inside = find_sentences(found, config) if found.videos else None
+    if inside is not None:
+        found, sentences = inside
+        print_sentences(found, sentences)
     if not found.videos and not found.refused:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
@@ -134,7 +140,8 @@ def _facts(video: Video) -> list[Any]:
     # No checksums: they guard the content and change nothing of it.
     facts = [video.path, video.split, video.label, video.speaker, video.bytes, video.mtime_ns]
     box, sound = video.box, video.sound
-    return [*facts, *([] if box is None else [box]), *([] if sound is None else [astuple(sound)])]
+    words = [] if video.words is None else [[astuple(word) for word in video.words]]
+    return [*facts, *([] if box is None else [box]), *([] if sound is None else [astuple(sound)]), *words]
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
@@ -150,6 +157,8 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
         "size": CROP_SIZE,
         "clips_per_shard": config.clips_per_shard,
         **({"tracker": TRACKER_VERSION} if config.crop in TRACKED_CROPS else {}),
+        **({"word_context": config.word_context} if config.word_context is not None else {}),
+        **({"sentence_clips": config.sentence_clips} if config.sentence_clips != "rest" else {}),
     }
 
 

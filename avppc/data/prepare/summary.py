@@ -9,6 +9,7 @@ from avppc.clip import NO_LABEL, SPLITS, VIDEO_FPS
 from avppc.data.config import PrepareConfig
 from avppc.data.prepare.worker import UnitRecord, kind_of
 from avppc.data.scan import Scan
+from avppc.data.sentences import Sentences
 from avppc.data.video.reader import LONGER
 from avppc.printing import as_line
 
@@ -63,6 +64,38 @@ def print_summary(
         print(f"  not videos, left alone: {kinds}")
     print_kinds("converted", NOTES_NAME, [note for _, note in notes])
     print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
+
+
+def print_sentences(found: Scan, sentences: Sentences) -> None:
+    """Prints what was understood of the words inside the videos."""
+    listed = [video for video in found.videos if video.words is not None]
+    count = sum(len(video.words or ()) for video in listed)
+    speakers = {video.speaker_name for video in listed} - {""}
+    print(
+        f"{count:,} words, {len(found.words)} different ones, in {len(listed):,} videos of "
+        f"{len(speakers) or 'unknown'} speakers: {sentences.source}"
+    )
+    for split in SPLITS:
+        videos = [video for video in listed if video.split == split]
+        if videos:
+            words = [word.label for video in videos for word in video.words or ()]
+            people = {video.speaker_name for video in videos} - {""}
+            print(
+                f"  {split:5} {len(videos):6,} sentences, {len(words):7,} words, {len(set(words))} different"
+                + (f", {len(people)} speakers" if people else "")
+            )
+    shared = ", ".join(f"{count} {kind}" for kind, count in sentences.shared.items())
+    print(f"  splits by {sentences.by} ({sentences.splits_from}); in two splits: {shared}")
+    others = len(found.videos) - len(listed)
+    for count, what in (
+        (others, "videos without known words: cut into clips without labels"),
+        (sentences.ignored, "words left out as pauses (--words-ignore)"),
+        (sentences.duplicates, "rows that say the same as another one"),
+        (sentences.unused_files, "files of words without a video here"),
+        (len(sentences.unseen), f"words that training has no example of: {', '.join(sentences.unseen[:5])}"),
+    ):
+        if count:
+            print(f"  {count:,} {what}")
 
 
 def _print_doubts_about_words(found: Scan, notes: list[tuple[str, str]], frames: int) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from avppc.clip import CROP_SIZE, NO_LABEL, VIDEO_FPS
+import torch
+
+from avppc.clip import CROP_SIZE, NO_LABEL, SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.config import TRACKED_CROPS, PrepareConfig
 from avppc.data.packed.index import SHARD_FOLDER, UNIT_FOLDER
 from avppc.data.packed.shard import ClipShape, ShardRecord, ShardWriter
 from avppc.data.prepare.pool import Report, Unit
-from avppc.data.scan import Video
+from avppc.data.scan import Video, WordSpan
 from avppc.data.video.crop import Crop
-from avppc.data.video.decode import decode_clips
+from avppc.data.video.decode import OnRefused, decode_clips, decode_clips_at
 from avppc.data.video.faces import make_crop, make_finder
 from avppc.data.video.reader import DecodedClip
 from avppc.data.video.source import DecodeError, damage_as_decode_error
@@ -26,6 +29,7 @@ SHARD_OF_UNIT = re.compile(r"(.+)-\d\d+\.safetensors")
 """The name of a unit's shard; the group is the unit's."""
 CHANGED = "changed"  # begins the reason for a file that is not what the manifest says
 
+_END_TOLERANCE_FRAMES = 1  # by which a word may end after its video: the times of words are rounded
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)")
 
 
@@ -79,13 +83,13 @@ class DecodeJob:
                 report.video_done()
                 continue
             notes = Notes()
-            for clip in self.clips_of(video, record, report):
+            for label, clip in self.clips_of(video, record, report):
                 source = f"{video.path}#{clip.start_frame}" if clip.start_frame else video.path
                 writer.add(
                     source,
                     video=clip.video.numpy(),
                     audio=clip.audio.numpy(),
-                    label=video.label,
+                    label=label,
                     clip_id=clip_id(source),
                     speaker=video.speaker,
                 )
@@ -100,22 +104,50 @@ class DecodeJob:
         write_checked_json(config.out / UNIT_FOLDER / f"{unit.name}.json", asdict(record))
         return record
 
-    def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[DecodedClip]:
-        """The clips of a video; what is refused of it goes into the record."""
+    def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[tuple[int, DecodedClip]]:
+        """The clips of a video with their labels; what is refused of it goes into the record."""
         config = self.config
+
+        def alive() -> None:
+            report.video(video.path)
+
+        def refuse(start: int, reason: str) -> None:
+            record.refused.append((f"{video.path}#{start}" if start else video.path, reason))
+
         try:
             self._check_content(video)
-            yield from decode_clips(
-                config.data / video.path,
-                num_frames=config.frames,
-                stride=None if self._single(video) else config.stride,
-                crop=self._crop_of(video, lambda: report.video(video.path)),
-                on_refused=lambda start, reason: record.refused.append(
-                    (f"{video.path}#{start}" if start else video.path, reason)
-                ),
-            )
+            crop = self._crop_of(video, alive)
+            if video.words is not None:
+                yield from self._clips_of_words(video, crop, refuse, alive)
+                return
+            stride = None if self._single(video) else config.stride
+            path = config.data / video.path
+            for clip in decode_clips(path, num_frames=config.frames, stride=stride, crop=crop, on_refused=refuse):
+                yield video.label, clip
         except DecodeError as error:
             record.refused.append((video.path, error.reason))
+
+    def _clips_of_words(
+        self, video: Video, crop: Crop, refuse: OnRefused, alive: Callable[[], None]
+    ) -> Iterator[tuple[int, DecodedClip]]:
+        """A clip around the middle of each word in a video; of training videos other clips, too."""
+        config, words = self.config, video.words or ()
+        for number, clip in decode_clips_at(
+            config.data / video.path,
+            [start_of_clip(word, config.frames) for word in words],
+            num_frames=config.frames,
+            others=config.sentence_clips if video.split == "train" else "none",
+            stride=config.stride,
+            crop=crop,
+            on_refused=refuse,
+            alive=alive,
+        ):
+            if number is None:
+                yield NO_LABEL, clip
+            elif problem := _beyond_end(words[number], clip):
+                refuse(clip.start_frame, problem)
+            else:
+                yield words[number].label, clip_of_word(clip, words[number], config.word_context)
 
     def _check_content(self, video: Video) -> None:
         """DecodeError where a file's checksum is not the manifest's: a decoder does not notice all wrong bits."""
@@ -137,7 +169,8 @@ class DecodeJob:
         if self._finder is None and self.config.crop in TRACKED_CROPS:
             self._finder = make_finder(self.config.crop)
         path = self.config.data / video.path
-        needed = self.config.frames / VIDEO_FPS + MAX_GAP_SECONDS if self._single(video) else None
+        single = self._single(video) and video.words is None
+        needed = self.config.frames / VIDEO_FPS + MAX_GAP_SECONDS if single else None
         return make_crop(self.config, path, self._finder, box=video.box, until_seconds=needed, alive=alive)
 
     def _single(self, video: Video) -> bool:
@@ -148,6 +181,43 @@ class DecodeJob:
         """Removes what processes that have ended left half written."""
         for folder in (SHARD_FOLDER, UNIT_FOLDER):
             remove_leftovers(self.config.out / folder)
+
+
+def start_of_clip(word: WordSpan, frames: int) -> int:
+    """The frame of a video from which a clip of so many frames has a word in its middle, as far as the video allows."""
+    return max(0, math.floor((word.first + word.last - frames + 1) / 2))
+
+
+def _beyond_end(word: WordSpan, clip: DecodedClip) -> str:
+    """Why a word is not in its clip, the last of the video; "" where it is."""
+    end = clip.start_frame + len(clip.video)
+    if word.last <= end + _END_TOLERANCE_FRAMES:
+        return ""
+    begin, last = word.first / VIDEO_FPS, word.last / VIDEO_FPS
+    return f"word beyond the end of the video: {begin:.2f} to {last:.2f} s of {end / VIDEO_FPS:.2f} s"
+
+
+def clip_of_word(clip: DecodedClip, word: WordSpan, context: int | None) -> DecodedClip:
+    """The clip, with a note where the word is not in its middle.
+
+    Args:
+        context: frames shown and heard before and after the word, beyond which the nearest frame is held and the sound
+            is silent; None: all.
+    """
+    frames = len(clip.video)
+    notes = clip.notes
+    off = math.floor((word.first + word.last - frames + 1) / 2) - clip.start_frame
+    if off:
+        notes = (*notes, f"word not in the middle of its clip: {'late' if off > 0 else 'early'} by {abs(off)} frames")
+    if context is None:
+        return replace(clip, notes=notes)
+    first = min(max(math.floor(word.first) - context - clip.start_frame, 0), frames - 1)
+    last = min(max(math.ceil(word.last) + context - clip.start_frame, first + 1), frames)
+    video = clip.video[torch.arange(frames).clamp(first, last - 1)]
+    audio = torch.zeros_like(clip.audio)
+    heard = slice(first * SAMPLES_PER_FRAME, last * SAMPLES_PER_FRAME)
+    audio[heard] = clip.audio[heard]
+    return replace(clip, video=video, audio=audio, notes=notes)
 
 
 def clip_id(source: str) -> int:

@@ -6,7 +6,8 @@ that is missing inside a clip or for most of it. What can be converted is conver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 from avppc.checks import check_choice, check_integer
@@ -16,8 +17,10 @@ from avppc.data.video.reader import ClipError, DecodedClip, StreamReader
 from avppc.data.video.source import DecodeError, Source, check_container, damage_as_decode_error, open_video
 
 Backend = Literal["pyav", "torchcodec"]
+Others = Literal["none", "rest", "all"]
 OnRefused = Callable[[int, str], None]
 _MAX_FRAMES = 100_000  # of a clip
+_FRAMES_AT_ONCE = 250  # decoded on the way to a clip far away
 SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
 
 
@@ -81,6 +84,108 @@ def decode_clips(
     if stride is not None:
         check_integer("stride", stride, 1)
     return _clips(source, num_frames, stride, crop or Crop(), on_refused)
+
+
+def decode_clips_at(
+    source: Source,
+    starts: Sequence[int],
+    *,
+    num_frames: int = CLIP_FRAMES,
+    others: Others = "none",
+    stride: int = CLIP_FRAMES,
+    crop: Crop | None = None,
+    on_refused: OnRefused | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[int | None, DecodedClip]]:
+    """Clips at given places of a video, decoded once for all of them, in order and in bounded memory.
+
+    A clip that would go on after the video's end begins earlier, so that it ends there.
+
+    Args:
+        source, num_frames, crop: as for decode_clip.
+        starts: frames of 1/25 s from the video's first, at least 0 and growing (equal ones may follow each other).
+        others: further clips, `stride` frames apart: "all": from the video's start on; "rest": where none of the given
+            clips lies; "none": none, and what comes after the last given clip is not read.
+        stride: as for decode_clips; 0: of the other clips only the first.
+        on_refused: as for decode_clips; a start is then the one that was asked for.
+        alive: called now and then while no clip comes.
+
+    Yields:
+        Which of the starts it is, None for other clips; and the clip.
+
+    Raises:
+        DecodeError: as for decode_clip; too short for a single clip. Clips before the damage have been yielded by then.
+    """
+    check_integer("num_frames", num_frames, 1, _MAX_FRAMES)
+    check_integer("stride", stride, 0)
+    check_choice("others", others, get_args(Others))
+    for before, start in pairwise((0, *starts)):
+        check_integer("starts", start, before)
+    with damage_as_decode_error(source) as name, open_video(source) as container:
+        reader = StreamReader(container, crop or Crop(), 0, False, check_container(source))
+        yield from _Cutter(reader, name, num_frames, on_refused, alive).cut_at(starts, others, stride)
+
+
+class _Cutter:
+    """Cuts clips at growing places out of what a reader decodes."""
+
+    def __init__(
+        self,
+        reader: StreamReader,
+        name: str,
+        num_frames: int,
+        on_refused: OnRefused | None,
+        alive: Callable[[], None],
+    ) -> None:
+        self._reader = reader
+        self._name = name
+        self._num_frames = num_frames
+        self._on_refused = on_refused
+        self._alive = alive
+
+    def cut_at(self, starts: Sequence[int], others: Others, stride: int) -> Iterator[tuple[int | None, DecodedClip]]:
+        """As decode_clips_at."""
+        count = self._num_frames
+        place, more = 0, others != "none"  # where the next of the other clips begins, if there is one
+        for number, start in enumerate(starts):
+            while more and place + (0 if others == "all" else count) <= start and self._reach(place):
+                yield from self._clip(place, None)
+                place, more = place + stride, stride > 0
+            self._reach(start)
+            end = self._reader.end_frame
+            if end < count:
+                raise DecodeError(self._name, f"too short: {end} frames of 1/25 s, {count} are needed")
+            yield from self._clip(min(start, end - count), number)
+            if others == "rest":
+                place = max(place, start + count)
+        while more and self._reach(place):
+            yield from self._clip(place, None)
+            place, more = place + stride, stride > 0
+        if others != "none":
+            self._reader.check_declared_end()
+
+    def _clip(self, start: int, number: int | None) -> Iterator[tuple[int | None, DecodedClip]]:
+        """The clip at a frame, unless it is refused."""
+        try:
+            yield number, self._reader.clip(start, self._num_frames)
+        except ClipError as error:
+            if self._on_refused is None:
+                raise DecodeError(self._name, str(error)) from error
+            self._on_refused(start, str(error))
+
+    def _reach(self, start: int) -> bool:
+        """Decodes a clip's frames from `start` on, and forgets those before; False where the video ends earlier.
+
+        So many frames as a clip has are kept in any case, should they turn out to be the last ones.
+        """
+        reader, count = self._reader, self._num_frames
+        while True:
+            target = min(start + count, reader.end_frame + _FRAMES_AT_ONCE)
+            there = reader.fill(target)
+            reader.drop_before(min(start, max(0, reader.end_frame - count)))
+            if not there or target == start + count:
+                return there
+            self._alive()
 
 
 def _clips(

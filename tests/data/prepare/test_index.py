@@ -8,12 +8,12 @@ from fractions import Fraction
 import pytest
 import torch
 from make_videos import copy_cut, write_video
+from no_worker import in_this_process
 
 from avppc.cli import main
 from avppc.data.config import IndexConfig, PrepareConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.prepare import index, prepare, worker
-from avppc.data.prepare.pool import Progress
 from avppc.data.video.decode import decode_clip, decode_clips
 from avppc.data.video.inspect import inspect_video
 
@@ -211,19 +211,6 @@ class TestShares:
         found = entries(folder / "manifest.jsonl")["a.mp4"]
         assert found["problems"] == ["cannot be read: Permission denied"]
         assert "usable" not in found  # the next run tries again
-
-
-def in_this_process(job, units, processes, timeout_seconds):
-    """As handle_units."""
-
-    class Silent:
-        def video(self, path):
-            pass
-
-        video_done = clip = lambda self: None
-
-    for unit in units:
-        yield Progress(videos=len(unit.videos), unit=unit, record=job.handle(unit, {}, Silent()))
 
 
 class TestPrepareBelievesTheManifest:
