@@ -74,7 +74,9 @@ COMMANDS = {
         "avppc.evaluate.lipreading.evaluate",
         goes_on=True,
     ),
-    "bench-train": Command("Times the training step on this machine.", "BenchTrainConfig", "avppc.train.bench"),
+    "bench-train": Command(
+        "Times the training step on this machine.", "BenchTrainConfig", "avppc.evaluate.lipreading.until"
+    ),
     "table": Command(
         "Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table.table", goes_on=True
     ),

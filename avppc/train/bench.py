@@ -59,7 +59,13 @@ def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
     chosen = PretrainConfig.from_preset(config.preset, config.data, config.data)
     scale = replace(chosen.scale, compile=config.compile, activation_checkpointing=config.activation_checkpointing)
     objective = replace(chosen.objective, moments=config.moments)
-    return replace(chosen, batch_size=config.batch_size or chosen.batch_size, scale=scale, objective=objective)
+    return replace(
+        chosen,
+        batch_size=config.batch_size or chosen.batch_size,
+        steps=config.pretrain_steps or chosen.steps,
+        scale=scale,
+        objective=objective,
+    )
 
 
 def measure(config: BenchTrainConfig) -> BenchResult:
@@ -68,14 +74,14 @@ def measure(config: BenchTrainConfig) -> BenchResult:
         if processes.size > 1:
             raise ValueError("bench-train times one process: start it without torchrun")
         set_up_cpu(config.threads)
-        stepper = _Stepper(pretrain_config(config), processes)
+        stepper = Stepper(pretrain_config(config), processes)
         try:
             return _measure(stepper, config.steps)
         finally:
             stepper.loader.close()
 
 
-class _Stepper:
+class Stepper:
     """Takes the steps of a pretraining, one after the other, and saves nothing."""
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
@@ -93,8 +99,8 @@ class _Stepper:
         self._taken += 1
 
 
-def _measure(stepper: _Stepper, steps: int) -> BenchResult:
-    wait = partial(_synchronise, stepper.device)
+def _measure(stepper: Stepper, steps: int) -> BenchResult:
+    wait = partial(synchronise, stepper.device)
     for _ in range(WARM_UP_STEPS):
         stepper.step()
     wait()
@@ -125,7 +131,7 @@ def _measure(stepper: _Stepper, steps: int) -> BenchResult:
     )
 
 
-def _parts(stepper: _Stepper, steps: int, wait: Callable[[], None]) -> dict[str, float]:
+def _parts(stepper: Stepper, steps: int, wait: Callable[[], None]) -> dict[str, float]:
     """Seconds of each part of a step; after each part the device is waited for."""
     parts: dict[str, float] = {}
     last = time.perf_counter()
@@ -166,10 +172,10 @@ def product_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 1.
 
 
 def _seconds(function: Callable[[], Tensor], device: torch.device) -> float:
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     function()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 
@@ -180,6 +186,7 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts it in KiB
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
