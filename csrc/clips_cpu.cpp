@@ -96,8 +96,10 @@ Tensor crop_luma(const Tensor& video, const Tensor& rows, const Tensor& columns,
 }
 
 // Three frames of motion and the frame itself of every stride-th frame from phase on: [N, T, H, W] luma ->
-// [N T', H, W, 4], the channels of a pixel side by side.
-Tensor motion_frames(const Tensor& video, int64_t stride, int64_t phase) {
+// [N T', H, W, 4], the channels of a pixel side by side. frames_of_clip(luma, frames, pixels, mean, out) fills in a
+// clip's.
+template <typename FramesOfClip>
+Tensor motion_of(const Tensor& video, int64_t stride, int64_t phase, const FramesOfClip& frames_of_clip) {
   check_dtype("video", video, ScalarType::Float);
   check_dim("video", video, 4);
   check_contiguous("video", video);
@@ -113,12 +115,25 @@ Tensor motion_frames(const Tensor& video, int64_t stride, int64_t phase) {
   torch::stable::parallel_for(0, count, ceil_div(BYTES_PER_THREAD, bytes), [&](int64_t begin, int64_t end) {
     std::vector<float> mean(pixels);
     for (int64_t clip = begin; clip < end; ++clip) {
-      AVPPC_CPU_SELECT(motion_frames_clip)
-      (luma + clip * frames * pixels, frames, pixels, phase, stride, mean.data(),
-       channels + clip * taken * pixels * 4);
+      frames_of_clip(luma + clip * frames * pixels, frames, pixels, mean.data(), channels + clip * taken * pixels * 4);
     }
   });
   return out;
+}
+
+// Motion against the mean of the clip.
+Tensor motion_frames(const Tensor& video, int64_t stride, int64_t phase) {
+  return motion_of(video, stride, phase, [=](const float* luma, int64_t frames, int64_t pixels, float* mean, float* out) {
+    AVPPC_CPU_SELECT(motion_frames_clip)(luma, frames, pixels, phase, stride, mean, out);
+  });
+}
+
+// Motion against the mean of the frames around each.
+Tensor local_motion_frames(const Tensor& video, int64_t reach, int64_t stride, int64_t phase) {
+  AVPPC_CHECK(reach >= 1, "reach must be at least 1, got ", reach);
+  return motion_of(video, stride, phase, [=](const float* luma, int64_t frames, int64_t pixels, float* mean, float* out) {
+    AVPPC_CPU_SELECT(local_motion_frames_clip)(luma, frames, pixels, phase, stride, reach, mean, out);
+  });
 }
 
 }  // namespace
@@ -129,10 +144,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(avppc, library) {
   library.def(
       "crop_luma(Tensor video, Tensor rows, Tensor columns, Tensor flips, int crop, int side) -> Tensor");
   library.def("motion_frames(Tensor video, int stride, int phase) -> Tensor");
+  library.def("local_motion_frames(Tensor video, int reach, int stride, int phase) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(avppc, CPU, library) {
   library.impl("cut_spans", TORCH_BOX(&avppc::cut_spans));
   library.impl("crop_luma", TORCH_BOX(&avppc::crop_luma));
   library.impl("motion_frames", TORCH_BOX(&avppc::motion_frames));
+  library.impl("local_motion_frames", TORCH_BOX(&avppc::local_motion_frames));
 }

@@ -54,6 +54,10 @@ double sum_of_squares(const float* x, const float* means, int64_t count) {
   return total<double>(sums);
 }
 
+float contrast_of(const float* frame, float level, int64_t pixels) {
+  return static_cast<float>(__builtin_sqrt(sum_of_squares(frame, level, pixels) / static_cast<double>(pixels)));
+}
+
 }  // namespace
 
 void motion_frames_clip(const float* luma, int64_t frames, int64_t pixels, int64_t phase, int64_t stride, float* mean,
@@ -71,13 +75,36 @@ void motion_frames_clip(const float* luma, int64_t frames, int64_t pixels, int64
     const float* before = t > 0 ? here - pixels : here;
     const float* after = t + 1 < frames ? here + pixels : here;
     const float level = static_cast<float>(sum(here, pixels) / static_cast<double>(pixels));
-    const double spread = sum_of_squares(here, level, pixels) / static_cast<double>(pixels);
-    const float contrast = static_cast<float>(__builtin_sqrt(spread)) + 1e-3f;
+    const float contrast = contrast_of(here, level, pixels) + 1e-3f;
     for (int64_t i = 0; i < pixels; ++i) {
       out[4 * i] = (before[i] - mean[i]) / deviation;
       out[4 * i + 1] = (here[i] - mean[i]) / deviation;
       out[4 * i + 2] = (after[i] - mean[i]) / deviation;
       out[4 * i + 3] = (here[i] - level) / contrast;
+    }
+  }
+}
+
+void local_motion_frames_clip(const float* luma, int64_t frames, int64_t pixels, int64_t phase, int64_t stride,
+                              int64_t reach, float* mean, float* out) {
+  for (int64_t t = phase; t < frames; t += stride, out += 4 * pixels) {
+    const int64_t first = t > reach ? t - reach : 0, end = frames - t > reach ? t + reach + 1 : frames;
+    for_each_vector(pixels, [&](int64_t i, int64_t lanes) {
+      vfloat sums{};
+      for (int64_t near = first; near < end; ++near) sums += load(luma + near * pixels + i, lanes);
+      store(mean + i, sums / static_cast<float>(end - first), lanes);
+    });
+    const float* here = luma + t * pixels;
+    const float* before = t > 0 ? here - pixels : here;
+    const float* after = t + 1 < frames ? here + pixels : here;
+    const float level = static_cast<float>(sum(here, pixels) / static_cast<double>(pixels));
+    const float contrast = contrast_of(here, level, pixels);
+    const float still = contrast + 1e-3f, step = (contrast + 0.02f) / 4.0f;
+    for (int64_t i = 0; i < pixels; ++i) {
+      out[4 * i] = (before[i] - mean[i]) / step;
+      out[4 * i + 1] = (here[i] - mean[i]) / step;
+      out[4 * i + 2] = (after[i] - mean[i]) / step;
+      out[4 * i + 3] = (here[i] - level) / still;
     }
   }
 }

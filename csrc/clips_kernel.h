@@ -16,6 +16,10 @@ AVPPC_CPU_DECLARE(
     // Three frames of motion and the frame itself, of every stride-th frame from phase on: a clip of frames x pixels
     // luma -> out [frames', pixels, 4]. mean: room for `pixels` numbers.
     void motion_frames_clip(const float* luma, int64_t frames, int64_t pixels, int64_t phase, int64_t stride,
-                            float* mean, float* out);)
+                            float* mean, float* out);
+
+    // The same, but motion is told from the mean of the frames up to `reach` before and after the one it is of.
+    void local_motion_frames_clip(const float* luma, int64_t frames, int64_t pixels, int64_t phase, int64_t stride,
+                                  int64_t reach, float* mean, float* out);)
 
 }  // namespace avppc

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from avppc.checks import check_choice, check_integer, check_types
 from avppc.clip import CROP_SIZE
 
 __all__ = ["EncoderConfig"]
+
+
+ChannelsName = Literal["luma", "motion", "local-motion"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,10 @@ class EncoderConfig:
     stem: Literal["small", "2d", "3d"] = "2d"
     """First layers of a ResNet: "small" for inputs up to 48 pixels; "2d" as published; "3d" with a convolution over 5
     frames as well."""
-    channels: Literal["luma", "motion"] = "motion"
+    channels: ChannelsName = "motion"
     """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame,
-    each less the clip's mean frame, and the standardised frame."""
+    each less the clip's mean frame, and the standardised frame; "local-motion", the same less the mean of the 7 frames
+    around, so that past and future of a clip may be encoded in one pass."""
     crop_pixels: int = 64
     """Side of the square cut from the stored 96-pixel crop."""
     input_pixels: int = 32
@@ -43,8 +47,8 @@ class EncoderConfig:
                 "computes wrong gradients of its shortcuts and writes beyond its memory"
             )
         check_choice("stem", self.stem, ("small", "2d", "3d"))
-        check_choice("channels", self.channels, ("luma", "motion"))
-        if self.backbone != "conv4" and self.stem == "3d" and self.channels == "motion":
+        check_choice("channels", self.channels, get_args(ChannelsName))
+        if self.backbone != "conv4" and self.stem == "3d" and self.channels != "luma":
             raise ValueError("stem '3d' sees neighbouring frames by itself: use it with channels='luma'")
         check_integer("crop_pixels", self.crop_pixels, 8, CROP_SIZE)
         check_integer("input_pixels", self.input_pixels, 8, self.crop_pixels)

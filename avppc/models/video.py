@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from avppc.checks import FLOAT_DTYPES, check_integer, check_tensor, is_autocast_on
 from avppc.models.backbones import RESNET_LAYERS, Conv4, ResNet, use_channels_last
 from avppc.models.config import EncoderConfig
-from avppc.ops.clips import motion_frames
+from avppc.ops.clips import local_motion_frames, motion_frames
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # usual for LRW's mouth crops, of grey pixels from 0 to 1
+LOCAL_REACH = 3  # frames before and after its own that local motion is told from: what the sound's window needs anyway
 
 
 def luma_channels(video: Tensor) -> Tensor:
@@ -47,11 +48,18 @@ class VideoEncoder(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Video frames before and after its own that a feature depends on, apart from the clip's mean frame."""
-        return 2 if hasattr(self, "stem3d") else int(self.config.channels == "motion")
+        """Video frames before and after its own that a feature depends on, apart from the mean frame of "motion"."""
+        if hasattr(self, "stem3d"):
+            return 2
+        return {"luma": 0, "motion": 1, "local-motion": LOCAL_REACH}[self.config.channels]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a feature depends on no frame beyond `reach`: one pass over a clip then holds for its parts."""
+        return self.config.channels != "motion"
 
     def _make_frames(self, config: EncoderConfig) -> Conv4 | ResNet:
-        width, channels = config.width, 4 if config.channels == "motion" else 1
+        width, channels = config.width, 1 if config.channels == "luma" else 4
         if config.backbone == "conv4":
             return Conv4(width, channels, config.input_pixels)
         layers = RESNET_LAYERS[config.backbone]
@@ -87,6 +95,8 @@ class VideoEncoder(nn.Module):
             frames = volume[:, frame_phase::frame_stride].flatten(0, 1)
         elif self.config.channels == "motion":
             frames = motion_frames(video, frame_stride, frame_phase)
+        elif self.config.channels == "local-motion":
+            frames = local_motion_frames(video, LOCAL_REACH, frame_stride, frame_phase)
         else:
             frames = luma_channels(video)[:, frame_phase::frame_stride].flatten(0, 1)
         features = self.project(self.frames(frames.contiguous(memory_format=torch.channels_last)))

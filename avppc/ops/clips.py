@@ -102,6 +102,41 @@ def motion_frames_reference(video: Tensor, stride: int = 1, phase: int = 0) -> T
     return channels[:, phase::stride].flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
+def local_motion_frames(video: Tensor, reach: int, stride: int = 1, phase: int = 0) -> Tensor:
+    """As motion_frames, [N, T, H, W] luma -> [N T', 4, H, W], but each frame depends on those around it alone.
+
+    Motion is the frame less the mean of the frames up to `reach` before and after the one that the result is of (as far
+    as the clip goes), divided by that one's deviation over its pixels, four times as large: neighbours differ little.
+    So what is computed from a clip holds for every part of it that has these frames.
+
+    Args:
+        video: [N, T, H, W] floating point luma, 0 to 1.
+        reach: frames before and after its own that a result depends on, at least 1.
+        stride: every how many frames a result is given; motion is taken at the full rate.
+        phase: the first frame that has a result.
+    """
+    if _has_float_values(video) and _library.has_cpp_ops():
+        channels: Tensor = torch.ops.avppc.local_motion_frames(video.contiguous(), reach, stride, phase)
+        return channels.permute(0, 3, 1, 2)
+    return local_motion_frames_reference(video, reach, stride, phase)
+
+
+def local_motion_frames_reference(video: Tensor, reach: int, stride: int = 1, phase: int = 0) -> Tensor:
+    """The definition of local_motion_frames."""
+    frames = video.shape[1]
+    around = functional.pad(video, (0, 0, 0, 0, reach, reach))  # black beyond the ends, which are not counted
+    sums = torch.stack([around[:, first : first + frames] for first in range(2 * reach + 1)]).sum(0)
+    places = torch.arange(frames, device=video.device)
+    counts = places.flip(0).clamp_max(reach) + places.clamp_max(reach) + 1
+    means = sums / counts.to(video.dtype)[:, None, None]
+    padded = torch.cat([video[:, :1], video, video[:, -1:]], 1)
+    centred = video - video.mean((2, 3), keepdim=True)
+    contrast = _root(centred.square().mean((2, 3), keepdim=True))
+    motion = [(frame - means) * 4 / (contrast + 0.02) for frame in (padded[:, :-2], video, padded[:, 2:])]
+    channels = torch.stack([*motion, centred / (contrast + 1e-3)], 2)
+    return channels[:, phase::stride].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
 def _root(square: Tensor) -> Tensor:
     """The root of a number >= 0, with gradient 0 at 0, so that a still clip and a frame of one grey have a gradient."""
     return square.clamp_min(1e-30).sqrt()
@@ -127,7 +162,12 @@ def _motion_frames_fake(video: Tensor, stride: int, phase: int) -> Tensor:
     return video.new_empty((count * ((frames - phase + stride - 1) // stride), height, width, 4))
 
 
+def _local_motion_frames_fake(video: Tensor, reach: int, stride: int, phase: int) -> Tensor:
+    return _motion_frames_fake(video, stride, phase)
+
+
 if _library.has_cpp_ops():
     torch.library.register_fake("avppc::motion_frames", _motion_frames_fake)
+    torch.library.register_fake("avppc::local_motion_frames", _local_motion_frames_fake)
     torch.library.register_fake("avppc::cut_spans", _cut_spans_fake)
     torch.library.register_fake("avppc::crop_luma", _crop_luma_fake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -140,11 +141,43 @@ class PermutativeTask(PermutativeBase):
 
         With objective.moments "clip" followed by the moments [N, T, D] of the whole clips, seen and heard.
         """
+        if self.takes_one_pass:
+            return self._represent_in_one_pass(batch, generator)
         video, audio = self.embed(batch, generator)
         count = len(batch)
         audio_parts: list[Tensor | None] = [None, None] if audio is None else [audio[:count], audio[count:]]
         clips = self.embed_clips(batch, generator) if self.scored == "clip" else ()
         return [video[:count], video[count:], *audio_parts, *clips]
+
+    @property
+    def takes_one_pass(self) -> bool:
+        """Whether `represent` encodes the pictures of a clip once: past and future are those of its features that see
+        frames of theirs alone. Nothing else may join the clip's frames, as a time mask does with their mean."""
+        config = self.config
+        enough = self.span_frames >= self.video_encoder.reach + config.frame_stride
+        local = self.video_encoder.is_local and not config.augment.time_mask_frames
+        return self.scored == "clip" and local and enough
+
+    def _represent_in_one_pass(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
+        span, jitter = self.span_frames, self.config.augment.time_jitter_frames
+        frames = batch.video.shape[1] - jitter
+        starts = draw_starts(len(batch), jitter, generator, training=self.training)
+        phase = self.draw_phase(generator)
+        features = self.frame_features(cut_video(batch.video, starts, frames), phase, generator)
+        firsts = (0, self.config.cut.future_start)
+        seen = [self.video_pool(features[:, self._inside(first, span, frames, phase)]).float() for first in firsts]
+        sounds = torch.cat([cut_audio(batch.audio, starts + first, span) for first in firsts])
+        heard = self.audio_pool(self.audio_features(sounds, generator)).float().chunk(2)
+        video = self.video_moment(features[:, self.moments(frames, phase)]).float()
+        audio = self.audio_moment(self._audio_moments(cut_audio(batch.audio, starts, frames), phase, generator)).float()
+        return [*seen, *heard, video, audio]
+
+    def _inside(self, first: int, span: int, frames: int, phase: int) -> slice:
+        """Which encoded frames of a clip, frame `phase` first, see none but the `span` ones from `first` on."""
+        stride, reach = self.config.frame_stride, self.video_encoder.reach
+        start = first + reach if first else 0
+        end = first + span - (reach if first + span < frames else 0)
+        return slice(max(0, math.ceil((start - phase) / stride)), math.ceil((end - phase) / stride))
 
     def embed(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Embeddings of pictures and sound (None if unused): 2 N rows, those of the past, then those of the future."""

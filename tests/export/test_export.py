@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable
 
 LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
 MOTION = EncoderConfig(width=4, features=16)
+LOCAL = EncoderConfig(width=4, features=16, channels="local-motion")
 DEEP = EncoderConfig("resnet10", 8, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=8)
 
 
@@ -47,7 +48,9 @@ def make_run(directory: Path, config: EncoderConfig = MOTION) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module", params=[MOTION, LUMA, DEEP], ids=lambda config: f"{config.backbone}-{config.stem}")
+@pytest.fixture(
+    scope="module", params=[MOTION, LOCAL, LUMA, DEEP], ids=lambda config: f"{config.channels}-{config.stem}"
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("export")
     run = make_run(place / "run", request.param)
@@ -96,7 +99,7 @@ def test_the_description_says_what_the_files_are(exported: Path) -> None:
     encoder = load_encoder(exported)
     assert config_from_dict(EncoderConfig, description["encoder"], "encoder.json") == encoder.config
     assert description["encoder_sha256"] == sha256_of(exported.parent / "run" / "encoder.safetensors")
-    assert (description["input"]["luma_mean"] is None) == (encoder.config.channels == "motion")
+    assert (description["input"]["luma_mean"] is None) == (encoder.config.channels != "luma")
     black, white = (description["input"][f"luma_{end}"] for end in ("black", "white"))
     assert grey_to_luma(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([black, white])
     assert set(description["files"]) == {"safetensors", "torch-export", "onnx"}

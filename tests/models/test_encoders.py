@@ -60,6 +60,18 @@ def test_motion_ignores_a_constant_face() -> None:
     torch.testing.assert_close(motion[:, :-1, 2], motion[:, 1:, 1])
 
 
+@pytest.mark.parametrize("channels", ["luma", "local-motion"])
+def test_a_local_encoder_gives_a_part_what_the_whole_gives(channels: str) -> None:
+    encoder = VideoEncoder(EncoderConfig(channels=channels)).eval()
+    assert encoder.is_local
+    video = torch.rand(2, 20, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, part = encoder(video), encoder(video[:, 5:16])
+    inner = slice(encoder.reach, 11 - encoder.reach)
+    torch.testing.assert_close(whole[:, 5:16][:, inner], part[:, inner])
+    assert not VideoEncoder().is_local
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_a_still_clip_has_a_finite_gradient(frames: int) -> None:
     """The root of a motion of nothing, and of an even frame, has none of its own; the values stay what they were."""

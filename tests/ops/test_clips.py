@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from avppc.ops.clips import (
     crop_luma_reference,
     cut_spans,
     cut_spans_reference,
+    local_motion_frames,
+    local_motion_frames_reference,
     motion_frames,
     motion_frames_reference,
 )
@@ -121,14 +124,24 @@ def test_spans_of_any_shape(clips: int, steps: int, rounds: int, width: int, ran
     assert torch.equal(cut_spans(values, starts, length), cut_spans_reference(values, starts, length))
 
 
+MOTIONS = {
+    "clip": (motion_frames, motion_frames_reference),
+    "local": (partial(local_motion_frames, reach=3), partial(local_motion_frames_reference, reach=3)),
+    "whole clip": (partial(local_motion_frames, reach=99), partial(local_motion_frames_reference, reach=99)),
+}
+"""Operators and their definitions."""
+
+
 @needs_cpp
+@pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize(("stride", "phase"), [(1, 0), (2, 0), (2, 1), (5, 4), (9, 2)])
 @pytest.mark.parametrize("shape", [(3, 7, 8, 8), (2, 1, 5, 7), (1, 12, 32, 32), (4, 5, 1, 1), (2, 6, 3, 11)], ids=str)
-def test_motion_is_as_good_as_torchs(level: str, shape: tuple[int, ...], stride: int, phase: int) -> None:
+def test_motion_is_as_good_as_torchs(level: str, motion: str, shape: tuple[int, ...], stride: int, phase: int) -> None:
+    function, reference = MOTIONS[motion]
     video = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     phase = min(phase, shape[1] - 1)
-    truth = motion_frames_reference(video.double(), stride, phase)
-    plain, found = (function(video, stride, phase) for function in (motion_frames_reference, motion_frames))
+    truth = reference(video.double(), stride=stride, phase=phase)
+    plain, found = (way(video, stride=stride, phase=phase) for way in (reference, function))
     assert found.shape == plain.shape
     assert found.is_contiguous(memory_format=torch.channels_last)
     error, allowed = ((x - truth).abs().max().item() for x in (found, plain))
@@ -136,9 +149,35 @@ def test_motion_is_as_good_as_torchs(level: str, shape: tuple[int, ...], stride:
 
 
 @needs_cpp
+def test_local_motion_by_hand() -> None:
+    """Pixels 0 and 1 of four frames; around the second frame there are three of them, around the first two."""
+    video = torch.tensor([[0.0, 4.0], [1.0, 3.0], [5.0, 5.0], [9.0, 1.0]]).view(1, 4, 1, 2)
+    found = local_motion_frames(video, reach=1)[:, :, 0]
+    first, second = torch.tensor([0.5, 3.5]), torch.tensor([2.0, 4.0])  # mean frames
+    expected = torch.stack([torch.tensor([0.0, 4.0]) - first, torch.tensor([0.0, 4.0]) - first]) * 4 / (2 + 0.02)
+    torch.testing.assert_close(found[0, :2], expected)
+    torch.testing.assert_close(found[0, 3], torch.tensor([-2.0, 2.0]) / (2 + 1e-3))
+    expected = (video[0, :3, 0] - second) * 4 / (1 + 0.02)
+    torch.testing.assert_close(found[1, :3], expected)
+    torch.testing.assert_close(found[1, 3], torch.tensor([-1.0, 1.0]) / (1 + 1e-3))
+
+
+@needs_cpp
+def test_local_motion_sees_no_further_than_its_reach() -> None:
+    video = torch.rand(1, 12, 4, 4, generator=torch.Generator().manual_seed(0))
+    changed = video.clone()
+    changed[:, 6:] = 0
+    same = [
+        torch.equal(*pair) for pair in zip(local_motion_frames(video, 3), local_motion_frames(changed, 3), strict=True)
+    ]
+    assert same == [True] * 3 + [False] * 9
+
+
+@needs_cpp
 def test_motion_of_what_stands_still_and_of_nan() -> None:
     still = torch.full((2, 4, 6, 6), 0.25)
     assert motion_frames(still).eq(0).all()
+    assert local_motion_frames(still, 2).eq(0).all()
     still[1, 2, 3, 3] = torch.nan
     found = motion_frames(still).unflatten(0, (2, 4))
     assert found[0].eq(0).all()
@@ -147,7 +186,9 @@ def test_motion_of_what_stands_still_and_of_nan() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of torch.func, about torch itself
-def test_motion_has_a_gradient_and_can_be_traced() -> None:
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_motion_has_a_gradient_and_can_be_traced(motion: str) -> None:
+    motion_frames, _ = MOTIONS[motion]
     video = torch.rand(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(motion_frames, video)
     plain = video.detach().float()
@@ -174,6 +215,10 @@ def test_motion_has_a_gradient_and_can_be_traced() -> None:
 def test_the_motion_operator_looks_before_it_reads(shape: tuple[int, ...], stride: int, phase: int, text: str) -> None:
     with pytest.raises(RuntimeError, match=text):
         torch.ops.avppc.motion_frames(torch.zeros(shape), stride, phase)
+    with pytest.raises(RuntimeError, match=text):
+        torch.ops.avppc.local_motion_frames(torch.zeros(shape), 3, stride, phase)
+    with pytest.raises(RuntimeError, match="reach must be at least 1, got 0"):
+        torch.ops.avppc.local_motion_frames(torch.zeros(shape), 0, stride, phase)
 
 
 @needs_cpp
@@ -221,6 +266,7 @@ def test_opcheck() -> None:
     places = crops.rows, crops.columns, crops.flips
     torch.library.opcheck(torch.ops.avppc.crop_luma, (crops.video, *places, 16, 8))
     torch.library.opcheck(torch.ops.avppc.motion_frames, (torch.rand(2, 5, 4, 4), 2, 1))
+    torch.library.opcheck(torch.ops.avppc.local_motion_frames, (torch.rand(2, 5, 4, 4), 3, 2, 1))
     torch.library.opcheck(torch.ops.avppc.cut_spans, (crops.video, torch.tensor([0, 2, 1, 1, 1, 0]), 2))
 
 

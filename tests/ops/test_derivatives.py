@@ -18,7 +18,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import avppc
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
-from avppc.ops.clips import cut_spans, cut_spans_reference, motion_frames, motion_frames_reference
+from avppc.ops.clips import (
+    cut_spans,
+    cut_spans_reference,
+    local_motion_frames,
+    local_motion_frames_reference,
+    motion_frames,
+    motion_frames_reference,
+)
 from avppc.ops.info_nce.distributed import _GatherRows, _SumRows
 from avppc.ops.info_nce.op import bilinear_info_nce
 from avppc.ops.log_mel.config import LogMelConfig
@@ -135,6 +142,10 @@ def _motion(function: Any) -> Function:
 OTHERS: dict[str, tuple[Function, Function]] = {
     "cut_spans": (_spans(cut_spans), _spans(cut_spans_reference)),
     "motion_frames": (_motion(motion_frames), _motion(motion_frames_reference)),
+    "local_motion_frames": (
+        _motion(lambda video: local_motion_frames(video, 1)),
+        _motion(lambda video: local_motion_frames_reference(video, 1)),
+    ),
     "log_mel": (lambda x: log_mel(x.flatten(1)).sum(), lambda x: log_mel_reference(x.flatten(1), LogMelConfig()).sum()),
 }
 """Functions of [2, 5, 16, 16] with operators of our own in them, and their definitions."""

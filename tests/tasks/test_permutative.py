@@ -50,6 +50,54 @@ def test_a_changed_frame_or_sound_never_changes_the_other_side(training: bool, s
         assert (past_same, future_same) == ((True, False) if side == "future" else (False, True))
 
 
+ONE_PASS = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, channels="local-motion"))
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("side", ["past", "future"])
+def test_one_pass_over_a_clip_keeps_past_and_future_apart(training: bool, side: str) -> None:
+    torch.manual_seed(0)
+    task = PermutativeTask(ONE_PASS).train(training)
+    assert task.takes_one_pass
+    for module in task.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    batch, changed = make_batch(), make_batch()
+    # all that the other side must not see: with the gap
+    hidden = slice(CUT.past_frames, CLIP_FRAMES) if side == "future" else slice(0, CUT.future_start)
+    changed.video[:, hidden] = 255 - changed.video[:, hidden]
+    changed.audio[:, samples(hidden)] = changed.audio[:, samples(hidden)].flip(1)
+    with torch.no_grad():
+        before, after = (task.represent(x, torch.Generator().manual_seed(1))[:4] for x in (batch, changed))
+    same = [torch.equal(first, second) for first, second in zip(before, after, strict=True)]
+    assert same == ([True, False] * 2 if side == "future" else [False, True] * 2)
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_one_pass_gives_what_a_pass_over_the_past_alone_gives(phase: int) -> None:
+    """Up to the last frames of the past, which in one pass see beyond it and are left out."""
+    torch.manual_seed(0)
+    task = PermutativeTask(ONE_PASS).eval()
+    task.draw_phase = lambda generator: phase  # type: ignore[method-assign]
+    batch = make_batch()
+    jitter, span, reach = CONFIG.augment.time_jitter_frames, task.span_frames, task.video_encoder.reach
+    with torch.no_grad():
+        past = task.represent(batch, torch.Generator())[0]
+        alone = task.frame_features(batch.video[:, jitter // 2 :][:, :span], phase, torch.Generator())
+        kept = -(-(span - reach - phase) // CONFIG.frame_stride)
+        torch.testing.assert_close(past, task.video_pool(alone[:, :kept]))
+
+
+def test_two_passes_where_one_would_tell() -> None:
+    masked = dataclasses.replace(ONE_PASS, augment=AugmentConfig(time_mask_frames=3))  # by the mean of all frames
+    short = dataclasses.replace(ONE_PASS, cut=CutConfig(past_frames=6, future_frames=6))
+    spans = dataclasses.replace(ONE_PASS, objective=ObjectiveConfig(moments="none"))
+    for config in (CONFIG, masked, short, spans):
+        task = PermutativeTask(config)
+        assert not task.takes_one_pass
+        assert task(make_batch(), torch.Generator().manual_seed(0)).loss.isfinite()
+
+
 def test_sound_is_cut_with_the_picture() -> None:
     batch = make_batch(clips=8)
     frame_of_sample = torch.arange(CLIP_SAMPLES) // SAMPLES_PER_FRAME
