@@ -9,7 +9,7 @@ WHEELS := build/wheels
 .PHONY: setup demo test sanitize fuzz faults lint bench gpu docs wheel clean
 
 # The marker is newer than everything the environment and the compiled extension are made from.
-SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt $(wildcard csrc/*)
+SOURCES := setup.py CMakeLists.txt pyproject.toml requirements.txt requirements-mesh.txt $(wildcard csrc/*)
 
 setup: $(VENV)/.ready
 
@@ -17,6 +17,7 @@ $(VENV)/.ready: $(SOURCES)
 	@echo "== environment: $(VENV), from requirements.txt"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq -r requirements.txt
+	@$(BIN)/python -m pip install -qq --no-deps -r requirements-mesh.txt
 	@echo "== build: the C++ and CUDA parts"
 	@$(BIN)/python -m pip install -qq --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -337,6 +337,22 @@ def sync_file(path: Path) -> None:
         os.close(handle)
 
 
+def copies_folder(what: str) -> Path:
+    """The folder for copies of what lies elsewhere: AVPPC_CACHE, else ~/.cache/avppc.
+
+    Args:
+        what: of which a copy is kept, for the message.
+
+    Raises:
+        ValueError: there is neither AVPPC_CACHE nor a home.
+    """
+    root = os.environ.get("AVPPC_CACHE")
+    try:
+        return Path(root) if root else Path.home() / ".cache" / "avppc"
+    except RuntimeError as error:
+        raise ValueError(f"{what} needs a folder for its copy, and there is no home: set AVPPC_CACHE to one") from error
+
+
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with name_in_errors(path), path.open("rb") as file:

@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from avppc.data.video.mesh import MODELS_PACKAGE
+
 ROOT = Path(__file__).parents[1]
 MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 CALLS = {"eval", "exec", "compile", "__import__"}
@@ -84,9 +86,10 @@ def pins(name: str) -> dict[str, str]:
 def test_every_package_that_the_tests_need_is_pinned_within_its_range() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     needed = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    for extra in ("dev", "synth"):
+    for extra in ("dev", "synth", "mesh"):
         needed += project["project"]["optional-dependencies"][extra]
     pinned = pins("requirements.txt")
+    assert pins("requirements-mesh.txt") == dict([tuple(MODELS_PACKAGE.split("=="))])
     for requirement in map(Requirement, needed):
         name = canonicalize_name(requirement.name)
         assert name in pinned, f"requirements.txt lacks {requirement}"

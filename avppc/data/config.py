@@ -154,7 +154,7 @@ class CropSettings:
     crop: CropName = "auto"
     """What is stored as 96 x 96 pixels. "window": crop_rows and crop_columns; "centre": the middle square; "auto": the
     window for 256 x 256 video (LRW's), the middle square for all other; "box": each video's own box, from the manifest;
-    "mesh" and "cascade": the mouth, found and followed by mediapipe's face mesh or OpenCV's cascade (extras)."""
+    "mesh" and "cascade": the mouth, found and followed by the face mesh or OpenCV's cascade (extras)."""
     crop_rows: tuple[int, int] = LRW_ROWS
     """First row of the window and the one after its last, pixels of the picture as it is shown."""
     crop_columns: tuple[int, int] = LRW_COLUMNS

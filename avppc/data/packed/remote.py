@@ -17,7 +17,7 @@ from typing import Any
 
 from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.packed.shard import ShardRecord
-from avppc.files import remove_files, replace_file, sole_use, write_atomically
+from avppc.files import copies_folder, remove_files, replace_file, sole_use, write_atomically
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?!/)(.*)|(file)://(/.*)|(memory)://(/.*)", re.DOTALL)
 _BLOCK_BYTES = 1 << 22
@@ -42,12 +42,10 @@ def remote_url(directory: str | os.PathLike[str]) -> str | None:
 
 def cache_folder(url: str) -> Path:
     """Where copies of a remote set lie."""
-    root = os.environ.get("AVPPC_CACHE")
-    try:
-        base = Path(root) if root else Path.home() / ".cache" / "avppc"
-    except RuntimeError as error:
-        raise ValueError(f"{url} needs a folder for its copy, and there is no home: set AVPPC_CACHE to one") from error
-    return base / f"{re.sub(r'[^A-Za-z0-9]+', '-', url)[-40:]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    return (
+        copies_folder(url)
+        / f"{re.sub(r'[^A-Za-z0-9]+', '-', url)[-40:]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    )
 
 
 def fetch_packed(url: str, splits: Iterable[str] | None = None) -> Path:

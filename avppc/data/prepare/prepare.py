@@ -259,6 +259,8 @@ def _read_record(out: Path, unit: Unit, verify: bool) -> tuple[UnitRecord | None
             [parse_record(entry) for entry in content["shards"]],
             [(str(path), str(reason)) for path, reason in content["refused"]],
             [(str(path), str(note)) for path, note in content["notes"]],
+            int(content.get("frames_searched", 0)),
+            int(content.get("frames_with_face", 0)),
         )
         if any(reason.startswith((UNREADABLE, CHANGED, *PASSING)) for _, reason in record.refused):
             return None, f"{unit.name} (a video of it could not be read in time, or had changed)"

@@ -56,6 +56,11 @@ def print_summary(
     else:
         look = f"; look at {config.out / SHEET_NAME}" if done == len(found.videos) else ""
         print(f"  crop: {describe_crop(config)}{look}")
+    searched, with_face = (
+        sum(getattr(record, name) for record in records.values()) for name in ("frames_searched", "frames_with_face")
+    )
+    if searched:
+        print(f"  faces: in {with_face / searched:.2%} of {searched:,} frames of these; what each lacks: {NOTES_NAME}")
     if not any(video.split == "train" for video in found.videos) and found.videos:
         print("  nothing to train on: all lie in folders named val or test; prepare such a folder by itself to do so")
     _print_doubts_about_words(found, notes, config.frames)

@@ -21,7 +21,7 @@ from avppc.data.video.decode import OnRefused, decode_clips, decode_clips_at
 from avppc.data.video.faces import make_crop, make_finder
 from avppc.data.video.reader import DecodedClip
 from avppc.data.video.source import DecodeError, damage_as_decode_error
-from avppc.data.video.track import MAX_GAP_SECONDS, FaceFinder
+from avppc.data.video.track import MAX_GAP_SECONDS, FaceFinder, MouthTrack
 from avppc.files import remove_leftovers, sha256_of
 from avppc.settings import write_checked_json
 
@@ -53,6 +53,9 @@ class UnitRecord:
     """Source and reason."""
     notes: list[tuple[str, str]] = field(default_factory=list)
     """Path and what was converted or filled in."""
+    frames_searched: int = 0
+    """Frames in which a face was looked for."""
+    frames_with_face: int = 0
 
 
 class DecodeJob:
@@ -116,7 +119,7 @@ class DecodeJob:
 
         try:
             self._check_content(video)
-            crop = self._crop_of(video, alive)
+            crop = self._crop_of(video, record, alive)
             if video.words is not None:
                 yield from self._clips_of_words(video, crop, refuse, alive)
                 return
@@ -164,14 +167,19 @@ class DecodeJob:
                     "where the new content is right, `avppc index` lists it",
                 )
 
-    def _crop_of(self, video: Video, alive: Callable[[], None]) -> Crop:
-        """The crop of a video; DecodeError where it needs the manifest's box and there is none."""
+    def _crop_of(self, video: Video, record: UnitRecord, alive: Callable[[], None]) -> Crop:
+        """The crop of a video; DecodeError where there is no face, or not the box that the manifest should give."""
         if self._finder is None and self.config.crop in TRACKED_CROPS:
             self._finder = make_finder(self.config.crop)
         path = self.config.data / video.path
         single = self._single(video) and video.words is None
         needed = self.config.frames / VIDEO_FPS + MAX_GAP_SECONDS if single else None
-        return make_crop(self.config, path, self._finder, box=video.box, until_seconds=needed, alive=alive)
+        crop = make_crop(self.config, path, self._finder, box=video.box, until_seconds=needed, alive=alive)
+        if isinstance(crop.track, MouthTrack):
+            record.frames_searched += crop.track.frames
+            record.frames_with_face += crop.track.seen
+            record.notes += [(video.path, note) for note in crop.track.notes]
+        return crop
 
     def _single(self, video: Video) -> bool:
         """Whether the video gives one clip, its first frames: a label belongs to one clip."""

@@ -1,4 +1,4 @@
-"""Finders of faces: mediapipe's face mesh and OpenCV's cascade, both optional; and the crop of a video by them.
+"""Finders of faces, the face mesh and OpenCV's cascade, both optional; and the crop of a video by them.
 
 Neither model is part of this package: each comes with the wheel of its own project.
 """
@@ -14,48 +14,15 @@ from numpy.typing import NDArray
 from avppc.data.config import TRACKED_CROPS, CropSettings
 from avppc.data.manifest import Box
 from avppc.data.video.crop import Crop
+from avppc.data.video.mesh import MeshFinder
 from avppc.data.video.source import DecodeError, Source
 from avppc.data.video.track import Alive, FaceFinder, Found, track_mouth
 
-CROP_EYES = 1.45  # side of the crop, in distances between the outer corners of the eyes: lips fill 40% of its width
-_CROP_CASCADE = 0.94  # the same in sides of the cascade's box
+_CROP_CASCADE = 0.94  # side of the crop in sides of the cascade's box
 _MOUTH_IN_BOX = (0.5, 0.79)  # of the box's sides: where the mouth lies in what the cascade finds
 
 
-class MeshFinder:
-    """mediapipe's face mesh: turned and tilted faces too, 8 to 25 ms a frame."""
-
-    # Outer and inner corners of the eyes, the bridge of the nose, its base and wings: x to the right and y down, in
-    # distances between the outer corners of the eyes, of a frontal face.
-    _STABLE = (
-        *((33, -0.5, 0.0), (133, -0.21, 0.0), (362, 0.21, 0.0), (263, 0.5, 0.0)),
-        *((168, 0.0, -0.08), (2, 0.0, 0.49), (98, -0.18, 0.44), (327, 0.18, 0.44)),
-    )
-    _MOUTH = (61, 291, 0, 17)  # its corners, the middle of the upper and of the lower lip's edge
-
-    def __init__(self) -> None:
-        os.environ.setdefault("GLOG_minloglevel", "2")
-        try:
-            from mediapipe.python.solutions.face_mesh import FaceMesh
-        except ImportError as error:
-            raise ImportError(
-                "crop 'mesh' needs mediapipe 0.10.21 (later wheels have no face mesh): pip install 'avppc[mesh]'; it "
-                f"wants numpy below 2 and Python up to 3.12, so an environment of its own may be best ({error})"
-            ) from error
-        self._mesh: Any = FaceMesh(static_image_mode=True, max_num_faces=1)
-        self.reference: NDArray[np.float64] = np.array([point[1:] for point in self._STABLE]) / CROP_EYES
-
-    def find(self, rgb: NDArray[np.uint8]) -> Found | None:
-        """The face in [H, W, 3], or None."""
-        faces = self._mesh.process(rgb).multi_face_landmarks
-        if not faces:
-            return None
-        height, width = rgb.shape[:2]
-        places = np.array([(mark.x * width, mark.y * height) for mark in faces[0].landmark])
-        return Found(places[[point[0] for point in self._STABLE]], places[list(self._MOUTH)].mean(0))
-
-
-class CascadeFinder:
+class CascadeFinder(FaceFinder):
     """OpenCV's Haar cascade "alt2": upright frontal faces; it misses many others, but rarely sees one where none is."""
 
     def __init__(self) -> None:
@@ -119,7 +86,7 @@ def make_crop(
         alive: called after each frame that was looked at.
 
     Raises:
-        DecodeError: crop "box" without a box.
+        DecodeError: crop "box" without a box, or a mouth is to be followed and there is no face.
     """
     if settings.crop == "box":
         if box is None:

@@ -6,9 +6,10 @@ A finder tells where a face is in one picture; here its findings become one smoo
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from avppc.data.video.pictures import decode_pictures
 from avppc.data.video.reader import choose_streams
 from avppc.data.video.source import DecodeError, Source, damage_as_decode_error, open_video
 
-TRACKER_VERSION = 2  # grows when the same video would be cropped otherwise than before
+TRACKER_VERSION = 3  # grows when the same video would be cropped otherwise than before
 MAX_GAP_SECONDS = 0.5  # without a face that are bridged
 _EDGE_SECONDS = 0.2  # before the first and after the last face that are filled in
 _MIN_STRETCH_SECONDS = 0.3  # a face seen for less is a mistake
@@ -29,10 +30,15 @@ _SMOOTHING_SECONDS = 0.24  # to each side
 _MAX_JUMP = 0.5  # crop sides a mouth moves from one frame to the next, at most
 _MAX_ZOOM = 1.4  # factor by which its size changes, at most
 _REGION_SIDES = 2.5  # crop sides of the region in which a face is looked for again
-_LOST_STRIDE = 5  # while no face is there, one frame of so many is searched
+_LOST_STRIDE = 5  # when no face was there for a second, one frame of so many is searched
+_LOST_FRAMES = 25
+_PARTS_STRIDE = 5  # of these, one of so many is searched in parts, too
 _MAX_UPSAMPLING = 8
 
 Alive = Callable[[], None]
+Square = tuple[float, float, float, float]
+"""x, y, a, b: a square of side |(a, b)|, turned by the angle of (a, b), centred on (x, y); pixels, 0 the middle of the
+first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,24 +49,69 @@ class Found:
     """[P, 2] x and y, pixels, of points that do not move with the mouth."""
     mouth: NDArray[np.float64]
     """[2] x and y of the middle of the mouth."""
+    region: Square | None = None
+    """Where a finder that follows faces looks in the next picture."""
+    faces: int = 1
+    """How many faces were seen where this one, the largest, was found."""
+
+    def moved(self, x: float, y: float) -> Found:
+        """The same face, seen in a picture that has so many pixels more to the left and above."""
+        region = None if self.region is None else (self.region[0] + x, self.region[1] + y, *self.region[2:])
+        shift = np.array([x, y])
+        return replace(self, points=self.points + shift, mouth=self.mouth + shift, region=region)
 
 
-class FaceFinder(Protocol):
-    """Finds the one (largest) face of a picture."""
+class FaceFinder(ABC):
+    """Finds the largest face of a picture, and follows it from one picture to the next."""
 
     reference: NDArray[np.float64]
     """[P, 2] where the points of a frontal face lie, in crop sides, in any frame of reference."""
 
+    @abstractmethod
     def find(self, rgb: NDArray[np.uint8]) -> Found | None:
-        """The face in [H, W, 3], or None."""
+        """The largest face in [H, W, 3], or None."""
+
+    def follow(self, rgb: NDArray[np.uint8], last: Found) -> Found | None:
+        """The largest face around where one was found in the picture before, or None."""
+        a, b = similarity(self.reference, last.points)
+        side = int(_REGION_SIDES * np.hypot(a, b)) + 1
+        x, y = (last.points.mean(0) + last.mouth) / 2
+        return self.look(rgb, int(x - side / 2), int(y - side / 2), side)
+
+    def look(self, rgb: NDArray[np.uint8], left: int, top: int, side: int) -> Found | None:
+        """The largest face in a square part of the picture, which may stick out of it."""
+        right, bottom = left + side, top + side
+        left, top = max(left, 0), max(top, 0)
+        part = rgb[top : max(bottom, 0), left : max(right, 0)]
+        if min(part.shape[:2]) < 16:
+            return None
+        found = self.find(np.ascontiguousarray(part))
+        return None if found is None else found.moved(left, top)
 
 
 @dataclass(frozen=True)
 class MouthTrack:
-    """The crop of each frame: a square of side |(a, b)|, turned by the angle of (a, b), centred on (x, y)."""
+    """The crop of each frame."""
 
-    places: dict[int, tuple[float, float, float, float]]
-    """x, y, a, b in pixels, by the frame's time stamp; frames without a face are missing."""
+    places: dict[int, Square]
+    """By the frame's time stamp; frames without a face are missing."""
+    frames: int = 0
+    """How many were looked at."""
+    seen: int = 0
+    """In how many of these a face was found; in others it may have been filled in."""
+    faces: int = 1
+    """The most faces that were seen in one frame, of those in which the largest was chosen."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What may be doubted of this track, as "kind: details"."""
+        notes = []
+        if self.seen < self.frames:
+            lost = self.frames - self.seen
+            notes.append(f"frames without a face: {lost} of {self.frames}, {lost / self.frames:.1%}")
+        if self.faces > 1:
+            notes.append(f"several faces: up to {self.faces} at once, the largest is followed")
+        return notes
 
     def warp(self, luma: NDArray[Any], stamp: int, size: int) -> NDArray[np.uint8] | None:
         """The crop of a frame, [size, size] uint8; None where it has no face.
@@ -92,13 +143,17 @@ def track_mouth(
     Args:
         until_seconds: of the video that are looked at; None: all.
         alive: called after each frame.
+
+    Raises:
+        DecodeError: there is no face, or none for long enough, in any of these frames.
     """
     search = FaceSearch(finder)
     stamps: list[int] = []
     seconds: list[float] = []
     found: list[Found | None] = []
+    name, whole = "", False
     try:
-        with damage_as_decode_error(source), open_video(source) as container:
+        with damage_as_decode_error(source) as name, open_video(source) as container:
             video = choose_streams(container)[0]
             geometry = None
             for frame in decode_pictures(container, video):
@@ -116,60 +171,52 @@ def track_mouth(
                 alive()
     except DecodeError:
         pass
-    return MouthTrack(dict(smooth_track(stamps, np.array(seconds), found, finder.reference)))
+    else:
+        whole = True
+    faces = [face for face in found if face is not None]
+    places = smooth_track(stamps, np.array(seconds), found, finder.reference)
+    if found and not places and whole:
+        raise DecodeError(name, f"no face to follow: one was found in {len(faces)} of {len(found)} frames")
+    return MouthTrack(places, len(found), len(faces), max((face.faces for face in faces), default=1))
 
 
 class FaceSearch:
-    """Looks for a face near the last one; in the whole picture and in parts of it where it is lost.
+    """Follows the face that was found last; where there is none looks for the largest, in the whole picture and in
+    parts of it.
 
     Detectors expect a face to fill a good part of the picture: a small one is found in a part.
     """
 
     def __init__(self, finder: FaceFinder) -> None:
         self._finder = finder
-        self._near: Found | None = None
+        self._last: Found | None = None
         self._lost_for = 0
 
     def find(self, rgb: NDArray[np.uint8]) -> Found | None:
         """The face in the next picture of the video, [H, W, 3]."""
         found = None
-        if self._near is not None:
-            found = self._look(rgb, *self._region(self._near))
+        if self._last is not None:
+            found = self._finder.follow(rgb, self._last)
             self._lost_for = 0
-        if found is None and self._lost_for % _LOST_STRIDE == 0:
-            found = self._look_everywhere(rgb)
-            if found is not None:  # it may lie at the edge of a part: look again with the face in the middle
-                found = self._look(rgb, *self._region(found)) or found
+        stride = 1 if self._lost_for < _LOST_FRAMES else _LOST_STRIDE
+        if found is None and self._lost_for % stride == 0:
+            found = self._look_everywhere(rgb, (1,) if self._lost_for % (stride * _PARTS_STRIDE) else (1, 2, 3))
         self._lost_for += 1
-        self._near = found
+        self._last = found
         return found
 
-    def _region(self, face: Found) -> tuple[int, int, int]:
-        a, b = similarity(self._finder.reference, face.points)
-        side = int(_REGION_SIDES * np.hypot(a, b)) + 1
-        x, y = (face.points.mean(0) + face.mouth) / 2
-        return int(x - side / 2), int(y - side / 2), side
-
-    def _look(self, rgb: NDArray[np.uint8], left: int, top: int, side: int) -> Found | None:
-        right, bottom = left + side, top + side
-        left, top = max(left, 0), max(top, 0)
-        part = rgb[top : max(bottom, 0), left : max(right, 0)]
-        if min(part.shape[:2]) < 16:
-            return None
-        found = self._finder.find(np.ascontiguousarray(part))
-        corner = np.array([left, top])
-        return None if found is None else Found(found.points + corner, found.mouth + corner)
-
-    def _look_everywhere(self, rgb: NDArray[np.uint8]) -> Found | None:
+    def _look_everywhere(self, rgb: NDArray[np.uint8], divisors: tuple[int, ...]) -> Found | None:
         """The largest face in the whole picture, or else in overlapping parts, ever smaller ones."""
         height, width = rgb.shape[:2]
-        for divisor in (1, 2, 3):
+        for divisor in divisors:
             side = max(height, width) if divisor == 1 else max(1, int(1.34 * min(height, width) / divisor))
-            lefts = _starts(width, side)
-            faces = [self._look(rgb, left, top, side) for left, top in itertools.product(lefts, _starts(height, side))]
-            there = [face for face in faces if face is not None]
+            places = itertools.product(_starts(width, side), _starts(height, side))
+            there = [face for face in (self._finder.look(rgb, *place, side) for place in places) if face is not None]
             if there:
-                return max(there, key=lambda face: float(np.hypot(*similarity(self._finder.reference, face.points))))
+                largest = max(there, key=lambda face: float(np.hypot(*similarity(self._finder.reference, face.points))))
+                # It may lie at the edge of a part: look again with the face in the middle.
+                found = self._finder.follow(rgb, largest) or largest
+                return replace(found, faces=max(face.faces for face in there))
         return None
 
 
@@ -195,7 +242,7 @@ def smooth_track(
     seconds: NDArray[np.float64],  # [n] their times
     found: list[Found | None],
     reference: NDArray[np.float64],
-) -> dict[int, tuple[float, float, float, float]]:
+) -> dict[int, Square]:
     """Place of the crop of each frame: stretches of one face, gaps bridged, smoothed by a median and a window.
 
     Where one stretch ends and another begins (a cut, another face) the first frames of the new one are left out, so
@@ -207,7 +254,7 @@ def smooth_track(
         face = found[number]
         assert face is not None
         raw[number] = np.array([*face.mouth, *similarity(reference, face.points)])
-    places: dict[int, tuple[float, float, float, float]] = {}
+    places: dict[int, Square] = {}
     stretches = _stretches(seen, seconds, raw)
     for order, stretch in enumerate(stretches):
         if seconds[stretch[-1]] - seconds[stretch[0]] < _MIN_STRETCH_SECONDS:

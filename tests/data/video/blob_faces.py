@@ -8,7 +8,7 @@ import numpy as np
 from make_videos import write_video
 
 from avppc.data.prepare.worker import DecodeJob
-from avppc.data.video.track import Found
+from avppc.data.video.track import FaceFinder, Found
 
 SIDE = 40.0  # of the square face, pixels at zoom 1
 REFERENCE = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])  # the crop is the face
@@ -24,7 +24,7 @@ def paint_face(image: np.ndarray, x: float, y: float, degrees: float = 0.0, zoom
     image[(abs(across) < 0.25) & (abs(down - 0.25) < 0.08)] = 60
 
 
-class BlobFinder:
+class BlobFinder(FaceFinder):
     """Finds the face by its brightness, if it fills at least `least` of the picture's width."""
 
     reference = REFERENCE
