@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -44,6 +44,8 @@ class SharedWork:
     .TextGrid files. Each word gives one labelled clip around its middle. None: as layout says."""
     words_ignore: tuple[str, ...] = ("sil", "sp")
     """What of the words' files is a pause, or is to be left out for another reason."""
+    words_least: int = 1
+    """Words that have fewer training examples are left out, in all splits."""
     split_by: SplitUnit = "sentence"
     """What is never in two splits: a sentence (recordings whose file has the same name) or a speaker. The words' table
     says the splits of the videos if it has them, else folders named train, val or test, else the shares below."""
@@ -81,6 +83,7 @@ class SharedWork:
         check_choice("layout", self.layout, get_args(Layout))
         if self.words is not None and self.layout == "words":
             raise ValueError("layout 'words' takes words from the folders, and words from a file: give one of them")
+        check_integer("words_least", self.words_least, 1)
         check_choice("split_by", self.split_by, get_args(SplitUnit))
         check_number("val_share", self.val_share, 0.0, 1.0)
         check_number("test_share", self.test_share, 0.0, 1.0)
@@ -210,6 +213,12 @@ class PrepareConfig(CropSettings, SharedWork):
             check_integer("word_context", self.word_context, 0, 10_000)
         check_choice("sentence_clips", self.sentence_clips, get_args(SentenceClips))
         check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
+
+
+_OF_WORDS = {"words", "words_ignore", "words_least", "word_context", "sentence_clips"}
+_OF_SPLITS = {"split_by", "split_seed", "val_share", "val_names", "test_share", "test_names"}
+WORD_SETTINGS = {each.name: each.default for each in fields(PrepareConfig) if each.name in _OF_WORDS | _OF_SPLITS}
+"""The settings that are about words inside longer videos alone, and their defaults."""
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ _STRICTEST_FIRST: tuple[SplitName, ...] = ("test", "val", "train")
 _GRID_NAME = re.compile(r"[blps][bgrw][abiw][a-z][0-9z][anps]")  # the six words of a sentence, a letter each
 _GRID_SPEAKER = re.compile(r"s\d{1,2}")
 _NUMBERED = re.compile(r"\d{5}")  # a file of LRS3 or VoxCeleb2
-_YOUTUBE = re.compile(r"[\w-]{11}")
-_NO_SPEAKERS = {"mp4", "video", "videos", "trainval", "pretrain", "main", *SPLIT_NAMES}
+_VOXCELEB_SPEAKER = re.compile(r"id\d{5}")
+_YOUTUBE = re.compile(r"[\w-]{11}")  # the name of a film there, of which LRS3 has one a speaker
 
 
 @dataclass(frozen=True)
@@ -386,14 +386,14 @@ def names_split(path: str) -> bool:
 
 
 def folder_of_speaker(path: str) -> str:
-    """The folder that names the speaker: s1 in s1/bbaf2n.mpg (GRID), the first in ID/VIDEO/00001.mp4 (VoxCeleb2) or
-    VIDEO/00001.mp4 (LRS3); "" where the path is of another kind."""
+    """The folder that names the speaker: s1 in s1/bbaf2n.mpg (GRID), id00012 in id00012/FILM/00001.mp4
+    (VoxCeleb2), the film in FILM/00001.mp4 (LRS3); "" where the path is of another kind."""
     parts = PurePosixPath(path).parts
     folders, stem = parts[:-1], PurePosixPath(path).stem
     if _GRID_NAME.fullmatch(stem):
         return next((folder for folder in reversed(folders) if _GRID_SPEAKER.fullmatch(folder)), "")
     if _NUMBERED.fullmatch(stem):
-        if len(folders) > 1 and folders[-2].casefold() not in _NO_SPEAKERS:
+        if len(folders) > 1 and _VOXCELEB_SPEAKER.fullmatch(folders[-2]):
             return folders[-2]
         return folders[-1] if folders and _YOUTUBE.fullmatch(folders[-1]) else ""
     return ""

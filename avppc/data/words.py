@@ -1,4 +1,4 @@
-"""Files that say when each word is spoken: tables, GRID's .align files, Praat's TextGrids.
+"""Files that say when each word is spoken, and of which video: tables, GRID's .align files, Praat's TextGrids.
 
     clip     start_frame  end_frame  word      a table, tab or comma; perhaps also split and speaker
     bbaf2n   23.75        29.5       bin
@@ -16,11 +16,14 @@ import io
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from avppc.clip import VIDEO_FPS
+from avppc.data.config import SharedWork
+from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, folder_of_speaker, is_word_file
 
 _ALIGN_UNITS_PER_FRAME = 25_000 / VIDEO_FPS  # GRID counts 1/25000 s
 _TIMES = (("start_frame", "end_frame", 1.0), ("start_seconds", "end_seconds", float(VIDEO_FPS)))
@@ -59,6 +62,10 @@ class WordList:
     """Pauses and what else was to be left out."""
     has_splits: bool = False
     """Whether a table says to which split each recording belongs."""
+    source: str = ""
+    """What was read, in words."""
+    unused_files: int = 0
+    """Files without a video here."""
 
     def add(self, word: Word, ignore: frozenset[str]) -> None:
         """Takes a word, unless it is to be ignored or wrong."""
@@ -120,21 +127,15 @@ def read_table(path: Path, ignore: frozenset[str] = frozenset()) -> WordList:
     if not text.strip():
         raise ValueError(f"{path} is empty: a table of words has a line with the columns {_HEADER}")
     line = text.partition("\n")[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in line else ",", strict=True)
-    header = [name.strip().casefold() for name in next(rows)]
+    rows = _rows(path, text, "\t" if "\t" in line else ",")
+    header = [name.strip().casefold() for name in next(rows)[1]]
     start, end, frames_per_unit = _columns(path, header, line)
     found = WordList(has_splits="split" in header)
     places = {name: header.index(name) for name in ("clip", "word", start, end, "split", "speaker") if name in header}
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
-        if row is None:
-            break
+    for number, row in rows:
         if not any(cell.strip() for cell in row):
             continue
-        origin = f"{path.name}, line {rows.line_num}"
+        origin = f"{path.name}, line {number}"
         if len(row) != len(header):
             name = row[places["clip"]].strip() if places["clip"] < len(row) else path.name
             problem = f"row of {len(row)} columns in a table of {len(header)}"
@@ -150,6 +151,19 @@ def read_table(path: Path, ignore: frozenset[str] = frozenset()) -> WordList:
     if not (found.words or found.refused or found.ignored):
         raise ValueError(f"{path} has a header and no rows")
     return found
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, and the line in which each of them ends."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+        yield rows.line_num, row
 
 
 def _columns(path: Path, header: Sequence[str], line: str) -> tuple[str, str, float]:
@@ -242,11 +256,17 @@ def _tiers(values: Sequence[str | float]) -> dict[str, list[tuple[float, float, 
         place += 1
         return value
 
-    for _ in range(int(take(float))):
+    def take_count() -> int:
+        number = float(take(float))
+        if not number.is_integer() or number < 0:
+            raise ValueError(f"a number of tiers or intervals was expected, got {number:g}")
+        return int(number)
+
+    for _ in range(take_count()):
         kind, name = str(take(str)), str(take(str))
         take(float), take(float)
         intervals = []
-        for _ in range(int(take(float))):
+        for _ in range(take_count()):
             if kind == "IntervalTier":
                 intervals.append((float(take(float)), float(take(float)), str(take(str))))
             else:
@@ -254,3 +274,122 @@ def _tiers(values: Sequence[str | float]) -> dict[str, list[tuple[float, float, 
         if kind == "IntervalTier":
             tiers[name if name not in tiers else f"{name} {len(tiers)}"] = intervals
     return tiers
+
+
+def words_of_videos(found: Scan, config: SharedWork) -> tuple[dict[str, list[Word]], WordList]:
+    """The words of each video that has some, by its path, and what else there was to read.
+
+    Raises:
+        ValueError: the words' file is none, or there are files of two kinds. OSError: it cannot be read.
+    """
+    ignore = frozenset(word.strip().casefold() for word in config.words_ignore)
+    videos = {video.path: video for video in found.videos}
+    if config.words is not None and not config.words.exists():
+        raise ValueError(f"there is no table or folder of words {config.words}")
+    if config.words is not None and config.words.is_file() and not is_word_file(config.words.name):
+        listed = read_table(config.words, ignore)
+        listed.source = f"the table {config.words}"
+        return _match_rows(listed, videos), listed
+    root, names = config.data, found.word_files
+    if config.words is not None:
+        root = config.words if config.words.is_dir() else config.words.parent
+        files = config.words.rglob("*") if config.words.is_dir() else [config.words]
+        names = [file.relative_to(root).as_posix() for file in files if is_word_file(file.name) and file.is_file()]
+    kinds = {PurePosixPath(name).suffix.lower() for name in names}
+    if len(kinds) != 1:
+        have = (
+            "both .align and .TextGrid files: give the folder of one kind" if kinds else "no .align or .TextGrid file"
+        )
+        raise ValueError(f"{root} has {have}, words")
+    kind = "GRID's .align" if kinds == {".align"} else ".TextGrid"
+    listed = WordList(source=f"{len(names):,} {kind} files below {root}")
+    return {
+        path: _read_one(root, path, name, listed, ignore) for path, name in _match_files(names, videos, listed)
+    }, listed
+
+
+def _read_one(root: Path, path: str, name: str, listed: WordList, ignore: frozenset[str]) -> list[Word]:
+    """The words of a video by their own file; what is wrong with it goes into the list."""
+    try:
+        found = read_word_file(root / name, ignore)
+    except (ValueError, OSError) as error:
+        listed.refused.append((path, f"words that cannot be read: {error}"))
+        return []
+    listed.ignored += found.ignored
+    listed.refused += [(path, reason) for _, reason in found.refused]
+    return found.words
+
+
+def _stem(name: str) -> str:
+    """A path without a video's ending."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def _by_name(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The videos by the name of their file without its ending."""
+    found = defaultdict(list)
+    for path in paths:
+        found[PurePosixPath(_stem(path)).name].append(path)
+    return found
+
+
+def _match_rows(listed: WordList, videos: Mapping[str, Video]) -> dict[str, list[Word]]:
+    """The words of each video that a table names."""
+    by_name = _by_name(videos)
+    of_clip: dict[tuple[str, str], list[Word]] = defaultdict(list)
+    for word in listed.words:
+        of_clip[word.clip, word.speaker].append(word)
+    found: dict[str, list[Word]] = defaultdict(list)
+    for (clip, speaker), words in of_clip.items():
+        path, problem = _video_of(clip, speaker, videos, by_name)
+        if path is None:
+            listed.refused.append((clip, f"{problem}: {len(words)} words of it, the first in {words[0].origin}"))
+        else:
+            found[path] += words
+    return found
+
+
+def _video_of(
+    clip: str, speaker: str, videos: Mapping[str, Video], by_name: Mapping[str, list[str]]
+) -> tuple[str | None, str]:
+    """The video that a table calls by this name, or why there is none."""
+    name = clip.replace("\\", "/").removeprefix("./")
+    if name in videos:
+        return name, ""
+    stem = _stem(name)
+    fitting = [path for path in by_name.get(PurePosixPath(stem).name, ()) if f"/{_stem(path)}".endswith(f"/{stem}")]
+    if len(fitting) > 1 and speaker:
+        fitting = [path for path in fitting if speaker in (videos[path].speaker_name, *PurePosixPath(path).parts)]
+    if len(fitting) == 1:
+        return fitting[0], ""
+    some = ", ".join(fitting[:2])
+    return None, f"several videos have this name ({some}, ...)" if fitting else "there is no such video"
+
+
+def _match_files(names: Sequence[str], videos: Mapping[str, Video], listed: WordList) -> Iterator[tuple[str, str]]:
+    """Each video and its file of words: of the same name and speaker, and with as many folders in common as any."""
+    by_name = _by_name(videos)
+    offers: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for name in sorted(names):
+        file = PurePosixPath(name)
+        folders, of_file = {*file.parts[:-1]}, folder_of_speaker(name)
+        scored = []
+        for path in by_name.get(file.stem, ()):
+            of_video = folder_of_speaker(path)
+            if not of_file or not of_video or of_file == of_video:
+                scored.append((len(folders & {*PurePosixPath(path).parts[:-1]}), path))
+        best = max((score for score, _ in scored), default=0)
+        nearest = [path for score, path in scored if score == best]
+        if len(nearest) == 1:
+            offers[nearest[0]].append((best, name))
+        elif nearest:
+            listed.refused.append((name, f"several videos may have these words: {', '.join(nearest[:3])}"))
+        listed.unused_files += not nearest
+    for path, offered in offers.items():
+        best = max(score for score, _ in offered)
+        chosen = [name for score, name in offered if score == best]
+        if len(chosen) == 1:
+            yield path, chosen[0]
+        else:
+            listed.refused.append((path, f"several files have words of it: {', '.join(chosen[:3])}"))

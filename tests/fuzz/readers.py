@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import mutate
@@ -14,11 +15,13 @@ from hand_edited import change_json
 from packed_sets import write_packed
 
 from avppc.config import EncoderConfig, PretrainConfig
+from avppc.data.config import IndexConfig
 from avppc.data.manifest import read_list
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.prepare.index import read_known
 from avppc.data.scan import scan
+from avppc.data.sentences import find_sentences
 from avppc.evaluate.lipreading.inputs import read_trajectory
 from avppc.evaluate.lipreading.results import RowResult, read_rows, write_row
 from avppc.files import sha256_of, write_json
@@ -51,6 +54,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
     return {
         **_packed_readers(folder),
         **_manifest_readers(folder),
+        **_word_readers(folder),
         **_run_readers(folder / "run"),
         **_checkpoint_readers(folder / "checkpoints"),
         "encoder": _encoder_reader(folder / "encoder.safetensors"),
@@ -120,6 +124,41 @@ def _manifest_readers(folder: Path) -> dict[str, Reader]:
         "list": _file_reader(listed, mutate.mutate_lines, lambda: (read_list(listed), scan(root, listed))),
         "records": _file_reader(records, mutate.mutate_lines, lambda: read_records(records)),
     }
+
+
+_TABLE = "clip,start_frame,end_frame,word,split\na/b,1,2.5,one,train\nb.mp4,3,4,sil,train\nb,4,5,two,train\n"
+_TEXT_GRID = """File type = "ooTextFile"
+Object class = "TextGrid"
+xmin = 0
+xmax = 2
+tiers? <exists>
+size = 1
+item [1]:
+    class = "IntervalTier"
+    name = "words"
+    xmin = 0
+    xmax = 2
+    intervals: size = 1
+    intervals [1]:
+        xmin = 0.5
+        xmax = 1.5
+        text = "one"
+"""
+
+
+def _word_readers(folder: Path) -> dict[str, Reader]:
+    """Of the words inside a video, also of which video they are."""
+    root = folder / "sentences"
+    root.mkdir()
+    (root / "b.mp4").write_bytes(b"none")
+    found, readers = scan(root), {}
+    for name, content in (("b.csv", _TABLE), ("b.align", "0 1000 one\n2000 3500 two\n"), ("b.TextGrid", _TEXT_GRID)):
+        path = folder / name
+        path.write_text(content)
+        config = IndexConfig(root, words=path, val_share=0.0, test_share=0.0)
+        read = partial(find_sentences, found, config)
+        readers[path.suffix[1:]] = _file_reader(path, mutate.mutate_bytes, read)
+    return readers
 
 
 def _run_readers(run: Path) -> dict[str, Reader]:

@@ -20,7 +20,7 @@ from typing import Any
 from avppc.data.config import IndexConfig
 from avppc.data.manifest import MANIFEST_NAME, is_portable, read_manifest_lines
 from avppc.data.prepare.pool import PASSING, Report, Unit, handle_units
-from avppc.data.prepare.summary import print_kinds
+from avppc.data.prepare.summary import print_kinds, print_understood
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.inspect import VideoFacts, inspect_video
@@ -38,11 +38,11 @@ Entries = dict[str, dict[str, Any]]
 
 
 def execute(config: IndexConfig) -> int:
-    """Writes the manifest; 0: no problem found, 3: some videos have problems, 1: there are no videos, 4: a share is
-    done, which only the environment asked for, and others are missing.
+    """Says what the folder is taken for, and writes the manifest; 0: no problem found, 3: some videos or words have
+    problems, 1: there are no videos, 4: a share is done, which only the environment asked for, and others are missing.
 
     Raises:
-        ValueError: the data folder is none, or the list or the manifest there is damaged.
+        ValueError: the data folder is none, or the list or the manifest there is damaged, or the file of words is.
     """
     console = Console(stderr=True)
     started = time.monotonic()
@@ -51,6 +51,7 @@ def execute(config: IndexConfig) -> int:
     if not found.videos and not found.refused:
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
+    understood = print_understood(found, config)
     number, shares = config.share()
     mine = found.videos[number::shares]
     target = out if shares == 1 else out.with_name(f"{_part_prefix(out)}{number}-of-{shares}")
@@ -70,7 +71,7 @@ def execute(config: IndexConfig) -> int:
         print(f"{missing:,} videos are for other shares (--shard); the one that ends last writes {out}")
         if (code := config.end_of_share()) is not None:
             return code
-    return 3 if any(entry.get("problems") for entry in entries.values()) else 0
+    return 3 if not understood or any(entry.get("problems") for entry in entries.values()) else 0
 
 
 def _part_prefix(out: Path) -> str:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from avppc.clip import CROP_SIZE, SAMPLES_PER_FRAME, SPLITS
-from avppc.data.config import TRACKED_CROPS, Layout, PrepareConfig
+from avppc.data.config import TRACKED_CROPS, WORD_SETTINGS, Layout, PrepareConfig
 from avppc.data.contact_sheet import spread, strip, write_contact_sheet
 from avppc.data.packed.dataset import PackedDataset, verify_shards
 from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, UNIT_FOLDER, PackedIndex, parse_record
@@ -157,14 +157,25 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
         "size": CROP_SIZE,
         "clips_per_shard": config.clips_per_shard,
         **({"tracker": TRACKER_VERSION} if config.crop in TRACKED_CROPS else {}),
-        **({"word_context": config.word_context} if config.word_context is not None else {}),
-        **({"sentence_clips": config.sentence_clips} if config.sentence_clips != "rest" else {}),
+        **_changed(config, ("word_context", "sentence_clips")),
     }
+
+
+def _changed(config: PrepareConfig, names: Iterable[str]) -> dict[str, Any]:
+    """Those of these settings about words that are not at their defaults, as JSON values."""
+    values = {name: getattr(config, name) for name in names}
+    return {name: _as_json(value) for name, value in values.items() if value != WORD_SETTINGS[name]}
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value.resolve())
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _origin(config: PrepareConfig) -> dict[str, Any]:
     """What a data set is made from: the folder and all settings that change it."""
-    return {"data": str(config.data.resolve())} | _settings(config)
+    return {"data": str(config.data.resolve())} | _settings(config) | _changed(config, WORD_SETTINGS)
 
 
 def _begin(config: PrepareConfig, units: Sequence[Unit]) -> None:
@@ -190,9 +201,10 @@ def _claim(config: PrepareConfig, units: Sequence[Unit]) -> None:
     known: dict[str, Any] = {}
     if path.exists():
         known = _read_claim(path, damaged=config.overwrite)
-        differing = sorted(key for key in wanted if known.get(key) != wanted[key])
+        keys = wanted.keys() | (WORD_SETTINGS.keys() & known.keys())
+        differing = sorted(key for key in keys if known.get(key) != wanted.get(key))
         if differing and not config.overwrite:
-            changes = "; ".join(f"{key} was {known.get(key)!r}, is {wanted[key]!r}" for key in differing)
+            changes = "; ".join(f"{key} was {known.get(key)!r}, is {wanted.get(key)!r}" for key in differing)
             raise ValueError(f"{config.out} holds a data set made otherwise ({changes}); --overwrite replaces it")
     else:
         check_vacant(config.out, "one that avppc prepare began")

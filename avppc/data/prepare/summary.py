@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 from avppc.clip import NO_LABEL, SPLITS, VIDEO_FPS
-from avppc.data.config import PrepareConfig
+from avppc.data.config import PrepareConfig, SharedWork
 from avppc.data.prepare.worker import UnitRecord, kind_of
-from avppc.data.scan import Scan
-from avppc.data.sentences import Sentences
+from avppc.data.scan import Scan, find_places
+from avppc.data.sentences import Sentences, find_sentences
 from avppc.data.video.reader import LONGER
 from avppc.printing import as_line
 
@@ -71,33 +71,71 @@ def print_summary(
     print_kinds("refused", REFUSED_NAME, [reason for _, reason in refused])
 
 
+def print_understood(found: Scan, config: SharedWork) -> bool:
+    """Prints what `avppc prepare` would make of these videos: layout, words, speakers, splits.
+
+    Args:
+        found: the videos, without words.
+
+    Returns:
+        Whether nothing is refused for its words.
+
+    Raises:
+        ValueError, OSError: as find_sentences.
+    """
+    layout = "tree" if config.words is not None else config.layout
+    try:
+        places = find_places([video.path for video in found.videos], config.data, layout)
+    except ValueError as error:
+        print(f"layout: {error}")
+        return False
+    if words := {place.word for place in places.values()} - {None}:
+        kind = f"{len(words):,} words in folders, as in LRW"
+    elif (inside := find_sentences(found, config)) is not None:
+        print_sentences(*inside)
+        refused = inside[1].refused
+        for path, reason in refused[:KINDS_SHOWN]:
+            print(f"    {as_line(path)}: {as_line(reason)}")
+        if len(refused) > KINDS_SHOWN:
+            print(f"    and {len(refused) - KINDS_SHOWN:,} more")
+        return not refused
+    else:
+        kind = "no words"
+    of_split: Counter[str] = Counter(place.split for place in places.values())
+    counts = ", ".join(f"{split} {of_split[split]:,}" for split in SPLITS if of_split[split])
+    print(f"layout: {kind}; {counts}; {_speakers({video.speaker_name for video in found.videos})}")
+    return True
+
+
+def _speakers(names: set[str]) -> str:
+    count = len(names - {""})
+    return f"{count:,} speaker{'s' if count > 1 else ''}" if count else "speakers unknown"
+
+
 def print_sentences(found: Scan, sentences: Sentences) -> None:
     """Prints what was understood of the words inside the videos."""
     listed = [video for video in found.videos if video.words is not None]
     count = sum(len(video.words or ()) for video in listed)
-    speakers = {video.speaker_name for video in listed} - {""}
-    print(
-        f"{count:,} words, {len(found.words)} different ones, in {len(listed):,} videos of "
-        f"{len(speakers) or 'unknown'} speakers: {sentences.source}"
-    )
+    speakers = _speakers({video.speaker_name for video in listed})
+    print(f"{sentences.source}: {count:,} words, {len(found.words)} different, in {len(listed):,} videos; {speakers}")
     for split in SPLITS:
         videos = [video for video in listed if video.split == split]
         if videos:
             words = [word.label for video in videos for word in video.words or ()]
-            people = {video.speaker_name for video in videos} - {""}
-            print(
-                f"  {split:5} {len(videos):6,} sentences, {len(words):7,} words, {len(set(words))} different"
-                + (f", {len(people)} speakers" if people else "")
-            )
-    shared = ", ".join(f"{count} {kind}" for kind, count in sentences.shared.items())
+            people = _speakers({video.speaker_name for video in videos})
+            different = f"{len(set(words)):,} different"
+            print(f"  {split:5} {len(videos):7,} sentences, {len(words):9,} words, {different}; {people}")
+    shared = ", ".join(f"{count:,} {kind}" for kind, count in sentences.shared.items())
     print(f"  splits by {sentences.by} ({sentences.splits_from}); in two splits: {shared}")
     others = len(found.videos) - len(listed)
+    rare = [as_line(word) for word, _ in sentences.rare.most_common(KINDS_SHOWN)]
     for count, what in (
         (others, "videos without known words: cut into clips without labels"),
         (sentences.ignored, "words left out as pauses (--words-ignore)"),
         (sentences.duplicates, "rows that say the same as another one"),
         (sentences.unused_files, "files of words without a video here"),
-        (len(sentences.unseen), f"words that training has no example of: {', '.join(sentences.unseen[:5])}"),
+        (len(sentences.refused), "refusals of words, or of videos for them"),
+        (sentences.rare.total(), f"words left out that training has too few of (--words-least): {', '.join(rare)}"),
     ):
         if count:
             print(f"  {count:,} {what}")

@@ -161,8 +161,6 @@ class _Cutter:
         while more and self._reach(place):
             yield from self._clip(place, None)
             place, more = place + stride, stride > 0
-        if others != "none":
-            self._reader.check_declared_end()
 
     def _clip(self, start: int, number: int | None) -> Iterator[tuple[int | None, DecodedClip]]:
         """The clip at a frame, unless it is refused."""
@@ -183,6 +181,8 @@ class _Cutter:
             target = min(start + count, reader.end_frame + _FRAMES_AT_ONCE)
             there = reader.fill(target)
             reader.drop_before(min(start, max(0, reader.end_frame - count)))
+            if not there:
+                reader.check_declared_end()
             if not there or target == start + count:
                 return there
             self._alive()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,14 @@ from make_videos import write_video
 from no_worker import in_this_process
 
 from avppc.clip import SAMPLES_PER_FRAME
-from avppc.data.config import PrepareConfig
+from avppc.data.config import IndexConfig, PrepareConfig
 from avppc.data.packed.dataset import PackedDataset
-from avppc.data.prepare import prepare
-from avppc.data.sentences import draw_splits
+from avppc.data.prepare import index, prepare
 from avppc.data.video.decode import decode_clip
 
 SMALL = {"size": (48, 64), "options": {"preset": "ultrafast"}}
 HEADER = "clip\tstart_frame\tend_frame\tword"
+NO_SHARES = {"val_share": 0.0, "test_share": 0.0}
 FRAMES = 9  # of a clip: small ones are quick
 
 
@@ -47,7 +46,8 @@ def clips_of(out: Path) -> dict[str, list[tuple[str, str | None]]]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(prepare, "handle_units", in_this_process)
+    for command in (prepare, index):
+        monkeypatch.setattr(command, "handle_units", in_this_process)
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +120,6 @@ class TestClips:
 
 
 class TestSplits:
-    def test_no_sentence_is_in_two_splits_and_more_sentences_move_none(self, tmp_path):
-        """By the names alone: those of twice as many recordings are split as before."""
-        config = PrepareConfig(tmp_path, tmp_path / "out", val_share=0.2, test_share=0.3)
-        names = [f"sentence {number}" for number in range(2000)]
-        few, many = draw_splits(set(names[:1000]), config), draw_splits(set(names), config)
-        assert few.items() <= many.items()
-        counts = Counter(many.values())
-        assert counts["val"] == pytest.approx(400, abs=60)
-        assert counts["test"] == pytest.approx(600, abs=60)
-        assert draw_splits(set(names), replace(config, split_seed=1)) != many
-
     def test_the_table_says_the_splits_and_is_checked(self, videos, tmp_path):
         header = f"{HEADER}\tsplit\tspeaker"
         rows = ["ann\t20\t22\tone\ttrain\tx", "ann\t40\t42\tone\ttest\tx", "bob\t20\t22\tone\tTRAIN\tx"]
@@ -187,3 +176,75 @@ class TestGridsOwnLayout:
             numbers = torch.arange(3)
             for name in ("video", "audio", "labels"):
                 assert torch.equal(getattr(one.batch(numbers), name), getattr(two.batch(numbers), name))
+
+
+class TestOtherSettings:
+    def test_a_set_made_otherwise_is_not_replaced_unasked(self, videos, tmp_path):
+        listed = table(tmp_path / "w.tsv", "ann\t20\t22\tone", "bob\t20\t22\tone")
+        config = PrepareConfig(videos, tmp_path / "out", words=listed, frames=FRAMES, workers=1, **NO_SHARES)
+        assert prepare.execute(config) == 0
+        before = clips_of(tmp_path / "out")
+        for other, change in (
+            (replace(config, test_names=("bob",)), r"test_names was None, is \['bob'\]"),
+            (replace(config, word_context=0), "word_context was None, is 0"),
+            (replace(config, words=None, test_share=0.15, val_share=0.07), r"words was '.*w\.tsv', is None"),
+        ):
+            with pytest.raises(ValueError, match=f"holds a data set made otherwise .*{change}"):
+                prepare.execute(other)
+        assert clips_of(tmp_path / "out") == before
+        table(listed, "ann\t20\t22\tone", "bob\t20\t22\ttwo")  # the file has changed, as a video may
+        prepare.execute(config)
+        assert clips_of(tmp_path / "out")["train"] != before["train"]
+
+    def test_one_bad_recording_stops_nothing(self, videos, tmp_path):
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "ann.mp4").write_bytes((videos / "ann.mp4").read_bytes())
+        (data / "bob.mp4").write_bytes((videos / "bob.mp4").read_bytes()[:3000])
+        write_video(data / "hole.mp4", frames=60, skipped=range(20, 30), **SMALL)
+        write_video(data / "short.mp4", frames=5, **SMALL)
+        rows = [f"{name}\t{at - 1}\t{at + 1}\tone" for name in ("ann", "bob", "hole", "short") for at in (2, 25, 45)]
+        listed = table(tmp_path / "w.tsv", *rows, "ann\t57\t63\tone")
+        config = PrepareConfig(data, tmp_path / "out", words=listed, frames=FRAMES, sentence_clips="none", **NO_SHARES)
+        assert prepare.execute(config) == 3
+        found = [source for source, _ in clips_of(tmp_path / "out")["train"]]
+        assert found == ["ann.mp4", "ann.mp4#21", "ann.mp4#41", "hole.mp4", "hole.mp4#41"]
+        assert [(path, reason.split(":")[0]) for path, reason in refusals(tmp_path / "out")] == [
+            ("ann.mp4#51", "word beyond the end of the video"),
+            ("bob.mp4", "damaged or not a video"),
+            ("hole.mp4#21", "frames missing"),
+            ("short.mp4", "too short"),
+        ]
+
+
+class TestIndex:
+    def test_it_says_what_it_understands(self, videos, tmp_path, capsys):
+        header = f"{HEADER}\tspeaker"
+        rows = ["ann\t1\t9\tone\tx", "ann\t9\t11\ttwo\tx", "bob\t1\t5\tone\ty", "bob\t0\t1\tsp\ty", "eve\t0\t1\tone\ty"]
+        listed = table(tmp_path / "w.tsv", *rows, header=header)
+        config = IndexConfig(
+            videos, out=tmp_path / "m.jsonl", words=listed, workers=1, test_names=("bob",), val_share=0.0
+        )
+        assert index.execute(config) == 3
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:6] == [
+            f"the table {listed}: 3 words, 2 different, in 2 videos; 2 speakers",
+            "  train       1 sentences,         2 words, 2 different; 1 speaker",
+            "  test        1 sentences,         1 words, 1 different; 1 speaker",
+            "  splits by sentence (shares, seed 0); in two splits: 0 sentences, 0 speakers",
+            "  1 words left out as pauses (--words-ignore)",
+            "  1 refusals of words, or of videos for them",
+        ]
+        assert lines[6] == "    eve: there is no such video: 1 words of it, the first in w.tsv, line 6"
+
+    def test_words_in_folders_and_videos_without_words(self, tmp_path, capsys):
+        for name in ("A/train/A_1.mp4", "A/test/A_2.mp4", "B/train/B_1.mp4", "id00012/film/00001.mp4"):
+            (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / name).write_bytes(b"none")
+        config = IndexConfig(tmp_path / "data", out=tmp_path / "m.jsonl")
+        index.execute(config)
+        index.execute(replace(config, layout="tree"))
+        index.execute(replace(config, data=tmp_path / "data", layout="words"))
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("layout")]
+        words = "layout: 2 words in folders, as in LRW; train 3, test 1; 1 speaker"
+        assert told == [words, "layout: no words; train 3, test 1; 1 speaker", words]
