@@ -20,7 +20,7 @@ from avppc.data.manifest import number_speakers
 from avppc.data.scan import SPLIT_NAMES, Scan, Video, WordSpan, names_split
 from avppc.data.words import Word, words_of_videos
 
-_MAX_SEEDS = 1000  # tried to find one that leaves no split empty
+_MAX_SEEDS = 200  # tried to find one that leaves no split of few names empty
 _REFUSED = ""  # stands for the split of a video that is left out
 
 Words = Mapping[str, list[Word]]
@@ -204,13 +204,13 @@ def draw_splits(names: set[str], config: SharedWork) -> dict[str, str]:
         if unknown := sorted({*getattr(config, setting)} - names):
             some = ", ".join(sorted(names)[:3])
             raise ValueError(f"{setting} must be among the {len(names):,} {by}s ({some}, ...), got {unknown[0]!r}")
-    found = {name: _draw(name, config) for name in names}
+    found = {name: _draw(name, config, config.split_seed) for name in names}
     wanted = {"train"}
     wanted |= {"val"} if config.val_share or config.val_names else set()
     wanted |= {"test"} if config.test_share or config.test_names else set()
     if missing := sorted(wanted - {*found.values()}):
-        seeds = (replace(config, split_seed=seed) for seed in range(_MAX_SEEDS))
-        other = next((each.split_seed for each in seeds if wanted <= {_draw(name, each) for name in names}), None)
+        seeds = range(_MAX_SEEDS if len(names) < _MAX_SEEDS else 0)
+        other = next((seed for seed in seeds if wanted <= {_draw(name, config, seed) for name in names}), None)
         way = "larger shares" if other is None else f"--split-seed {other}, or larger shares"
         raise ValueError(
             f"none of the {len(names):,} {by}s falls to split {missing[0]!r} (val_share {config.val_share}, test_share "
@@ -220,14 +220,15 @@ def draw_splits(names: set[str], config: SharedWork) -> dict[str, str]:
     return found
 
 
-def _draw(name: str, config: SharedWork) -> str:
+def _draw(name: str, config: SharedWork, seed: int) -> str:
+    """Where one name falls."""
     if name in config.test_names:
         return "test"
     if name in config.val_names:
         return "val"
     test = 0.0 if config.test_names else config.test_share
     val = 0.0 if config.val_names else config.val_share
-    text = f"{config.split_seed}/{config.split_by}/{name}"
+    text = f"{seed}/{config.split_by}/{name}"
     place = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") / (1 << 64)
     return "test" if place < test else "val" if place < test + val else "train"
 

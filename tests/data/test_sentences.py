@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hostile import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,6 +208,7 @@ def test_folders_that_name_the_speaker(tmp_path, path, speaker):
 
 
 class TestSplits:
+    @examples(60)
     @given(
         names=st.sets(st.text(min_size=1), min_size=1, max_size=40),
         more=st.sets(st.text(min_size=1), max_size=40),
