@@ -1,15 +1,16 @@
-"""One file that holds a visual encoder: safetensors with its configuration in the header."""
+"""One file that holds a visual encoder, or a model around one: safetensors with its configuration in the header."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avppc.checks import check_path
 from avppc.files import read_bytes, write_atomically
@@ -17,16 +18,23 @@ from avppc.models.config import EncoderConfig
 from avppc.models.video import VideoEncoder
 from avppc.settings import config_from_dict, config_to_dict, is_version, parse_checked_json, with_checksum
 
+Model = TypeVar("Model", bound=nn.Module)
+
 FORMAT, VERSION = "avppc-encoder", 1
 ENCODER_FILE = "encoder.safetensors"
 
 
 def save_encoder(encoder: VideoEncoder, path: Path) -> None:
     """Writes the encoder's weights and configuration, atomically."""
+    header = {"format": FORMAT, "version": VERSION, "config": config_to_dict(encoder.config)}
+    write_model(path, encoder.state_dict(), header)
+
+
+def write_model(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes weights with a header, whose members are JSON values, "format" and "version" among them, atomically."""
     from safetensors.torch import save
 
-    tensors = {name: value.detach().contiguous().cpu() for name, value in encoder.state_dict().items()}
-    header = {"format": FORMAT, "version": VERSION, "config": config_to_dict(encoder.config)}
+    tensors = {name: value.detach().contiguous().cpu() for name, value in weights.items()}
     # One entry: the order of several would differ from one saving to the next.
     metadata = {"avppc": json.dumps(with_checksum({**header, "weights_sha256": _weights_sha256(tensors)}))}
     write_atomically(path, save(tensors, metadata))
@@ -59,10 +67,27 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
         >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP
     """
+    file = find_encoder(path)
+    values, weights = read_model(file, FORMAT, VERSION)
+    config = config_from_dict(EncoderConfig, values.get("config"), str(file))
+    encoder = make_model(file, lambda: VideoEncoder(config), values, weights)
+    return encoder.eval()
+
+
+def read_model(file: Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the weights in a file of `write_model`; `make_model` checks the weights.
+
+    Args:
+        kind: the header's "format".
+        version: the header's "version".
+
+    Raises:
+        ValueError: the file is not whole, or of another kind or version; the text names it.
+        OSError: it cannot be read.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    file = find_encoder(path)
     content = read_bytes(file)  # not mapped: a disk that fails under a map ends the process
     try:
         weights = load(content)
@@ -73,16 +98,29 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
         values = parse_checked_json(metadata.get("avppc", "null").encode())
     except ValueError as error:
         raise ValueError(f"{file}: its header{error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT or not is_version(values.get("version"), VERSION):
-        raise ValueError(f"{file} is not an avppc encoder of version {VERSION}: its header says {metadata}")
-    config = config_from_dict(EncoderConfig, values.get("config"), str(file))
-    _check_weights(file, config, weights)
+    if not isinstance(values, dict) or values.get("format") != kind or not is_version(values.get("version"), version):
+        raise ValueError(
+            f"{file} is not an {kind.replace('-', ' ')} of version {version}: its header says {str(metadata)[:200]}"
+        )
+    return values, weights
+
+
+def make_model(
+    file: Path, make: Callable[[], Model], header: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> Model:
+    """The model with these weights, which must be all its own and those that the header's checksum is of.
+
+    Args:
+        file: for the text of an error.
+        make: makes the model with any weights; ValueError where the header's configuration has none.
+    """
+    _check_weights(file, make, weights)
     # Files of earlier versions hold none.
-    if "weights_sha256" in values and values["weights_sha256"] != _weights_sha256(weights):
+    if "weights_sha256" in header and header["weights_sha256"] != _weights_sha256(weights):
         raise ValueError(f"{file} is damaged: the checksum of its weights is not the one in its header")
-    encoder = VideoEncoder(config)
-    encoder.load_state_dict(weights)
-    return encoder.eval()
+    model = make()
+    model.load_state_dict(weights)
+    return model
 
 
 def _weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -99,11 +137,11 @@ def _metadata(content: bytes) -> dict[str, str]:
     return header.get("__metadata__", {})
 
 
-def _check_weights(file: Path, config: EncoderConfig, weights: Mapping[str, Tensor]) -> None:
-    """ValueError unless these are the weights of such an encoder; takes no memory for what the header claims."""
+def _check_weights(file: Path, make: Callable[[], nn.Module], weights: Mapping[str, Tensor]) -> None:
+    """ValueError unless these are the weights of such a model; takes no memory for what the header claims."""
     try:
         with torch.device("meta"):
-            expected = VideoEncoder(config).state_dict()
+            expected = make().state_dict()
     except ValueError as error:
         raise ValueError(f"{file}: there is no such encoder: {error}") from error
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())

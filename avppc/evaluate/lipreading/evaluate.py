@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from avppc.data.packed.dataset import data_sha256
@@ -34,6 +35,7 @@ from avppc.evaluate.lipreading.fits import (
     trials_of,
 )
 from avppc.evaluate.lipreading.inputs import FrozenFeatures
+from avppc.evaluate.lipreading.reader import READER_ROWS, ReaderInfo, has_reader, reader_path, save_reader
 from avppc.evaluate.lipreading.results import (
     RowResult,
     mean_and_interval,
@@ -57,7 +59,7 @@ def execute(config: EvaluateConfig) -> int:
     return 0
 
 
-def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
+def evaluate(config: EvaluateConfig, *, show: bool = True, keep_readers: bool = True) -> list[RowResult]:
     """Computes the rows asked for and writes each to its file; a row whose file has the same settings is only read.
 
     Head, learning rates and epoch of each row are chosen on the validation clips, with the first draws of labels; each
@@ -65,6 +67,8 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
 
     Args:
         show: prints the table.
+        keep_readers: of the rows with the run's encoder, writes the classifier of the draw that reads most validation
+            clips, for load_reader.
 
     Returns:
         The rows in the order of the settings.
@@ -79,13 +83,19 @@ def evaluate(config: EvaluateConfig, *, show: bool = True) -> list[RowResult]:
     data = data_of(config.run, config.data)
     settings = settings_of(config, data)
     known = {row: read_row(folder, row, config.labels_per_word, settings) for row in rows}
-    work = [RowWork(config, row) for row in rows if known[row] is None]
+    work: list[RowWork] = []
+    for row, result in known.items():
+        keeps = keep_readers and row in READER_ROWS
+        if result is None or (keeps and not has_reader(folder, row, config.labels_per_word, settings)):
+            work.append(RowWork(config, row, keeps, result))
     if work:
         inputs = FitInputs(replace(config, data=data))
         for done in _measure_rows(inputs, work):
-            result = done.result(inputs, settings)
-            write_row(folder, result)
-            known[done.row] = result
+            if done.keeps:
+                done.save_reader(inputs, settings, folder)
+            if known[done.row] is None:
+                result = known[done.row] = done.result(inputs, settings)
+                write_row(folder, result)
     results = [result for result in known.values() if result is not None]
     if show:
         print_table(results)
@@ -98,6 +108,10 @@ class RowWork:
 
     config: EvaluateConfig
     row: RowName
+    keeps: bool = False
+    """Whether the classifier of the draw with the best validation rate is kept."""
+    measured: RowResult | None = None
+    """The row, where only its classifier is missing: then that draw is all that is fitted."""
     ready: deque[Fit] = field(default_factory=deque)
     """Fits that may start now."""
     trials: dict[Trial, list[FitResult]] = field(default_factory=dict)
@@ -106,24 +120,33 @@ class RowWork:
     """Outcomes so far, by number of the label draw."""
 
     def __post_init__(self) -> None:
+        self._numbers = list(range(count_draws(self.config, self.row)))
         self._choosing = range(count_choosing_draws(self.config, self.row))
-        self.trials = {trial: [] for trial in trials_of(self.config, self.row)}
-        self.ready.extend(Fit(self.row, trial, draw, selects=True) for draw in self._choosing for trial in self.trials)
+        if self.measured is None:
+            self.trials = {trial: [] for trial in trials_of(self.config, self.row)}
+            self.ready.extend(Fit(self.row, trial, draw, True) for draw in self._choosing for trial in self.trials)
+            return
+        rates = [draw["val_wcr"] for draw in self.measured.draws]
+        self._numbers = [rates.index(max(rates))]
+        self._add_draws()
+
+    def _add_draws(self) -> None:
+        self.ready.extend(Fit(self.row, self.best, draw, selects=False, keeps=self.keeps) for draw in self._numbers)
 
     @property
     def fits(self) -> int:
         """How many fits the row takes."""
-        return len(self.trials) * len(self._choosing) + count_draws(self.config, self.row)
+        return len(self.trials) * len(self._choosing) + len(self._numbers)
 
     @property
     def finished(self) -> bool:
         """Whether every draw is tested."""
-        return len(self.draws) == count_draws(self.config, self.row)
+        return len(self.draws) == len(self._numbers)
 
     @property
     def best(self) -> Trial:
         """The trial with the best validation rate, the mean of its draws; the first one of several."""
-        return max(self.trials, key=self._val_rate)
+        return max(self.trials, key=self._val_rate) if self.measured is None else Trial(**self.measured.chosen)
 
     def _val_rate(self, trial: Trial) -> float:
         results = self.trials[trial]
@@ -133,16 +156,45 @@ class RowWork:
         """Takes the outcome of a fit; after the last trial the draws are ready."""
         if not fit.selects:
             self.draws[fit.draw] = result
+            best = self.best_draw
+            for draw, other in self.draws.items():  # classifiers that are not to be kept make room
+                self.draws[draw] = other if draw == best else replace(other, classifier=None)
             return
         self.trials[fit.trial].append(result)
         if all(len(results) == len(self._choosing) for results in self.trials.values()):
-            draws = range(count_draws(self.config, self.row))
-            self.ready.extend(Fit(self.row, self.best, draw, selects=False) for draw in draws)
+            self._add_draws()
+
+    @property
+    def best_draw(self) -> int:
+        """The draw, of those that are tested, that reads most validation clips; the first one of several."""
+        return min(self.draws, key=lambda draw: (-self.draws[draw].val_rate, draw))
+
+    def save_reader(self, inputs: FitInputs, settings: dict[str, Any], folder: Path) -> None:
+        """Writes the classifier of the best draw."""
+        config, draw = self.config, self.best_draw
+        kept = self.draws[draw]
+        assert kept.classifier is not None
+        info = ReaderInfo(
+            encoder=inputs.encoder.config,
+            words=tuple(inputs.words),
+            frames=inputs.splits["train"].shape.frames,
+            head=self.best.head,
+            head_hidden=config.head_hidden,
+            gru_layers=config.gru_layers,
+            row=self.row,
+            labels_per_word=config.labels_per_word,
+            seed=config.seed + draw,
+            val_wcr=kept.val_rate,
+            test_wcr=(kept.predictions == inputs.labels("test")).float().mean().item(),
+            settings=settings,
+        )
+        weights = {**inputs.encoder.state_dict(prefix="encoder."), **load(kept.classifier)}
+        save_reader(info, weights, reader_path(folder, self.row, config.labels_per_word))
 
     def result(self, inputs: FitInputs, settings: dict[str, Any]) -> RowResult:
         """The finished row as it is written."""
         labels = inputs.labels("test")
-        drawn = [self.draws[draw] for draw in range(len(self.draws))]
+        drawn = [self.draws[draw] for draw in self._numbers]
         rates = [(result.predictions == labels).float().mean().item() for result in drawn]
         mean, half = mean_and_interval(rates, len(labels))
         return RowResult(

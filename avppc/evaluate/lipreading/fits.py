@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from avppc.data.config import AugmentConfig
@@ -61,6 +62,8 @@ class Fit:
     selects: bool
     """Whether it only serves to choose among the trials. Such a fit is not tested, and where the classifier sees
     pictures, not features, it is shorter."""
+    keeps: bool = False
+    """Whether its result holds the classifier."""
 
     def __str__(self) -> str:
         return f"{self.row}: {self.trial}, {'trial' if self.selects else f'draw {self.draw + 1}'}"
@@ -75,6 +78,8 @@ class FitResult:
     predictions: Tensor
     """[test clips] int64, the word that the classifier takes each for; empty if the fit only selects."""
     seconds: float
+    classifier: bytes | None = None
+    """Weights of a LipReader, but for those that are the run's own, as a safetensors file; if the fit keeps them."""
 
 
 def trials_of(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:
@@ -172,20 +177,29 @@ def train_fit(inputs: FitInputs, fit: Fit, features: FrozenFeatures | None = Non
     """
     start = time.perf_counter()
     if features is None:
-        val_rate, predictions = _fit_pictures(inputs, fit)
+        val_rate, predictions, weights = _fit_pictures(inputs, fit)
     else:
         with one_thread():  # heads are so small that two threads would only wait for each other
-            val_rate, predictions = _fit_features(inputs, fit, features)
-    return FitResult(val_rate, predictions, time.perf_counter() - start)
+            val_rate, predictions, weights = _fit_features(inputs, fit, features)
+    seconds = time.perf_counter() - start
+    # As bytes: tensors would go to another process by a file descriptor each.
+    kept = save({name: value.detach().contiguous().cpu() for name, value in weights.items()}) if fit.keeps else None
+    return FitResult(val_rate, predictions, seconds, kept)
 
 
-def _fit_features(inputs: FitInputs, fit: Fit, features: FrozenFeatures) -> tuple[float, Tensor]:
+Fitted = tuple[float, Tensor, dict[str, Tensor]]
+"""Rate on the validation clips, predictions of the test clips, and weights by their names in a LipReader."""
+
+
+def _fit_features(inputs: FitInputs, fit: Fit, features: FrozenFeatures) -> Fitted:
     head = _make_head(inputs, fit, features.width)
     groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
-    return _train_and_test(inputs, fit, head, groups, features, inputs.config.epochs)
+    outcome = _train_and_test(inputs, fit, head, groups, features, inputs.config.epochs)
+    standard = {"mean": features.mean, "deviation": features.deviation}
+    return *outcome, {**head.state_dict(prefix="head."), **standard}
 
 
-def _fit_pictures(inputs: FitInputs, fit: Fit) -> tuple[float, Tensor]:
+def _fit_pictures(inputs: FitInputs, fit: Fit) -> Fitted:
     """A head on the encoder, which is trained with it (from random weights or the run's) or frozen."""
     config, trains = inputs.config, fit.row in TRAINED_ROWS
     encoder = copy.deepcopy(inputs.encoder) if fit.row in ("finetuned", "frozen") else inputs.fresh_encoder()
@@ -199,7 +213,8 @@ def _fit_pictures(inputs: FitInputs, fit: Fit) -> tuple[float, Tensor]:
     epochs = config.training_epochs if trains else config.epochs
     if fit.selects:
         epochs = min(epochs, config.selection_epochs)
-    return _train_and_test(inputs, fit, model, groups, pictures, epochs)
+    outcome = _train_and_test(inputs, fit, model, groups, pictures, epochs)
+    return *outcome, (model if trains else head).state_dict(prefix="" if trains else "head.")
 
 
 def _make_head(inputs: FitInputs, fit: Fit, width: int) -> nn.Module:

@@ -34,14 +34,25 @@ def shift_in_time(inputs: Tensor, generator: torch.Generator) -> Tensor:
 class FrozenFeatures:
     """Features of every frame, computed once: the labelled clips in several views, those of val and test in one."""
 
-    def __init__(self, train: Tensor, val: Tensor, test: Tensor, train_clips: Tensor) -> None:
+    def __init__(
+        self,
+        train: Tensor,
+        val: Tensor,
+        test: Tensor,
+        train_clips: Tensor,
+        mean: Tensor | None = None,
+        deviation: Tensor | None = None,
+    ) -> None:
         """
         Args:
             train: [views, n, T, D] of labelled clips.
             val, test: [m, T, D] of all clips of these splits.
             train_clips: [n] indices of the labelled clips in the training split.
+            mean, deviation: [D] that they were standardised by; None: 0 and 1.
         """
         self.train = train
+        self.mean = train.new_zeros(self.width) if mean is None else mean
+        self.deviation = train.new_ones(self.width) if deviation is None else deviation
         self._splits = {"val": val, "test": test}
         self._train_clips = train_clips
         self._places = {clip: place for place, clip in enumerate(train_clips.tolist())}
@@ -51,11 +62,12 @@ class FrozenFeatures:
         """From features that are first brought to mean 0 and deviation 1 over the labelled clips, first view."""
         mean, deviation = train[0].mean((0, 1)), train[0].std((0, 1)) + 1e-3
         train, val, test = ((values - mean) / deviation for values in (train, val, test))
-        return cls(train, val, test, train_clips)
+        return cls(train, val, test, train_clips, mean, deviation)
 
     def save(self, path: Path) -> None:
         """Writes the features to a file, which `load` opens in another process."""
-        write_tensors(path, {"train": self.train, **self._splits, "train_clips": self._train_clips})
+        standard = {"mean": self.mean, "deviation": self.deviation}
+        write_tensors(path, {"train": self.train, **self._splits, "train_clips": self._train_clips, **standard})
 
     @classmethod
     def load(cls, path: Path) -> FrozenFeatures:

@@ -67,7 +67,7 @@ def make_table(config: TableConfig) -> Table:
             results += [found] if found else []
         else:
             console.print(f"cell {number} of {len(cells)}: {cell}")
-            results.append(CellResult(cell, *evaluate(protocol, show=False)))
+            results.append(CellResult(cell, *evaluate(protocol, show=False, keep_readers=False)))
         if number == len(cells) or cells[number].group != cell.group:
             _write(Table(config, entries, costs, results))
     return Table(config, entries, costs, results)
