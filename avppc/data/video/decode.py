@@ -69,6 +69,7 @@ def decode_clips(
     stride: int | None = CLIP_FRAMES,
     crop: Crop | None = None,
     on_refused: OnRefused | None = None,
+    needs_sound: bool = True,
 ) -> Iterator[DecodedClip]:
     """The clips of a video of any length, in order, in bounded memory; the tail that fills no clip is left out.
 
@@ -77,13 +78,14 @@ def decode_clips(
         stride: frames of 1/25 s between the starts of clips; None: only the clip at the start.
         on_refused: called with (start_frame, reason) for a clip with missing frames or sound, then the next one
             follows; without it such a clip raises.
+        needs_sound: False: a video without sound, or with missing sound, gives clips with silence.
 
     Raises:
         DecodeError: as for decode_clip. Clips before the damage have been yielded by then.
     """
     if stride is not None:
         check_integer("stride", stride, 1)
-    return _clips(source, num_frames, stride, crop or Crop(), on_refused)
+    return _clips(source, num_frames, stride, crop or Crop(), on_refused, needs_sound=needs_sound)
 
 
 def decode_clips_at(
@@ -197,10 +199,12 @@ def _clips(
     start_frame: int = 0,
     *,
     seek: bool = False,
+    needs_sound: bool = True,
 ) -> Iterator[DecodedClip]:
     check_integer("num_frames", num_frames, 1, _MAX_FRAMES)
     with damage_as_decode_error(source) as name, open_video(source) as container:
-        reader = StreamReader(container, crop, start_frame, seek, check_container(source))
+        notes = check_container(source)
+        reader = StreamReader(container, crop, start_frame, seek, notes, needs_sound=needs_sound)
         yield from _cut(reader, name, num_frames, stride, on_refused)
 
 

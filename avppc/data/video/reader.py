@@ -59,13 +59,27 @@ class ClipError(ValueError):
 
 
 class StreamReader:
-    """Decodes both streams of a file side by side, keeping crops and samples until they are dropped."""
+    """Decodes both streams of a file side by side, keeping crops and samples until they are dropped.
+
+    Args:
+        needs_sound: else a video without sound is as good, and so is one whose sound has holes or ends early: there is
+            silence then.
+    """
 
     def __init__(
-        self, container: InputContainer, crop: Crop, first_frame: int, seek: bool, notes: Sequence[str] = ()
+        self,
+        container: InputContainer,
+        crop: Crop,
+        first_frame: int,
+        seek: bool,
+        notes: Sequence[str] = (),
+        *,
+        needs_sound: bool = True,
     ) -> None:
         self._container = container
-        self._video, self._audio = choose_streams(container)
+        self._needs_sound = needs_sound
+        self._video = choose_video(container)
+        self._audio = choose_sound(container) if needs_sound or has_sound(container) else None
         self._pictures = PictureDecoder(container, self._video)
         self._luma = LumaReader(crop, self._video.sample_aspect_ratio)
         self._grid: FrameGrid[Image] | None = None
@@ -74,12 +88,12 @@ class StreamReader:
         self._images: list[Image | None] = []
         self.first_frame = first_frame  # number of the first image kept
         self._video_done = False
-        self._audio_done = False
+        self._audio_done = self._audio is None
         self._idle_packets = 0
         self._notes = [*notes, *stream_notes(container, self._video, self._audio)]
         if seek:
             self._seek(first_frame)
-        self._packets = container.demux(self._video, self._audio)
+        self._packets = container.demux(*filter(None, (self._video, self._audio)))
 
     @property
     def end_frame(self) -> int:
@@ -108,7 +122,7 @@ class StreamReader:
 
     def note_length(self, end_frame: int) -> None:
         """Adds a note where the file declares a longer video than the frames up to `end_frame`."""
-        duration = _seconds(self._video, self._video.duration)
+        duration = seconds_of(self._video, self._video.duration)
         if duration is not None and duration * VIDEO_FPS > end_frame + 1:
             used = end_frame / VIDEO_FPS
             self._notes.append(f"{LONGER}: {float(duration):.2f} s, up to {used:.2f} s are used")
@@ -123,7 +137,8 @@ class StreamReader:
             seconds = faceless[0] / VIDEO_FPS
             raise ClipError(f"no face to follow: in {len(faceless)} of {count} frames, the first at {seconds:.2f} s")
         samples, missing = self._sound.take(start * SAMPLES_PER_FRAME, count * SAMPLES_PER_FRAME)
-        notes = [*self._notes, *self._luma.notes, *missing_sound(missing, len(samples)), *self._grid.notes]
+        silent = missing_sound(missing, len(samples)) if self._needs_sound else []
+        notes = [*self._notes, *self._luma.notes, *silent, *self._grid.notes]
         return DecodedClip(
             torch.from_numpy(np.stack(present)), torch.from_numpy(np.array(samples)), start, tuple(notes)
         )
@@ -138,7 +153,7 @@ class StreamReader:
 
     def check_declared_end(self) -> None:
         """Refuses a video that ends well before the file says it does."""
-        duration = _seconds(self._video, self._video.duration)
+        duration = seconds_of(self._video, self._video.duration)
         if self._grid is None or duration is None:
             return
         end = self._grid.end_seconds + self._grid.frame_seconds
@@ -223,18 +238,20 @@ class StreamReader:
         if self._sound is None:
             return
         self._sound.finish()
+        if self._audio is None or not self._needs_sound:
+            return
         end = Fraction(self._sound.end, SAMPLE_RATE_HZ) + self._sound.origin_seconds
-        declared = _seconds(self._audio, self._audio.duration)
+        declared = seconds_of(self._audio, self._audio.duration)
         if declared is None or self._audio.start_time is None:
             return
-        declared += _seconds(self._audio, self._audio.start_time) or 0
+        declared += seconds_of(self._audio, self._audio.start_time) or 0
         if end < declared - _DECLARED_TOLERANCE_SECONDS:
             raise ValueError(
                 f"truncated: the sound ends at {float(end):.2f} s, the file declares {float(declared):.2f} s"
             )
 
 
-def _choose_video(container: InputContainer) -> VideoStream | None:
+def _find_video(container: InputContainer) -> VideoStream | None:
     """The stream that FFmpeg would take, too; no cover picture, nor a thumbnail that is not marked as one."""
     attached = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & attached]
@@ -245,26 +262,46 @@ def _choose_video(container: InputContainer) -> VideoStream | None:
 
 def choose_streams(container: InputContainer) -> tuple[VideoStream, AudioStream]:
     """The video stream that holds the film and the default audio stream, ready to decode."""
-    video = _choose_video(container)
-    audio = choose_audio(container)
+    return choose_video(container), choose_sound(container)
+
+
+def choose_video(container: InputContainer) -> VideoStream:
+    """The video stream that holds the film, ready to decode."""
+    video = _find_video(container)
     if video is None:
         raise ValueError("no video stream")
-    if audio is None:
-        raise ValueError("no audio stream")
-    for kind, stream in (("video", video), ("audio", audio)):
-        if stream.codec_context is None:
-            raise ValueError(f"no decoder for the {kind} stream")
-        duration = _seconds(stream, stream.duration)
-        if duration is not None and not 0 <= duration <= MAX_HOURS * 3600:
-            raise ValueError(f"the {kind} declares a length of {float(duration):.0f} s, {MAX_HOURS} h are allowed")
-        # Clips are short and files many: threads cost more than they bring, and processes share the work better.
-        stream.codec_context.thread_type = "NONE"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = _CODEC_OPTIONS
+    _set_up("video", video)
     width, height = video.codec_context.width, video.codec_context.height
     if not (0 < width <= MAX_SIDE_PIXELS and 0 < height <= MAX_SIDE_PIXELS):
         raise ValueError(f"frames of {width} x {height}, at most {MAX_SIDE_PIXELS} pixels a side are allowed")
-    return video, audio
+    return video
+
+
+def choose_sound(container: InputContainer) -> AudioStream:
+    """The default audio stream, ready to decode."""
+    audio = choose_audio(container)
+    if audio is None:
+        raise ValueError("no audio stream")
+    _set_up("audio", audio)
+    return audio
+
+
+def has_sound(container: InputContainer) -> bool:
+    """Whether there is an audio stream with a decoder."""
+    audio = choose_audio(container)
+    return audio is not None and audio.codec_context is not None
+
+
+def _set_up(kind: str, stream: VideoStream | AudioStream) -> None:
+    if stream.codec_context is None:
+        raise ValueError(f"no decoder for the {kind} stream")
+    duration = seconds_of(stream, stream.duration)
+    if duration is not None and not 0 <= duration <= MAX_HOURS * 3600:
+        raise ValueError(f"the {kind} declares a length of {float(duration):.0f} s, {MAX_HOURS} h are allowed")
+    # Clips are short and files many: threads cost more than they bring, and processes share the work better.
+    stream.codec_context.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = _CODEC_OPTIONS
 
 
 def choose_audio(container: InputContainer) -> AudioStream | None:
@@ -274,21 +311,22 @@ def choose_audio(container: InputContainer) -> AudioStream | None:
     return next((stream for stream in streams if stream.disposition & default), next(iter(streams), None))
 
 
-def stream_notes(container: InputContainer, video: VideoStream, audio: AudioStream) -> list[str]:
+def stream_notes(container: InputContainer, video: VideoStream, audio: AudioStream | None) -> list[str]:
     """Notes where there were several streams to choose from, the sound is another file's, the video is interlaced."""
     disposition = av.stream.Disposition
     videos = [stream.index for stream in container.streams.video if not stream.disposition & disposition.attached_pic]
     sounds = [stream.index for stream in container.streams.audio]
     notes = []
     for kind, stream, indices in ((SEVERAL_VIDEOS, video, videos), ("several sound tracks", audio, sounds)):
-        if len(indices) > 1:
+        if stream is not None and len(indices) > 1:
             default = ", the file's default," if stream.disposition & disposition.default else ""
             notes.append(f"{kind}: number {indices.index(stream.index) + 1} of {len(indices)}{default} is used")
     interlaced = [INTERLACED] if video.codec_context.field_order > _PROGRESSIVE else []
-    return [*notes, *sound_notes(video, audio), *interlaced]
+    return [*notes, *([] if audio is None else sound_notes(video, audio)), *interlaced]
 
 
-def _seconds(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction | None:
+def seconds_of(stream: VideoStream | AudioStream, ticks: int | None) -> Fraction | None:
+    """So many ticks of a stream's time base in seconds; None where the file tells one of the two not."""
     return None if ticks is None or stream.time_base is None else ticks * stream.time_base
 
 

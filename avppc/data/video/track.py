@@ -18,7 +18,7 @@ from torch.nn.functional import avg_pool2d, grid_sample
 
 from avppc.data.video.crop import geometry_of
 from avppc.data.video.pictures import decode_pictures
-from avppc.data.video.reader import choose_streams
+from avppc.data.video.reader import choose_video
 from avppc.data.video.source import DecodeError, Source, damage_as_decode_error, open_video
 
 TRACKER_VERSION = 3  # grows when the same video would be cropped otherwise than before
@@ -154,7 +154,7 @@ def track_mouth(
     name, whole = "", False
     try:
         with damage_as_decode_error(source) as name, open_video(source) as container:
-            video = choose_streams(container)[0]
+            video = choose_video(container)
             geometry = None
             for frame in decode_pictures(container, video):
                 assert frame.pts is not None
