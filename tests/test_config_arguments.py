@@ -16,7 +16,7 @@ import avppc.config
 from avppc.settings import config_from_dict, config_to_dict
 
 CONFIGS = [value for value in vars(avppc.config).values() if dataclasses.is_dataclass(value)]
-PATHS = ("data", "encoder", "out", "run", "source")
+PATHS = ("data", "encoder", "out", "run", "source", "video")
 
 
 def needed(cls: Any) -> dict[str, Any]:

@@ -11,6 +11,20 @@ import jinja2
 
 from avppc.settings import config_to_dict
 
+PALETTE = {
+    "ink": ("#1d2126", "#e4e7ea"),
+    "soft": ("#5f6872", "#98a2ad"),
+    "line": ("#dce0e5", "#333a42"),
+    "page": ("#fefefe", "#14171b"),
+    "panel": ("#f5f6f8", "#1c2026"),
+    "accent": ("#2560a8", "#6fabf0"),
+    "second": ("#bf6516", "#e8a15e"),
+    "third": ("#2a8a6c", "#56c09c"),
+    "fourth": ("#8356a5", "#bb99da"),
+    "on-accent": ("#fffffe", "#0e1216"),
+}
+"""Colours by name, for a light and a dark page; the page defines them as CSS variables."""
+
 _LINE_LENGTH = 100
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from avppc.clip import SAMPLE_RATE_HZ, SPLITS, VIDEO_FPS
+from avppc.data.config import CropSettings
 from avppc.data.packed.shard import ClipShape, ShardRecord
 from avppc.files import json_bytes, read_bytes
-from avppc.settings import is_version, parse_checked_json, read_checked_json, write_checked_json
+from avppc.settings import config_from_dict, is_version, parse_checked_json, read_checked_json, write_checked_json
 
 FORMAT = "avppc-packed"
 VERSION = 1
@@ -162,3 +163,17 @@ def _strings(value: Any, name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ValueError(f"{name} must be a list of strings")
     return tuple(value)
+
+
+def prepared_crop(directory: Path) -> CropSettings:
+    """How `avppc prepare` has cropped the clips of a set; the defaults where nothing tells.
+
+    Raises:
+        ValueError: prepare.json is damaged. OSError: it cannot be read.
+    """
+    path = directory / CLAIM_NAME
+    if not path.is_file():
+        return CropSettings()
+    known = read_checked_json(path)
+    names = {field.name for field in fields(CropSettings)} & known.keys() if isinstance(known, dict) else set()
+    return config_from_dict(CropSettings, {name: known[name] for name in names}, str(path))

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS, ClipBatch
+from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS, Clip, ClipBatch
 from avppc.data.packed.dataset import PackedDataset
+from avppc.data.video.reader import DecodedClip
 from avppc.evaluate.config import CheckSyncConfig
 from avppc.evaluate.diagnose.task import TrainedTask, load_task
 from avppc.files import write_atomically, write_json
@@ -32,6 +33,7 @@ _NAMES = {"envelope": "by loudness", "model": "by the run"}
 _CURVES = {"envelope": "correlation, held out", "model": "mean score, deviations"}
 
 _BATCH = 64
+_NEAR_SECONDS = 2.0  # to each side of a moment of a video, over which scores are averaged
 
 _POOLED = 12  # pixels a side of the picture that is read
 _RIDGE = 0.01  # of the mean variance of the pixels
@@ -142,21 +144,37 @@ def estimate_offset_by_model(
     parts = []
     for indices in torch.from_numpy(chosen).split(_BATCH):
         with autocast(trained.device, trained.bf16):
-            parts.append(_offset_scores(trained, dataset.batch(indices).to(trained.device)).float().cpu())
-    scores = torch.cat(parts).double().numpy()  # [n, L]
+            parts.append(offset_scores(trained, dataset.batch(indices).to(trained.device)).float().cpu())
+    lags, scores = standardise(trained, torch.cat(parts), max_offset_frames)
+    return make_estimate(lags, scores, video_numbers(dataset, chosen), "model")
+
+
+def standardise(
+    trained: TrainedTask,
+    scores: Tensor,  # [n, L] of offset_scores
+    max_offset_frames: int | None = None,
+) -> tuple[NDArray[np.int64], Array]:
+    """The shifts, in frames, and the scores of each clip with mean 0 and deviation 1 over them.
+
+    Args:
+        max_offset_frames: largest shift to keep; None: all.
+    """
     step = 1 if trained.task.has_pair_scores else trained.task.offset_frames
     middle = scores.shape[1] // 2
-    reach = min(max_offset_frames // step, middle)
-    scores = scores[:, middle - reach : middle + reach + 1]
-    scores -= scores.mean(1, keepdims=True)
-    scores /= np.maximum(scores.std(1, keepdims=True), 1e-12)
-    return make_estimate(step * np.arange(-reach, reach + 1), scores, video_numbers(dataset, chosen), "model")
+    reach = middle if max_offset_frames is None else min(max_offset_frames // step, middle)
+    kept: Array = scores.double().numpy()[:, middle - reach : middle + reach + 1]
+    kept = kept - kept.mean(1, keepdims=True)
+    return step * np.arange(-reach, reach + 1), kept / np.maximum(kept.std(1, keepdims=True), 1e-12)
 
 
-def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
+def offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
     """[N, L] how well each sound fits its picture, less how well it fits the batch's pictures on average.
 
-    The latter is subtracted because some sounds, silence among them, score higher than others whatever is seen.
+    The latter is subtracted because some sounds, silence among them, score higher than others whatever is seen. A clip
+    by itself has nothing to compare with.
+
+    Raises:
+        ValueError: the run's task does not compare sound and picture, or the clips are too short for its spans.
     """
     task, generator = trained.task, trained.generator()
     if not task.has_pair_scores:
@@ -167,7 +185,74 @@ def _offset_scores(trained: TrainedTask, batch: ClipBatch) -> Tensor:
     frames = task.span_frames
     if batch.video.shape[1] < frames + 2:
         raise ValueError(f"run: it looks at {frames} frames, clips of {batch.video.shape[1]} leave no room for shifts")
-    return torch.stack([pairs.diagonal() - pairs.mean(0) for pairs in task.offset_pair_scores(batch, generator)], 1)
+    others = float(len(batch) > 1)
+    all_pairs = task.offset_pair_scores(batch, generator)
+    return torch.stack([pairs.diagonal() - others * pairs.mean(0) for pairs in all_pairs], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Offset:
+    """How late the sound of one video is, by a pretrained model."""
+
+    overall: SyncEstimate
+    """Of the whole video."""
+    seconds: Array
+    """[n] moments."""
+    late_ms: Array
+    """[n] how late the sound is there, milliseconds; negative: early; NaN where that cannot be told."""
+
+
+class OffsetMeter:
+    """Compares sound and picture of one video, clip by clip."""
+
+    def __init__(self, trained: TrainedTask) -> None:
+        self._trained = trained
+        self._waiting: list[DecodedClip] = []
+        self._seconds: list[float] = []
+        self._scores: list[Tensor] = []
+        self._problem: ValueError | None = None
+
+    def add(self, clip: DecodedClip) -> None:
+        """Takes the next clip of the video, all of one length; one in silence tells nothing."""
+        if self._problem is not None or not bool(clip.audio.any()):
+            return
+        self._waiting.append(clip)
+        self._seconds.append((clip.start_frame + len(clip.video) / 2) / VIDEO_FPS)
+        if len(self._waiting) == _BATCH:
+            self._compare()
+
+    @torch.inference_mode()
+    def _compare(self) -> None:
+        clips, self._waiting = self._waiting, []
+        batch = ClipBatch.stack([Clip(clip.video, clip.audio) for clip in clips]).to(self._trained.device)
+        try:
+            with autocast(self._trained.device, self._trained.bf16):
+                self._scores.append(offset_scores(self._trained, batch).float().cpu())
+        except ValueError as error:
+            self._problem = error
+
+    def finish(self) -> Offset:
+        """The offset over the video: at each clip's middle from the scores of all within two seconds.
+
+        Raises:
+            ValueError: there is no sound, or the run's task does not compare it with the picture.
+        """
+        if self._waiting:
+            self._compare()
+        if self._problem is not None:
+            raise self._problem
+        if not self._scores:
+            raise ValueError("the video has no sound")
+        lags, scores = standardise(self._trained, torch.cat(self._scores))
+        seconds = np.array(self._seconds)
+        overall = make_estimate(lags, scores, np.zeros(len(scores), np.int64), "model")
+        first, last = (np.searchsorted(seconds, seconds + reach) for reach in (-_NEAR_SECONDS, _NEAR_SECONDS))
+        late_ms = np.full(len(seconds), np.nan)
+        for place, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+            near = make_estimate(lags, scores[begin:end], np.zeros(end - begin, np.int64), "model")
+            if near.is_clear:
+                late_ms[place] = near.offset_ms
+        return Offset(overall, seconds, late_ms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from avppc.data.config import CropSettings
 from avppc.data.packed.dataset import data_sha256
+from avppc.data.packed.index import prepared_crop
+from avppc.data.packed.remote import remote_url
 from avppc.evaluate.config import EvaluateConfig, RowName
 from avppc.evaluate.lipreading.fits import (
     Fit,
@@ -186,6 +189,7 @@ class RowWork:
             seed=config.seed + draw,
             val_wcr=kept.val_rate,
             test_wcr=(kept.predictions == inputs.labels("test")).float().mean().item(),
+            crop=CropSettings() if remote_url(inputs.data) else prepared_crop(inputs.data),
             settings=settings,
         )
         weights = {**inputs.encoder.state_dict(prefix="encoder."), **load(kept.classifier)}

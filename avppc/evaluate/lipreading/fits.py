@@ -120,7 +120,7 @@ class FitInputs:
         config = self.config
         self.device = resolve_device(config.device)
         self.bf16 = use_bf16(config.precision, self.device)
-        data = config.data or read_run_config(config.run).data
+        self.data = data = config.data or read_run_config(config.run).data
         self.encoder = load_encoder(config.run).to(self.device)
         verify = self.verify and config.verify_data
         self.splits = {"train": PackedDataset(data, "train", verify)}

@@ -1,18 +1,26 @@
-"""A lip reader in one file: the encoder, the head that `avppc evaluate` has trained on it, and the words it knows."""
+"""A lip reader in one file: the encoder, the head that `avppc evaluate` has trained on it, and the words it knows.
+
+And from the likeliest words of each moment of a video to the words that are said in it, one after the other.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from avppc.checks import check_choice, check_integer, check_number, check_path, check_types
+from avppc.clip import VIDEO_FPS
 from avppc.data.augment import crop_video
+from avppc.data.config import CropSettings
 from avppc.evaluate.config import HEADS, HeadName
 from avppc.evaluate.lipreading.heads import make_head
 from avppc.evaluate.lipreading.results import decisive
@@ -26,6 +34,13 @@ from avppc.train.hardware import autocast
 FORMAT, VERSION = "avppc-reader", 1
 READER_ROWS = ("frozen", "finetuned")
 """Rows of the lip-reading table that leave a reader: those of the run's own encoder."""
+
+
+# Chosen on the validation sentences of GRID's first talker, 70 of them.
+SWITCH_COST = 5.0  # nats, at a step of one frame
+LEAST_PROBABILITY = 0.25  # of a word at its best moment
+_RARE = 1e-3  # the probability of a word that is not among the likeliest ones
+_NEAR_SECONDS = 0.12  # beyond the ends of a word, in which it still counts as read there
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,8 @@ class ReaderInfo:
     """Share of the validation clips that it reads right, 0 to 1."""
     test_wcr: float
     """The same of the test clips."""
+    crop: CropSettings
+    """How `avppc prepare` has cropped the clips that it was trained on; the defaults where that is not known."""
     settings: dict[str, Any]
     """The settings of the evaluation, the run's task and the checksums of its encoder and of the data's index."""
 
@@ -189,3 +206,137 @@ def _best_reader(run: Path) -> LipReader:
             f"{run} has no reader of its encoder, only of one from before: avppc evaluate --run {run} trains it anew"
         )
     return max(readers, key=lambda reader: (reader.info.val_wcr, reader.info.labels_per_word == 0))
+
+
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word that was read."""
+
+    word: str
+    start_seconds: float
+    """When it becomes the likeliest word."""
+    end_seconds: float
+    """When another one does."""
+    seconds: float
+    """When it is most probable."""
+    probability: float
+    """Then, 0 to 1."""
+
+
+def find_words(
+    seconds: NDArray[np.float64],  # [n]
+    numbers: NDArray[np.int32],  # [n, K]
+    probabilities: NDArray[np.float32],  # [n, K]
+    words: Sequence[str],
+) -> list[SpokenWord]:
+    """The row of words that explains the likeliest words of each moment best: the path through them with the largest
+    product of probabilities, where each change of the word costs a factor exp(-SWITCH_COST).
+
+    Args:
+        seconds: of the moments, growing; where the step is larger than usual, nothing is known in between.
+        numbers: of the likeliest words of each moment.
+        probabilities: theirs.
+        words: the vocabulary.
+    """
+    if not len(seconds):
+        return []
+    step = float(np.diff(seconds).min()) if len(seconds) > 1 else 1 / VIDEO_FPS
+    cuts = np.flatnonzero(np.diff(seconds) > 1.5 * step) + 1
+    found: list[SpokenWord] = []
+    for part in np.split(np.arange(len(seconds)), cuts):
+        path = _best_path(numbers[part], probabilities[part], len(words), SWITCH_COST / (step * VIDEO_FPS))
+        begin = 0
+        for word, group in itertools.groupby(path):
+            moments = part[begin : begin + len(list(group))]
+            begin += len(moments)
+            chances = np.where(numbers[moments] == word, probabilities[moments], 0.0).max(1)
+            best = int(chances.argmax())
+            if chances[best] >= LEAST_PROBABILITY:
+                start, end = float(seconds[moments[0]]) - step / 2, float(seconds[moments[-1]]) + step / 2
+                spoken = (start, end, float(seconds[moments[best]]), float(chances[best]))
+                found.append(SpokenWord(words[word], *spoken))
+    return found
+
+
+def _best_path(
+    numbers: NDArray[np.int32],  # [n, K]
+    probabilities: NDArray[np.float32],  # [n, K]
+    words: int,
+    switch_cost: float,
+) -> list[int]:
+    """The word of each moment. What is kept for the way back is one bit a word and moment."""
+    rare = np.log(_RARE)
+    gains = np.log(probabilities.astype(np.float64) + _RARE) - rare  # above that of a rare word
+    scores = np.zeros(words)
+    scores[numbers[0]] = gains[0]
+    stays: list[NDArray[np.uint8]] = []
+    froms: list[int] = []
+    for likeliest, gain in zip(numbers[1:], gains[1:], strict=True):
+        best = int(scores.argmax())
+        switched = scores[best] - switch_cost
+        stay = scores >= switched
+        stays.append(np.packbits(stay))
+        froms.append(best)
+        scores = np.where(stay, scores, switched)
+        scores[likeliest] += gain
+    path = [int(scores.argmax())]
+    for bits, best in zip(reversed(stays), reversed(froms), strict=True):
+        word = path[-1]
+        stayed = bits[word >> 3] >> (7 - (word & 7)) & 1
+        path.append(word if stayed else best)
+    return path[::-1]
+
+
+@dataclass(frozen=True)
+class TrueWord:
+    """A word that is said, as somebody has written it down."""
+
+    word: str
+    start_seconds: float
+    end_seconds: float
+    known: bool
+    """Whether it is in the vocabulary."""
+    found: bool
+    """Whether it is among the words that were read, most probable at a moment within it, or nearly so."""
+    at_middle: str
+    """The likeliest word at its middle; "" where nothing was read within _NEAR_SECONDS of it."""
+
+    @property
+    def right_at_middle(self) -> bool:
+        """Whether that is this word."""
+        return self.at_middle == self.word
+
+
+def compare(
+    truth: Sequence[tuple[str, float, float]],
+    found: Sequence[SpokenWord],
+    seconds: NDArray[np.float64],  # [n]
+    likeliest: NDArray[np.int32],  # [n]
+    words: Sequence[str],
+) -> list[TrueWord]:
+    """What was read of each word that is said. Capital letters and small ones are the same.
+
+    Args:
+        truth: word, start and end in seconds.
+        found: the words that were read.
+        seconds: the moments.
+        likeliest: the number of the likeliest word of each.
+        words: the vocabulary.
+    """
+    known = {word.casefold(): word for word in words}
+    free = list(found)
+    compared = []
+    for text, start, end in truth:
+        word = known.get(text.casefold(), text)
+        match = next((item for item in free if item.word == word and _is_near(item.seconds, start, end)), None)
+        if match is not None:
+            free.remove(match)  # it is one word's alone
+        middle = (start + end) / 2
+        nearest = int(np.abs(seconds - middle).argmin())
+        at_middle = words[likeliest[nearest]] if abs(seconds[nearest] - middle) <= _NEAR_SECONDS else ""
+        compared.append(TrueWord(word, start, end, text.casefold() in known, match is not None, at_middle))
+    return compared
+
+
+def _is_near(moment: float, start: float, end: float) -> bool:
+    return start - _NEAR_SECONDS <= moment <= end + _NEAR_SECONDS

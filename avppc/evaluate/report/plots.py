@@ -18,22 +18,9 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from avppc.evaluate.lipreading.results import RowResult, title_of
+from avppc.evaluate.pages import PALETTE
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, mean_of_finite
 from avppc.losses.subtasks import ELEMENTS, SubTask
-
-PALETTE = {
-    "ink": ("#1d2126", "#e4e7ea"),
-    "soft": ("#5f6872", "#98a2ad"),
-    "line": ("#dce0e5", "#333a42"),
-    "page": ("#fefefe", "#14171b"),
-    "panel": ("#f5f6f8", "#1c2026"),
-    "accent": ("#2560a8", "#6fabf0"),
-    "second": ("#bf6516", "#e8a15e"),
-    "third": ("#2a8a6c", "#56c09c"),
-    "fourth": ("#8356a5", "#bb99da"),
-    "on-accent": ("#fffffe", "#0e1216"),
-}
-"""Colours by name, for a light and a dark page; the page defines them as CSS variables."""
 
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 _SERIES = [_LIGHT[name] for name in ("accent", "second", "third", "fourth")]

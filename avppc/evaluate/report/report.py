@@ -25,7 +25,7 @@ from avppc.evaluate.lipreading.results import (
     task_of,
     title_of,
 )
-from avppc.evaluate.pages import changed_settings, command_line, page_environment
+from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
 from avppc.evaluate.report import plots
 from avppc.evaluate.report.clip_strips import ClipSheet, make_clip_sheet
@@ -81,7 +81,7 @@ def render(config: ReportConfig) -> str:
         task=TASKS[record.config.task].title,
         name=record.run.resolve().name,
         version=__version__,
-        palette=plots.PALETTE,
+        palette=PALETTE,
         heads=HEADS,
         labelled_words=plots.LABELLED_WORDS,
         summary=summarize(record),

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from avppc._version import __version__
 from avppc.evaluate.config import TableConfig
-from avppc.evaluate.pages import changed_settings, command_line, page_environment
+from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
 from avppc.evaluate.report import plots
 from avppc.evaluate.report.report import HEADS, duration
 from avppc.evaluate.table.results import NOTHING, PUBLISHED, SOURCE, Rate, Table
@@ -135,7 +135,7 @@ def to_html(table: Table) -> str:
     return environment.get_template(TEMPLATE).render(
         table=table,
         version=__version__,
-        palette=plots.PALETTE,
+        palette=PALETTE,
         slides=published_heads(table),
         notes=NOTES,
         source=SOURCE,
