@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SPLITS, SplitName
-from avppc.data.config import CropName, CropSettings
 from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
 from avppc.train.config import Precision, PresetName
@@ -19,7 +18,6 @@ __all__ = [
     "DiagnoseConfig",
     "EvaluateConfig",
     "ProbeConfig",
-    "ReadConfig",
     "RecipeConfig",
     "ReportConfig",
     "TableConfig",
@@ -263,44 +261,6 @@ class CheckSyncConfig:
         check_integer("clips", self.clips, 2)
         check_integer("max_offset_frames", self.max_offset_frames, 1, 1000)
         check_number("tolerance_frames", self.tolerance_frames, 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadConfig(CropSettings):
-    """Reads the lips in one video: a page with the video, the likeliest words over time, and the sound's offset."""
-
-    video: Path
-    """The video, of any kind that `avppc prepare` takes; it needs no sound. It may come first, without the flag."""
-    run: Path
-    """Directory of a run that `avppc evaluate` has measured: of the readers that are kept there, the one that reads
-    most validation clips is taken; or one of them, RUN/evaluation/reader-*.safetensors."""
-    out: Path | None = None
-    """The page, NAME.html; by default the video's name, in the folder in which the command is given."""
-    json: Path | None = None
-    """Where to write the same as JSON, if anywhere: NAME.json."""
-    crop: CropName = "auto"
-    """Where the mouth is, as for `avppc prepare`; "auto": as the clips were cropped that the reader was trained on."""
-    stride_frames: int = 1
-    """Frames of 1/25 s between two looks at the video, each as long as the reader's training clips."""
-    video_megabytes: float = 40.0
-    """About how large the video in the page may be; longer ones are compressed more."""
-    precision: Precision = "auto"
-    """Arithmetic of the encoders."""
-    device: str = "auto"
-    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
-    threads: int = 0
-    """CPU threads; 0 leaves torch's choice."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, endings in (("out", (".html", ".htm")), ("json", (".json",))):
-            path = getattr(self, name)
-            if path is not None and path.suffix not in endings:
-                raise ValueError(f"{name} must end in {' or '.join(endings)}, got {path}")
-        check_integer("stride_frames", self.stride_frames, 1, 1000)
-        check_number("video_megabytes", self.video_megabytes, 0.1, 1000)
-        check_choice("precision", self.precision, get_args(Precision))
-        check_integer("threads", self.threads, 0, MAX_THREADS)
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,13 @@ _LINE_LENGTH = 100
 def page_environment(folder: Path = Path(__file__).parent, *, html: bool = True) -> jinja2.Environment:
     """jinja2's environment for the templates in a folder; a value that a template names but is not given is an error.
 
+    Templates of other folders may include the style of every page.
+
     Args:
         html: escapes the values for HTML; other texts, such as Markdown, get them as they are.
     """
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,4 +1,4 @@
-"""Settings of `avppc export` and `avppc embed`: the encoder for other programs, and what it sees in a data set."""
+"""Settings of `avppc export`, `embed` and `read`: the encoder for other programs, its features, a video read by it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.checks import MAX_THREADS, check_choice, check_choices, check_integer, check_types
+from avppc.checks import MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SPLITS, SplitName
+from avppc.data.config import CropName, CropSettings
 from avppc.train.config import Precision
 
-__all__ = ["EmbedConfig", "ExportConfig"]
+__all__ = ["EmbedConfig", "ExportConfig", "ReadConfig"]
 
 FormatName = Literal["safetensors", "torch-export", "onnx"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
@@ -68,5 +69,46 @@ class EmbedConfig:
             check_choice("splits", split, SPLITS)
         check_choice("per", self.per, ("clip", "frame"))
         check_integer("batch_size", self.batch_size, 1)
+        check_choice("precision", self.precision, get_args(Precision))
+        check_integer("threads", self.threads, 0, MAX_THREADS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadConfig(CropSettings):
+    """Reads the lips in one video: a page with the video, the likeliest words over time, and the sound's offset."""
+
+    video: Path
+    """The video, of any kind that `avppc prepare` takes; it needs no sound. It may come first, without the flag."""
+    run: Path
+    """Directory of a run that `avppc evaluate` has measured: of the readers that are kept there, the one that reads
+    most validation clips is taken; or one of them, RUN/evaluation/reader-*.safetensors."""
+    out: Path | None = None
+    """The page, NAME.html; by default the video's name, in the folder in which the command is given."""
+    json: Path | None = None
+    """Where to write the same as JSON, if anywhere: NAME.json."""
+    words: Path | None = None
+    """What is said, to be shown beside it and compared: a table, an .align or a .TextGrid file, as for `avppc prepare`;
+    of a table the rows whose clip is called as the video."""
+    crop: CropName = "auto"
+    """Where the mouth is, as for `avppc prepare`; "auto": as the clips were cropped that the reader was trained on."""
+    stride_frames: int = 1
+    """Frames of 1/25 s between two looks at the video, each as long as the reader's training clips."""
+    video_megabytes: float = 40.0
+    """About how large the video in the page may be; longer ones are compressed more."""
+    precision: Precision = "auto"
+    """Arithmetic of the encoders."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, endings in (("out", (".html", ".htm")), ("json", (".json",))):
+            path = getattr(self, name)
+            if path is not None and path.suffix not in endings:
+                raise ValueError(f"{name} must end in {' or '.join(endings)}, got {path}")
+        check_integer("stride_frames", self.stride_frames, 1, 1000)
+        check_number("video_megabytes", self.video_megabytes, 0.1, 1000)
         check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)

@@ -37,8 +37,8 @@ from avppc.evaluate.lipreading.fits import (
     train_fit,
     trials_of,
 )
+from avppc.evaluate.lipreading.heads import READER_ROWS, ReaderInfo, has_reader, reader_path, save_reader
 from avppc.evaluate.lipreading.inputs import FrozenFeatures
-from avppc.evaluate.lipreading.reader import READER_ROWS, ReaderInfo, has_reader, reader_path, save_reader
 from avppc.evaluate.lipreading.results import (
     RowResult,
     mean_and_interval,

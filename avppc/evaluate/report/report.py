@@ -25,10 +25,10 @@ from avppc.evaluate.lipreading.results import (
     task_of,
     title_of,
 )
+from avppc.evaluate.media import ClipSheet, make_clip_sheet
 from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
 from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
 from avppc.evaluate.report import plots
-from avppc.evaluate.report.clip_strips import ClipSheet, make_clip_sheet
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE
 from avppc.settings import config_from_dict, config_to_dict

@@ -19,7 +19,7 @@ from avppc.data.packed import remote
 from avppc.data.packed.dataset import PackedDataset, data_sha256
 from avppc.data.packed.remote import cache_folder, fetch_packed, remote_url, upload_packed
 from avppc.data.prepare import prepare
-from avppc.evaluate.report.clip_strips import make_clip_sheet
+from avppc.evaluate.media import make_clip_sheet
 from avppc.train.loop import pretrain
 
 URL = "memory://bucket/set"

@@ -1,13 +1,11 @@
-"""The reader that an evaluation leaves: it reads as its row says; and from likeliest words to those that are said."""
+"""The reader that an evaluation leaves: it reads as its row says."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tiny_runs import WORDS, tiny_config, write_tiny_set
@@ -17,12 +15,9 @@ from avppc.config import EncoderConfig, EvaluateConfig
 from avppc.data.config import CropSettings
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading import fits
-from avppc.evaluate.lipreading.reader import (
+from avppc.evaluate.lipreading.heads import (
     LipReader,
     ReaderInfo,
-    SpokenWord,
-    compare,
-    find_words,
     load_reader,
     reader_path,
     save_reader,
@@ -149,66 +144,3 @@ def test_features_are_standardised_before_the_head() -> None:
     video = torch.rand(3, 5, 16, 16)
     expected = reader.head((reader.encoder(video) - reader.mean) / reader.deviation)
     torch.testing.assert_close(reader(video), expected)
-
-
-def moments(rows: list[dict[int, float]], words: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Seconds, numbers and probabilities of moments that give some words."""
-    table = np.full((len(rows), words), 0.01, np.float32)
-    for line, row in zip(table, rows, strict=True):
-        for word, share in row.items():
-            line[word] = share
-    order = np.argsort(-table, 1)[:, :3].astype(np.int32)
-    return (np.arange(len(rows)) + 14.5) / 25, order, np.take_along_axis(table, order, 1)
-
-
-NAMES = ("bin", "blue", "at", "now")
-
-
-def test_words_are_found_where_they_are_likeliest() -> None:
-    rows = [{0: 0.9}] * 6 + [{0: 0.5, 1: 0.4}] + [{1: 0.8}] * 4 + [{2: 0.9}] + [{1: 0.8}] * 4 + [{3: 0.7}] * 5
-    found = find_words(*moments(rows), NAMES)
-    assert [item.word for item in found] == ["bin", "blue", "now"]  # one moment of "at" is not worth two changes
-    assert found[0].start_seconds == pytest.approx(14 / 25)
-    assert found[1].start_seconds == pytest.approx(found[0].end_seconds)
-    assert found[2].probability == pytest.approx(0.7)
-    assert found[1].start_seconds <= found[1].seconds <= found[1].end_seconds
-
-
-def test_a_word_that_is_never_probable_is_left_out() -> None:
-    rows = [{0: 0.9}] * 6 + [{3: 0.2}] * 9 + [{1: 0.9}] * 6
-    assert [item.word for item in find_words(*moments(rows), NAMES)] == ["bin", "blue"]
-    assert find_words(*(array[:0] for array in moments(rows)), NAMES) == []
-
-
-def test_nothing_is_said_across_a_gap() -> None:
-    seconds, numbers, probabilities = moments([{0: 0.9}] * 12)
-    seconds[6:] += 3.0
-    first, second = find_words(seconds, numbers, probabilities, NAMES)
-    assert (first.word, second.word) == ("bin", "bin")
-    assert first.end_seconds < second.start_seconds - 2.9
-
-
-def test_the_path_is_the_best_of_all() -> None:
-    """Against all rows of words that there are."""
-    generator = np.random.default_rng(0)
-    for _ in range(5):
-        table = generator.dirichlet([0.4] * 3, 6).astype(np.float32)
-        order = np.argsort(-table, 1).astype(np.int32)
-        found = find_words(np.arange(6) / 25, order, np.take_along_axis(table, order, 1), NAMES[:3])
-        paths = np.stack(np.meshgrid(*[np.arange(3)] * 6, indexing="ij"), -1).reshape(-1, 6)
-        gains = np.log(table + 1e-3)[np.arange(6), paths].sum(1) - 5.0 * (np.diff(paths) != 0).sum(1)
-        best = paths[gains.argmax()]
-        changes = [best[0], *(word for before, word in itertools.pairwise(best) if word != before)]
-        likely = [NAMES[word] for word in changes]
-        assert [item.word for item in found] == [word for word in likely if word in {item.word for item in found}]
-
-
-def test_words_that_are_said_are_compared_with_those_that_were_read() -> None:
-    seconds, likeliest = np.arange(10) / 10, np.array([0, 0, 0, 1, 1, 1, 3, 3, 3, 3], np.int32)
-    found = [SpokenWord("bin", 0.0, 0.3, 0.1, 0.9), SpokenWord("now", 0.6, 1.0, 0.8, 0.9)]
-    truth = [("BIN", 0.0, 0.2), ("bin", 0.2, 0.3), ("blue", 0.3, 0.5), ("now", 0.45, 0.55), ("ship", 3.0, 4.0)]
-    compared = compare(truth, found, seconds, likeliest, NAMES)
-    assert [item.found for item in compared] == [True, False, False, False, False]  # each word is read once
-    assert [item.at_middle for item in compared] == ["bin", "bin", "blue", "blue", ""]
-    assert [item.right_at_middle for item in compared] == [True, True, True, False, False]
-    assert [item.known for item in compared] == [True, True, True, True, False]

@@ -23,8 +23,8 @@ from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, ReportConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading.results import RowResult, write_row
+from avppc.evaluate.media import make_clip_sheet
 from avppc.evaluate.record import Metrics, RunRecord, read_record
-from avppc.evaluate.report.clip_strips import make_clip_sheet
 from avppc.evaluate.report.report import duration, execute, percent, render
 from avppc.files import sha256_of
 from avppc.losses.config import ObjectiveConfig

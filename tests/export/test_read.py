@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import re
 from fractions import Fraction
@@ -18,11 +19,13 @@ from blob_faces import BlobFinder, write_face_video
 from make_videos import set_matrix, write_video
 from tiny_runs import WORDS, make_clip, tiny_config, write_tiny_set
 
-import avppc.evaluate.read as read
+import avppc.export.read as read
 from avppc.cli import main
 from avppc.config import EvaluateConfig, ReadConfig
 from avppc.evaluate.lipreading.evaluate import evaluate
-from avppc.evaluate.lipreading.reader import load_reader, reader_path, save_reader
+from avppc.evaluate.lipreading.heads import load_reader, reader_path, save_reader
+from avppc.export.read import compare, find_words
+from avppc.export.read_page import SpokenWord
 from avppc.train.loop import pretrain
 
 EXACT = {"size": (96, 96), "options": {"qp": "0", "preset": "ultrafast"}}  # the luma comes back as it was
@@ -246,6 +249,28 @@ def test_the_crop_is_that_of_the_training_clips(run: Path, tmp_path: Path) -> No
     assert remembered != read_json(path, video, "--crop", "centre")["windows"]
 
 
+def test_what_is_said_is_shown_and_compared(run: Path, tmp_path: Path, capsys) -> None:
+    """The reader's own likeliest words, said at their middles, are all right; others are not."""
+    video = write_video(tmp_path / "three.mp4", frames=87, pattern=talking, **EXACT)
+    (tmp_path / "three.align").write_text("0 29000 open\n29000 58000 SHUT\n58000 87000 ship\n87000 88000 sil\n")
+    found = read_json(run, video, "--words", str(tmp_path / "three.align"))
+    expected = [next(iter(found["windows"][start]["words"])) for start in (0, 29, 58)]
+    truth = found["truth"]
+    assert [item["word"] for item in truth["words"]] == ["OPEN", "SHUT", "ship"]
+    assert [item["at_middle"] for item in truth["words"]] == expected
+    assert truth["right_at_middle"] == sum(a == b for a, b in zip(expected, ("OPEN", "SHUT", "ship"), strict=True)) / 3
+    assert [item["known"] for item in truth["words"]] == [True, True, False]
+    assert f"of 3 words of {tmp_path / 'three.align'}" in capsys.readouterr().out
+    _, data = page_parts(video.with_suffix(".html").read_text())
+    assert [(item["word"], item["end"]) for item in data["truth"]] == [("OPEN", 1.16), ("SHUT", 2.32), ("ship", 3.48)]
+    table = tmp_path / "words.tsv"
+    table.write_text("clip\tstart_frame\tend_frame\tword\ns1/three\t0\t29\tOPEN\nother\t0\t29\tSHUT\n")
+    assert [item["word"] for item in read_json(run, video, "--words", str(table))["truth"]["words"]] == ["OPEN"]
+    table.write_text("clip\tstart_frame\tend_frame\tword\nother\t0\t29\tSHUT\n")
+    assert main(["read", str(video), "--run", str(run), "--words", str(table)]) == 2
+    assert "words.tsv has no words of three" in " ".join(capsys.readouterr().err.split())
+
+
 def test_not_more_than_a_batch_of_windows_is_held(run: Path, tmp_path: Path, monkeypatch) -> None:
     held = []
     add = read._Found.add
@@ -290,3 +315,66 @@ def test_a_recording_that_declares_no_length_has_one(run: Path, tmp_path: Path) 
 def test_settings_are_checked(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReadConfig(video=Path("v.mp4"), run=Path("run"), **changes)
+
+
+def moments(rows: list[dict[int, float]], words: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Seconds, numbers and probabilities of moments that give some words."""
+    table = np.full((len(rows), words), 0.01, np.float32)
+    for line, row in zip(table, rows, strict=True):
+        for word, share in row.items():
+            line[word] = share
+    order = np.argsort(-table, 1)[:, :3].astype(np.int32)
+    return (np.arange(len(rows)) + 14.5) / 25, order, np.take_along_axis(table, order, 1)
+
+
+NAMES = ("bin", "blue", "at", "now")
+
+
+def test_words_are_found_where_they_are_likeliest() -> None:
+    rows = [{0: 0.9}] * 6 + [{0: 0.5, 1: 0.4}] + [{1: 0.8}] * 4 + [{2: 0.9}] + [{1: 0.8}] * 4 + [{3: 0.7}] * 5
+    found = find_words(*moments(rows), NAMES)
+    assert [item.word for item in found] == ["bin", "blue", "now"]  # one moment of "at" is not worth two changes
+    assert found[0].start_seconds == pytest.approx(14 / 25)
+    assert found[1].start_seconds == pytest.approx(found[0].end_seconds)
+    assert found[2].probability == pytest.approx(0.7)
+    assert found[1].start_seconds <= found[1].seconds <= found[1].end_seconds
+
+
+def test_a_word_that_is_never_probable_is_left_out() -> None:
+    rows = [{0: 0.9}] * 6 + [{3: 0.2}] * 9 + [{1: 0.9}] * 6
+    assert [item.word for item in find_words(*moments(rows), NAMES)] == ["bin", "blue"]
+    assert find_words(*(array[:0] for array in moments(rows)), NAMES) == []
+
+
+def test_nothing_is_said_across_a_gap() -> None:
+    seconds, numbers, probabilities = moments([{0: 0.9}] * 12)
+    seconds[6:] += 3.0
+    first, second = find_words(seconds, numbers, probabilities, NAMES)
+    assert (first.word, second.word) == ("bin", "bin")
+    assert first.end_seconds < second.start_seconds - 2.9
+
+
+def test_the_path_is_the_best_of_all() -> None:
+    """Against all rows of words that there are."""
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        table = generator.dirichlet([0.4] * 3, 6).astype(np.float32)
+        order = np.argsort(-table, 1).astype(np.int32)
+        found = find_words(np.arange(6) / 25, order, np.take_along_axis(table, order, 1), NAMES[:3])
+        paths = np.stack(np.meshgrid(*[np.arange(3)] * 6, indexing="ij"), -1).reshape(-1, 6)
+        gains = np.log(table + 1e-3)[np.arange(6), paths].sum(1) - 5.0 * (np.diff(paths) != 0).sum(1)
+        best = paths[gains.argmax()]
+        changes = [best[0], *(word for before, word in itertools.pairwise(best) if word != before)]
+        likely = [NAMES[word] for word in changes]
+        assert [item.word for item in found] == [word for word in likely if word in {item.word for item in found}]
+
+
+def test_words_that_are_said_are_compared_with_those_that_were_read() -> None:
+    seconds, likeliest = np.arange(10) / 10, np.array([0, 0, 0, 1, 1, 1, 3, 3, 3, 3], np.int32)
+    found = [SpokenWord("bin", 0.0, 0.3, 0.1, 0.9), SpokenWord("now", 0.6, 1.0, 0.8, 0.9)]
+    truth = [("BIN", 0.0, 0.2), ("bin", 0.2, 0.3), ("blue", 0.3, 0.5), ("now", 0.45, 0.55), ("ship", 3.0, 4.0)]
+    compared = compare(truth, found, seconds, likeliest, NAMES)
+    assert [item.found for item in compared] == [True, False, False, False, False]  # each word is read once
+    assert [item.at_middle for item in compared] == ["bin", "bin", "blue", "blue", ""]
+    assert [item.right_at_middle for item in compared] == [True, True, True, False, False]
+    assert [item.known for item in compared] == [True, True, True, True, False]

@@ -8,35 +8,41 @@ window's middle. Neither the video nor all windows are ever in memory: of each w
 from __future__ import annotations
 
 import contextlib
-import math
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from avppc.clip import VIDEO_FPS
-from avppc.data.config import TRACKED_CROPS, CropSettings
+from avppc.data.config import TRACKED_CROPS, CropSettings, PrepareConfig
 from avppc.data.prepare.worker import Notes, kind_of
+from avppc.data.scan import is_word_file
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clips
 from avppc.data.video.faces import make_crop, make_finder
 from avppc.data.video.reader import DecodedClip
 from avppc.data.video.source import DecodeError
-from avppc.evaluate.config import ReadConfig
+from avppc.data.words import read_table, read_word_file
 from avppc.evaluate.diagnose.check_sync import OffsetMeter
 from avppc.evaluate.diagnose.task import load_task
-from avppc.evaluate.film import look_at
-from avppc.evaluate.lipreading.reader import LipReader, find_words, load_reader
-from avppc.evaluate.read_page import GENERATOR, SHOWN, Reading, Windows, write_page
+from avppc.evaluate.lipreading.heads import LipReader, load_reader
+from avppc.evaluate.media import look_at
+from avppc.export.config import ReadConfig
+from avppc.export.read_page import GENERATOR, Reading, SpokenWord, TrueWord, Windows, as_json, write_page
 from avppc.files import check_writable, write_json
 from avppc.printing import ProgressBar
 from avppc.train.hardware import resolve_device, set_up_cpu, use_bf16
 
 _KEPT = 8  # words of each window; the others count as good as nothing
 _BATCH = 64
+# Chosen on the validation sentences of GRID's first talker, 70 of them.
+SWITCH_COST = 5.0  # nats, at a step of one frame
+LEAST_PROBABILITY = 0.25  # of a word at its best moment
+_RARE = 1e-3  # the probability of a word that is not among the likeliest ones
+_NEAR_SECONDS = 0.12  # beyond the ends of a word, in which it still counts as read there
 _OFFSET_STRIDE_FRAMES = 5  # between the windows in which sound and picture are compared
 
 
@@ -52,7 +58,8 @@ def execute(config: ReadConfig) -> int:
     _check_page(out)
     for path in filter(None, (out, config.json)):
         check_writable(path)
-    reading = read_video(config)
+    truth = _read_truth(config)
+    reading = read_video(config, truth)
     windows = reading.windows
     if config.json is not None:
         write_json(config.json, as_json(reading))
@@ -62,6 +69,10 @@ def execute(config: ReadConfig) -> int:
         print(f"not read from {first:.2f} to {last:.2f} s: {reason}")
     if windows.damage:
         print(f"not read after {windows.seconds[-1]:.2f} s: {windows.damage}")
+    if reading.truth:
+        all_words = f"of {len(reading.truth)} words of {config.words}"
+        read, right = (sum(each) for each in zip(*((i.found, i.right_at_middle) for i in reading.truth), strict=True))
+        print(f"{read} {all_words} are among those read, {right} are the likeliest at their middle")
     print(f"the page is {out}")
     return 3 if windows.refused or windows.damage else 0
 
@@ -73,8 +84,29 @@ def _check_page(out: Path) -> None:
             raise ValueError(f"{out} is there already, and not a page of this command: give another --out")
 
 
-def read_video(config: ReadConfig) -> Reading:
-    """Reads a video as execute does, and shows its progress."""
+def _read_truth(config: ReadConfig) -> list[tuple[str, float, float]]:
+    """Word, start and end in seconds of all that config.words says of the video; without a file, nothing."""
+    if config.words is None:
+        return []
+    ignore = frozenset(PrepareConfig.words_ignore)
+    if is_word_file(config.words.name):
+        listed = read_word_file(config.words, ignore)
+    else:
+        listed = read_table(config.words, ignore)
+        named = {config.video.name, config.video.stem}
+        listed.words = [word for word in listed.words if PurePath(word.clip.replace("\\", "/")).name in named]
+    if not listed.words:
+        raise ValueError(f"{config.words} has no words of {config.video.stem}")
+    words = sorted(listed.words, key=lambda word: word.first)
+    return [(word.text, word.first / VIDEO_FPS, word.last / VIDEO_FPS) for word in words]
+
+
+def read_video(config: ReadConfig, truth: Sequence[tuple[str, float, float]] = ()) -> Reading:
+    """Reads a video as execute does, and shows its progress.
+
+    Args:
+        truth: the words that are said, each with its start and end in seconds.
+    """
     set_up_cpu(config.threads)
     device = resolve_device(config.device)
     bf16 = use_bf16(config.precision, device)
@@ -96,7 +128,8 @@ def read_video(config: ReadConfig) -> Reading:
         except ValueError as error:
             problem = str(error)
     words = find_words(windows.seconds, windows.words, windows.probabilities, reader.words)
-    return Reading(config, reader, picture, crop, crop_name, windows, words, offset, problem)
+    compared = compare(truth, words, windows.seconds, windows.words[:, 0], reader.words)
+    return Reading(config, reader, picture, crop, crop_name, windows, words, compared, offset, problem)
 
 
 def _crop(config: ReadConfig, reader: LipReader, total: int) -> tuple[Crop, str]:
@@ -203,52 +236,102 @@ class _Found:
         )
 
 
-def as_json(reading: Reading) -> dict[str, Any]:
-    """All that was read, as JSON values: times in seconds of the video, probabilities from 0 to 1."""
-    windows, info = reading.windows, reading.reader.info
-    return {
-        "video": str(reading.config.video),
-        "seconds": reading.picture.seconds,
-        "text": " ".join(item.word for item in reading.words),
-        "words": [asdict(item) for item in reading.words],
-        "windows": [
-            {
-                "seconds": round(float(seconds), 4),
-                "words": {
-                    reading.reader.words[word]: round(float(share), 4)
-                    for word, share in zip(words[:SHOWN], shares[:SHOWN], strict=True)
-                },
-            }
-            for seconds, words, shares in zip(windows.seconds, windows.words, windows.probabilities, strict=True)
-        ],
-        "window_frames": windows.frames,
-        "refused": [
-            {"start_seconds": first, "end_seconds": last, "reason": reason} for first, last, reason in windows.refused
-        ],
-        "damage": windows.damage or None,
-        "notes": windows.notes,
-        "offset": _offset_json(reading),
-        "reader": {
-            "row": info.row,
-            "labels_per_word": info.labels_per_word,
-            "head": info.head,
-            "val_wcr": info.val_wcr,
-            "test_wcr": info.test_wcr,
-            "encoder_sha256": info.encoder_sha256,
-            "words": list(info.words),
-        },
-    }
+def find_words(
+    seconds: NDArray[np.float64],  # [n]
+    numbers: NDArray[np.int32],  # [n, K]
+    probabilities: NDArray[np.float32],  # [n, K]
+    words: Sequence[str],
+) -> list[SpokenWord]:
+    """The row of words that explains the likeliest words of each moment best: the path through them with the largest
+    product of probabilities, where each change of the word costs a factor exp(-SWITCH_COST).
+
+    Args:
+        seconds: of the moments, growing; where the step is larger than usual, nothing is known in between.
+        numbers: of the likeliest words of each moment.
+        probabilities: theirs.
+        words: the vocabulary.
+    """
+    if not len(seconds):
+        return []
+    step = float(np.diff(seconds).min()) if len(seconds) > 1 else 1 / VIDEO_FPS
+    cuts = np.flatnonzero(np.diff(seconds) > 1.5 * step) + 1
+    found: list[SpokenWord] = []
+    for part in np.split(np.arange(len(seconds)), cuts):
+        path = _best_path(numbers[part], probabilities[part], len(words), SWITCH_COST / (step * VIDEO_FPS))
+        begin = 0
+        for word, group in itertools.groupby(path):
+            moments = part[begin : begin + len(list(group))]
+            begin += len(moments)
+            chances = np.where(numbers[moments] == word, probabilities[moments], 0.0).max(1)
+            best = int(chances.argmax())
+            if chances[best] >= LEAST_PROBABILITY:
+                start, end = float(seconds[moments[0]]) - step / 2, float(seconds[moments[-1]]) + step / 2
+                spoken = (start, end, float(seconds[moments[best]]), float(chances[best]))
+                found.append(SpokenWord(words[word], *spoken))
+    return found
 
 
-def _offset_json(reading: Reading) -> dict[str, Any]:
-    """The offset of the sound, positive where it is late; or why there is none."""
-    if reading.offset is None:
-        return {"late_ms": None, "problem": reading.offset_problem}
-    overall = reading.offset.overall
-    late = [None if math.isnan(value) else round(value, 1) for value in reading.offset.late_ms.tolist()]
-    return {
-        "late_ms": round(overall.offset_ms, 1) if overall.is_clear else None,
-        "problem": None if overall.is_clear else "sound and picture have too little to do with each other",
-        "seconds": [round(value, 3) for value in reading.offset.seconds.tolist()],
-        "late_ms_at": late,
-    }
+def _best_path(
+    numbers: NDArray[np.int32],  # [n, K]
+    probabilities: NDArray[np.float32],  # [n, K]
+    words: int,
+    switch_cost: float,
+) -> list[int]:
+    """The word of each moment. What is kept for the way back is one bit a word and moment."""
+    rare = np.log(_RARE)
+    gains = np.log(probabilities.astype(np.float64) + _RARE) - rare  # above that of a rare word
+    scores = np.zeros(words)
+    scores[numbers[0]] = gains[0]
+    stays: list[NDArray[np.uint8]] = []
+    froms: list[int] = []
+    for likeliest, gain in zip(numbers[1:], gains[1:], strict=True):
+        best = int(scores.argmax())
+        switched = scores[best] - switch_cost
+        stay = scores >= switched
+        stays.append(np.packbits(stay))
+        froms.append(best)
+        scores = np.where(stay, scores, switched)
+        scores[likeliest] += gain
+    path = [int(scores.argmax())]
+    for bits, best in zip(reversed(stays), reversed(froms), strict=True):
+        word = path[-1]
+        stayed = bits[word >> 3] >> (7 - (word & 7)) & 1
+        path.append(word if stayed else best)
+    return path[::-1]
+
+
+def compare(
+    truth: Sequence[tuple[str, float, float]],
+    found: Sequence[SpokenWord],
+    seconds: NDArray[np.float64],  # [n]
+    likeliest: NDArray[np.int32],  # [n]
+    words: Sequence[str],
+) -> list[TrueWord]:
+    """What was read of each word that is said. Capital letters and small ones are the same.
+
+    Args:
+        truth: word, start and end in seconds.
+        found: the words that were read.
+        seconds: the moments.
+        likeliest: the number of the likeliest word of each.
+        words: the vocabulary.
+    """
+    known = {word.casefold(): word for word in words}
+    free: dict[str, list[SpokenWord]] = {}
+    for item in found:
+        free.setdefault(item.word, []).append(item)
+    compared = []
+    for text, start, end in truth:
+        word = known.get(text.casefold(), text)
+        match = next((item for item in free.get(word, ()) if _is_near(item.seconds, start, end)), None)
+        if match is not None:
+            free[word].remove(match)  # it is one word's alone
+        middle = (start + end) / 2
+        nearest = int(np.abs(seconds - middle).argmin())
+        at_middle = words[likeliest[nearest]] if abs(seconds[nearest] - middle) <= _NEAR_SECONDS else ""
+        compared.append(TrueWord(word, start, end, text.casefold() in known, match is not None, at_middle))
+    return compared
+
+
+def _is_near(moment: float, start: float, end: float) -> bool:
+    return start - _NEAR_SECONDS <= moment <= end + _NEAR_SECONDS

@@ -7,7 +7,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from avppc._version import __version__
 from avppc.clip import VIDEO_FPS
 from avppc.data.video.crop import Crop
 from avppc.data.video.track import MouthTrack
-from avppc.evaluate.config import ReadConfig
 from avppc.evaluate.diagnose.check_sync import Offset
-from avppc.evaluate.film import Picture, make_film
-from avppc.evaluate.lipreading.reader import LipReader, SpokenWord
+from avppc.evaluate.lipreading.heads import LipReader
+from avppc.evaluate.media import Picture, make_film
 from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
+from avppc.export.config import ReadConfig
 from avppc.files import replace_file
 from avppc.printing import ProgressBar
 
@@ -65,6 +65,41 @@ class Windows:
         return (self.starts + self.frames / 2) / VIDEO_FPS
 
 
+@dataclass(frozen=True)
+class SpokenWord:
+    """A word that was read."""
+
+    word: str
+    start_seconds: float
+    """When it becomes the likeliest word."""
+    end_seconds: float
+    """When another one does."""
+    seconds: float
+    """When it is most probable."""
+    probability: float
+    """Then, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class TrueWord:
+    """A word that is said, as somebody has written it down."""
+
+    word: str
+    start_seconds: float
+    end_seconds: float
+    known: bool
+    """Whether it is in the vocabulary."""
+    found: bool
+    """Whether it is among the words that were read, most probable at a moment within it, or nearly so."""
+    at_middle: str
+    """The likeliest word at its middle; "" where nothing was read within _NEAR_SECONDS of it."""
+
+    @property
+    def right_at_middle(self) -> bool:
+        """Whether that is this word."""
+        return self.at_middle == self.word
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """All that is said of a video."""
@@ -77,9 +112,77 @@ class Reading:
     """How the mouth's place was found."""
     windows: Windows
     words: list[SpokenWord]
+    truth: list[TrueWord]
+    """What is said, where a file was given that tells."""
     offset: Offset | None
     offset_problem: str
     """Why there is no offset."""
+
+
+def as_json(reading: Reading) -> dict[str, Any]:
+    """All that was read, as JSON values: times in seconds of the video, probabilities from 0 to 1."""
+    windows, info = reading.windows, reading.reader.info
+    return {
+        "video": str(reading.config.video),
+        "seconds": reading.picture.seconds,
+        "text": " ".join(item.word for item in reading.words),
+        "words": [asdict(item) for item in reading.words],
+        "windows": [
+            {
+                "seconds": round(float(seconds), 4),
+                "words": {
+                    reading.reader.words[word]: round(float(share), 4)
+                    for word, share in zip(words[:SHOWN], shares[:SHOWN], strict=True)
+                },
+            }
+            for seconds, words, shares in zip(windows.seconds, windows.words, windows.probabilities, strict=True)
+        ],
+        "truth": _truth_json(reading),
+        "window_frames": windows.frames,
+        "refused": [
+            {"start_seconds": first, "end_seconds": last, "reason": reason} for first, last, reason in windows.refused
+        ],
+        "damage": windows.damage or None,
+        "notes": windows.notes,
+        "offset": _offset_json(reading),
+        "reader": {
+            "row": info.row,
+            "labels_per_word": info.labels_per_word,
+            "head": info.head,
+            "val_wcr": info.val_wcr,
+            "test_wcr": info.test_wcr,
+            "encoder_sha256": info.encoder_sha256,
+            "words": list(info.words),
+        },
+    }
+
+
+def _truth_json(reading: Reading) -> dict[str, Any] | None:
+    """The words that are said, and the shares of them that are read; None where nobody tells."""
+    truth = reading.truth
+    if not truth:
+        return None
+    return {
+        "file": str(reading.config.words),
+        "words_found": sum(item.found for item in truth) / len(truth),
+        "right_at_middle": sum(item.right_at_middle for item in truth) / len(truth),
+        "added": len(reading.words) - sum(item.found for item in truth),
+        "words": [{**asdict(item), "right_at_middle": item.right_at_middle} for item in truth],
+    }
+
+
+def _offset_json(reading: Reading) -> dict[str, Any]:
+    """The offset of the sound, positive where it is late; or why there is none."""
+    if reading.offset is None:
+        return {"late_ms": None, "problem": reading.offset_problem}
+    overall = reading.offset.overall
+    late = [None if math.isnan(value) else round(value, 1) for value in reading.offset.late_ms.tolist()]
+    return {
+        "late_ms": round(overall.offset_ms, 1) if overall.is_clear else None,
+        "problem": None if overall.is_clear else "sound and picture have too little to do with each other",
+        "seconds": [round(value, 3) for value in reading.offset.seconds.tolist()],
+        "late_ms_at": late,
+    }
 
 
 def write_page(reading: Reading, out: Path) -> None:
@@ -103,7 +206,7 @@ def _render(reading: Reading, media_type: str, marker: str) -> str:
     """The page's HTML, with `marker` in the place of the video."""
     data = _page_data(reading)
     script = _SCRIPT.read_text(encoding="utf-8")
-    environment = page_environment()
+    environment = page_environment(Path(__file__).parent)
     environment.filters["percent"] = lambda share: f"{100 * share:.{0 if share >= 0.1 else 1}f}\u00a0%"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("read.html.jinja").render(
@@ -121,8 +224,8 @@ def _render(reading: Reading, media_type: str, marker: str) -> str:
         found=reading.words,
         found_with_others=[(item, _others(reading, item)) for item in reading.words],
         sure=_SURE,
-        truth=[],
-        truth_name="",
+        truth=reading.truth,
+        truth_name=reading.config.words.name if reading.config.words else "",
         offset="late" in data,
         notices=_notices(reading),
         key_numbers=_key_numbers(reading),
@@ -167,6 +270,10 @@ def _key_numbers(reading: Reading) -> list[tuple[str, str, str]]:
     info = reading.reader.info
     rate = (f"{100 * info.test_wcr:.0f}\u00a0%", "of test words read right", f"by this reader, {len(info.words)} words")
     numbers = [(str(len(reading.words)), "words read", f"in {reading.picture.seconds:.1f}\u00a0s"), rate]
+    if reading.truth:
+        found, middle = (sum(each) for each in zip(*((i.found, i.right_at_middle) for i in reading.truth), strict=True))
+        at_middle = f"{middle} are the likeliest at their middle"
+        numbers[0] = (f"{found} of {len(reading.truth)}", "words said are among those read", at_middle)
     if reading.offset is None:
         return [*numbers, ("\u2013", "offset of the sound", reading.offset_problem)]
     overall = reading.offset.overall
@@ -231,9 +338,15 @@ def _page_data(reading: Reading) -> dict[str, Any]:
             }
             for item in words
         ],
+        **({"truth": [_lane(item) for item in reading.truth]} if reading.truth else {}),
         **_boxes(reading),
         **_late(reading.offset),
     }
+
+
+def _lane(item: TrueWord) -> dict[str, Any]:
+    start, end = round(item.start_seconds, 3), round(item.end_seconds, 3)
+    return {"word": item.word, "start": start, "end": end, "found": item.found}
 
 
 def _boxes(reading: Reading) -> dict[str, Any]:
