@@ -8,6 +8,7 @@ from avppc._version import __version__
 from avppc.clip import Clip, ClipBatch
 from avppc.data.augment import crop_video
 from avppc.data.on_the_fly.loader import make_video_loader
+from avppc.evaluate.lipreading.heads import LipReader, load_reader
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.losses.permutative_info_nce import PermutativeInfoNCE
 from avppc.losses.subtasks import SUBTASKS, SubTask
@@ -26,6 +27,7 @@ __all__ = [
     "ClipBatch",
     "EncoderConfig",
     "InfoNCEStats",
+    "LipReader",
     "LogMel",
     "LogMelConfig",
     "PermutativeInfoNCE",
@@ -35,6 +37,7 @@ __all__ = [
     "bilinear_info_nce",
     "crop_video",
     "load_encoder",
+    "load_reader",
     "log_mel",
     "make_video_loader",
     "moment_info_nce",

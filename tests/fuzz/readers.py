@@ -15,13 +15,14 @@ from hand_edited import change_json
 from packed_sets import write_packed
 
 from avppc.config import EncoderConfig, PretrainConfig
-from avppc.data.config import IndexConfig
+from avppc.data.config import CropSettings, IndexConfig
 from avppc.data.manifest import read_list
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.prepare.index import read_known
 from avppc.data.scan import scan
 from avppc.data.sentences import find_sentences
+from avppc.evaluate.lipreading.heads import ReaderInfo, load_reader, save_reader
 from avppc.evaluate.lipreading.inputs import read_trajectory
 from avppc.evaluate.lipreading.results import RowResult, read_rows, write_row
 from avppc.files import sha256_of, write_json
@@ -58,6 +59,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         **_run_readers(folder / "run"),
         **_checkpoint_readers(folder / "checkpoints"),
         "encoder": _encoder_reader(folder / "encoder.safetensors"),
+        "lip reader": _lip_reader(folder / "reader.safetensors"),
         "trajectory": _trajectory_reader(folder / "trajectory.mp4"),
     }
 
@@ -202,6 +204,14 @@ def _encoder_reader(path: Path) -> Reader:
     config = EncoderConfig(width=4, crop_pixels=16, input_pixels=16, features=8)
     save_encoder(VideoEncoder(config), path)
     return _file_reader(path, mutate.mutate_safetensors, lambda: load_encoder(path))
+
+
+def _lip_reader(path: Path) -> Reader:
+    encoder = EncoderConfig(width=4, crop_pixels=16, input_pixels=16, features=8)
+    settings = {"task": "av-permutative", "encoder_sha256": "0" * 64}
+    info = ReaderInfo(encoder, ("A", "B"), 29, "gru", 8, 1, "frozen", 10, 0, 0.5, 0.5, CropSettings(), settings)
+    save_reader(info, {}, path)
+    return _file_reader(path, mutate.mutate_safetensors, lambda: load_reader(path))
 
 
 def _trajectory_reader(video: Path) -> Reader:

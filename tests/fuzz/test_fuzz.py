@@ -17,8 +17,8 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     counts = dict(line.split(": ", 1) for line in result.stdout.splitlines() if "{" in line)
-    assert len(counts) == 15
-    assert result.stdout.splitlines()[-1] == f"{15 * COUNT} files, 0 kinds of findings"
+    assert len(counts) == 16
+    assert result.stdout.splitlines()[-1] == f"{16 * COUNT} files, 0 kinds of findings"
     # Most readers refuse most damage; journals leave it out.
     assert all("refused" in text for name, text in counts.items() if name not in ("records", "metrics"))
 

@@ -11,7 +11,7 @@ from hostile import REFUSED, anything, call, examples, near
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avppc import EncoderConfig, VideoEncoder, load_encoder
+from avppc import EncoderConfig, VideoEncoder, load_encoder, load_reader
 from avppc.config import PretrainConfig
 from avppc.losses.subtasks import SUBTASKS, choose_subtasks
 from avppc.models.encoder_file import save_encoder
@@ -45,6 +45,7 @@ def test_one_strange_argument_of_an_encoder_is_refused_by_name(data: st.DataObje
 def test_strange_paths_and_configurations_are_refused_by_name(value: Any, file: Path) -> None:
     call(VideoEncoder, {"config": value})
     call(load_encoder, {"path": value})
+    call(load_reader, {"path": value})
     assert call(load_encoder, {"path": file}).config == CONFIG
 
 

@@ -37,10 +37,11 @@ from avppc.evaluate.lipreading.fits import (
     train_fit,
     trials_of,
 )
-from avppc.evaluate.lipreading.heads import READER_ROWS, ReaderInfo, has_reader, reader_path, save_reader
+from avppc.evaluate.lipreading.heads import READER_ROWS, ReaderInfo, load_reader, reader_path, save_reader
 from avppc.evaluate.lipreading.inputs import FrozenFeatures
 from avppc.evaluate.lipreading.results import (
     RowResult,
+    decisive,
     mean_and_interval,
     pack_answers,
     print_table,
@@ -89,7 +90,7 @@ def evaluate(config: EvaluateConfig, *, show: bool = True, keep_readers: bool = 
     work: list[RowWork] = []
     for row, result in known.items():
         keeps = keep_readers and row in READER_ROWS
-        if result is None or (keeps and not has_reader(folder, row, config.labels_per_word, settings)):
+        if result is None or (keeps and not _has_reader(folder, row, config.labels_per_word, settings)):
             work.append(RowWork(config, row, keeps, result))
     if work:
         inputs = FitInputs(replace(config, data=data))
@@ -103,6 +104,15 @@ def evaluate(config: EvaluateConfig, *, show: bool = True, keep_readers: bool = 
     if show:
         print_table(results)
     return results
+
+
+def _has_reader(folder: Path, row: RowName, labels_per_word: int, settings: dict[str, Any]) -> bool:
+    """Whether the reader of a row that was evaluated with these settings is there, whole."""
+    try:
+        info = load_reader(reader_path(folder, row, labels_per_word)).info
+    except (FileNotFoundError, ValueError):
+        return False
+    return decisive(info.settings) == decisive(settings)
 
 
 @dataclass

@@ -15,7 +15,6 @@ from avppc.checks import check_choice, check_integer, check_number, check_path, 
 from avppc.data.augment import crop_video
 from avppc.data.config import CropSettings
 from avppc.evaluate.config import HEADS, HeadName
-from avppc.evaluate.lipreading.results import decisive
 from avppc.files import sha256_of
 from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import ENCODER_FILE, make_model, read_model, write_model
@@ -257,15 +256,6 @@ def reader_path(folder: Path, row: str, labels_per_word: int) -> Path:
     return folder / "evaluation" / f"reader-{row}-{labels_per_word or 'all'}.safetensors"
 
 
-def has_reader(folder: Path, row: str, labels_per_word: int, settings: dict[str, Any]) -> bool:
-    """Whether the reader of a row that was evaluated with these settings is there, whole."""
-    try:
-        info = _read(reader_path(folder, row, labels_per_word)).info
-    except (FileNotFoundError, ValueError):
-        return False
-    return decisive(info.settings) == decisive(settings)
-
-
 def save_reader(info: ReaderInfo, weights: Mapping[str, Tensor], path: Path) -> None:
     """Writes a reader, atomically.
 
@@ -311,7 +301,7 @@ def _best_reader(run: Path) -> LipReader:
     files = sorted((run / "evaluation").glob("reader-*.safetensors"))
     if not files:
         raise FileNotFoundError(
-            f"{run} has no reader: avppc evaluate --run {run} --rows frozen trains one, and keeps it; with "
+            f"there is no reader in {run}: avppc evaluate --run {run} --rows frozen trains one, and keeps it; with "
             "--labels-per-word 0 it learns from all labels and reads best"
         )
     readers = [_read(file) for file in files]

@@ -118,7 +118,9 @@ def test_rows_of_other_encoders_leave_none(measured: Path) -> None:
 def test_what_is_no_reader_is_refused_by_its_name(measured: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no reader at .*none\.safetensors"):
         load_reader(tmp_path / "none.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"has no reader: avppc evaluate --run .* --labels-per-word 0"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no reader in .*: avppc evaluate --run .* --labels-per-word 0"
+    ):
         load_reader(tmp_path)
     with pytest.raises(ValueError, match=r"encoder\.safetensors is not an avppc reader of version 1"):
         load_reader(measured / "encoder.safetensors")
