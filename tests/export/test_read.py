@@ -232,7 +232,7 @@ def test_a_video_without_a_face_is_refused(run: Path, tmp_path: Path, monkeypatc
     video = write_face_video(tmp_path / "nobody.mp4", [None] * 40)
     flags = ["--crop", "mesh", "--out", str(tmp_path / "page.html")]
     assert main(["read", str(video), "--run", str(run), *flags]) == 2
-    assert "no face to follow: in 29 of 29 frames" in " ".join(capsys.readouterr().err.split())
+    assert "no face to follow: one was found in 0 of 40 frames" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_crop_is_that_of_the_training_clips(run: Path, tmp_path: Path) -> None:
