@@ -25,7 +25,7 @@ class EncoderConfig:
     stem: Literal["small", "2d", "3d"] = "2d"
     """First layers of a ResNet: "small" for inputs up to 48 pixels; "2d" as published; "3d" with a convolution over 5
     frames as well."""
-    channels: ChannelsName = "motion"
+    channels: ChannelsName = "local-motion"
     """What a frame shows the network: "luma", the normalised frame; "motion", the previous, this and the next frame,
     each less the clip's mean frame, and the standardised frame; "local-motion", the same less the mean of the 7 frames
     around, so that past and future of a clip may be encoded in one pass."""

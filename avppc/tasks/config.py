@@ -113,7 +113,7 @@ class TaskConfig:
     gather: Literal["none", "all", "ring"] = "all"
     """Negatives under torchrun: "none", each process's own clips; "all" or "ring", the clips of all processes: copied
     to each, or passed round, with the memory of one process and more arithmetic."""
-    frame_stride: int = 2
+    frame_stride: int = 1
     """One frame in so many is encoded, from a random first one; motion is taken at the full rate."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """The visual encoder."""

@@ -40,7 +40,7 @@ class VisualMomentTask(ProxyTask):
 
     For "Vp->Vf" a recurrent network reads the clip forward. Its state at each moment predicts the next moments that
     share no frame with it, each with a W of its own, among all moments of the clip; "Vf->Vp" is the same backward.
-    Other clips are no candidates: face, light and pose would tell them. The encoder's mean frame is the whole clip's.
+    Other clips are no candidates: face, light and pose would tell them.
 
     Reference: van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018.
     """

@@ -28,7 +28,7 @@ from avppc.settings import config_from_dict
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.11, of its own files
 
 LUMA = EncoderConfig("resnet10", 8, "2d", channels="luma", crop_pixels=88, input_pixels=88, features=24)
-MOTION = EncoderConfig(width=4, features=16)
+MOTION = EncoderConfig(width=4, features=16, channels="motion")
 LOCAL = EncoderConfig(width=4, features=16, channels="local-motion")
 DEEP = EncoderConfig("resnet10", 8, "3d", channels="luma", crop_pixels=48, input_pixels=48, features=8)
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from task_cases import PLAIN, make_batch, make_config, make_numbered_batch, make_opening_mouths
+from task_cases import CONFIG, PLAIN, make_batch, make_config, make_numbered_batch, make_opening_mouths
 
 from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
@@ -58,7 +58,7 @@ def test_every_parameter_learns(name: str, changes: dict[str, object]) -> None:
 
 
 @cases
-@pytest.mark.parametrize("stride", [1, 5])
+@pytest.mark.parametrize("stride", [1, 3])
 def test_it_says_how_long_a_clip_it_needs(name: str, changes: dict[str, object], stride: int) -> None:
     """With so many frames every phase of every draw is learned from; with one less not."""
     task = make_task(name, make_config(name, frame_stride=stride, **changes)).train()
@@ -102,7 +102,8 @@ def test_the_same_generator_gives_the_same_loss(name: str, changes: dict[str, ob
 def test_task_is_learned_where_there_is_something_to_learn(name: str, changes: dict[str, object]) -> None:
     """Fresh clips of a mouth whose opening is heard: right more often than by chance after a few steps."""
     torch.manual_seed(0)
-    config = make_config(name, **changes, augment=PLAIN, frame_stride=1)
+    encoder = dataclasses.replace(CONFIG.encoder, channels="motion")  # it sees an opening sooner
+    config = make_config(name, **changes, augment=PLAIN, encoder=encoder)
     task = make_task(name, config).train()
     optimizer = torch.optim.Adam(task.parameters(), 5e-3)
     for step in range(80):
@@ -372,7 +373,7 @@ def test_pictures_alone_have_the_margin_of_their_motion(channels: str, reach: in
 
 
 def test_multiway_offsets_read_the_diagonals(monkeypatch) -> None:
-    task = MultiwayTask(make_config("synchronization", baselines={"sync_mode": "multiway"})).eval()
+    task = MultiwayTask(make_config("synchronization", baselines={"sync_mode": "multiway"}, frame_stride=2)).eval()
     frames = torch.arange(15.0)
     table = -(frames[None, :] - frames[:, None] - 3).abs().expand(2, -1, -1)  # frame t sounds like moment t + 3
     monkeypatch.setattr(MultiwayTask, "similarity", lambda self, *_: table)

@@ -50,14 +50,11 @@ def test_a_changed_frame_or_sound_never_changes_the_other_side(training: bool, s
         assert (past_same, future_same) == ((True, False) if side == "future" else (False, True))
 
 
-ONE_PASS = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, channels="local-motion"))
-
-
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("side", ["past", "future"])
 def test_one_pass_over_a_clip_keeps_past_and_future_apart(training: bool, side: str) -> None:
     torch.manual_seed(0)
-    task = PermutativeTask(ONE_PASS).train(training)
+    task = PermutativeTask(CONFIG).train(training)
     assert task.takes_one_pass
     for module in task.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -77,7 +74,7 @@ def test_one_pass_over_a_clip_keeps_past_and_future_apart(training: bool, side: 
 def test_one_pass_gives_what_a_pass_over_the_past_alone_gives(phase: int) -> None:
     """Up to the last frames of the past, which in one pass see beyond it and are left out."""
     torch.manual_seed(0)
-    task = PermutativeTask(ONE_PASS).eval()
+    task = PermutativeTask(CONFIG).eval()
     task.draw_phase = lambda generator: phase  # type: ignore[method-assign]
     batch = make_batch()
     jitter, span, reach = CONFIG.augment.time_jitter_frames, task.span_frames, task.video_encoder.reach
@@ -89,10 +86,11 @@ def test_one_pass_gives_what_a_pass_over_the_past_alone_gives(phase: int) -> Non
 
 
 def test_two_passes_where_one_would_tell() -> None:
-    masked = dataclasses.replace(ONE_PASS, augment=AugmentConfig(time_mask_frames=3))  # by the mean of all frames
-    short = dataclasses.replace(ONE_PASS, cut=CutConfig(past_frames=6, future_frames=6))
-    spans = dataclasses.replace(ONE_PASS, objective=ObjectiveConfig(moments="none"))
-    for config in (CONFIG, masked, short, spans):
+    masked = dataclasses.replace(CONFIG, augment=AugmentConfig(time_mask_frames=3))  # by the mean of all frames
+    short = dataclasses.replace(CONFIG, cut=CutConfig(past_frames=5, future_frames=5))
+    spans = dataclasses.replace(CONFIG, objective=ObjectiveConfig(moments="none"))
+    motion = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, channels="motion"))
+    for config in (motion, masked, short, spans):
         task = PermutativeTask(config)
         assert not task.takes_one_pass
         assert task(make_batch(), torch.Generator().manual_seed(0)).loss.isfinite()
