@@ -30,7 +30,7 @@ from avppc.train.loop import pretrain
 from avppc.train.run_folder import read_run_config
 
 EARLIER = Path(__file__).parent / "earlier"
-ENCODER = EncoderConfig(width=4, features=8, crop_pixels=16, input_pixels=16)
+ENCODER = EncoderConfig(width=4, channels="motion", features=8, crop_pixels=16, input_pixels=16)
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from avppc.tasks.registry import make_task
 def test_a_task_is_made_without_data_and_run() -> None:
     task = make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9), objective=ObjectiveConfig(moments="none")))
     assert task.frames_needed == 20
-    with pytest.raises(ValueError, match=r"cut.past_frames must leave spans a moment, 8 frames after .*; got 7"):
-        make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9), objective=ObjectiveConfig(moments="element")))
+    with pytest.raises(ValueError, match=r"cut.past_frames must leave spans a moment, 7 frames after .*; got 6"):
+        make_task("av-permutative", TaskConfig(cut=CutConfig(8, 2, 8), objective=ObjectiveConfig(moments="element")))
 
 
 def test_spans_too_short_for_a_moment_have_no_pair_scores() -> None:
-    assert make_task("av-permutative", TaskConfig(cut=CutConfig(10, 2, 10))).has_pair_scores
-    assert not make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9))).has_pair_scores
+    assert make_task("av-permutative", TaskConfig(cut=CutConfig(9, 2, 9))).has_pair_scores
+    assert not make_task("av-permutative", TaskConfig(cut=CutConfig(8, 2, 8))).has_pair_scores
 
 
 def test_a_run_has_the_same_settings_with_the_same_defaults() -> None:
