@@ -370,15 +370,16 @@ def _video_of(
 def _match_files(names: Sequence[str], videos: Mapping[str, Video], listed: WordList) -> Iterator[tuple[str, str]]:
     """Each video and its file of words: of the same name and speaker, and with as many folders in common as any."""
     by_name = _by_name(videos)
+    of_videos = {path: (folder_of_speaker(path), {*PurePosixPath(path).parts[:-1]}) for path in videos}
     offers: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name in sorted(names):
         file = PurePosixPath(name)
         folders, of_file = {*file.parts[:-1]}, folder_of_speaker(name)
         scored = []
         for path in by_name.get(file.stem, ()):
-            of_video = folder_of_speaker(path)
+            of_video, around = of_videos[path]
             if not of_file or not of_video or of_file == of_video:
-                scored.append((len(folders & {*PurePosixPath(path).parts[:-1]}), path))
+                scored.append((len(folders & around), path))
         best = max((score for score, _ in scored), default=0)
         nearest = [path for score, path in scored if score == best]
         if len(nearest) == 1:
