@@ -259,10 +259,15 @@ def _others(reading: Reading, item: SpokenWord) -> list[tuple[str, float]]:
 
 
 def _notices(reading: Reading) -> list[str]:
-    windows = reading.windows
-    if not windows.damage:
-        return []
-    return [f"Only the video up to {windows.seconds[-1]:.2f} s is read, then: {windows.damage}."]
+    windows, notices = reading.windows, []
+    if reading.crop.mode == "auto" and reading.picture.width != reading.picture.height:
+        notices.append(
+            "Nothing tells where the mouth is: the middle square of the picture was read. --crop mesh finds the mouth, "
+            "--crop window with --crop-rows and --crop-columns says where it is."
+        )
+    if windows.damage:
+        notices.append(f"Only the video up to {windows.seconds[-1]:.2f} s is read, then: {windows.damage}.")
+    return notices
 
 
 def _key_numbers(reading: Reading) -> list[tuple[str, str, str]]:

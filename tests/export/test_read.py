@@ -246,7 +246,11 @@ def test_the_crop_is_that_of_the_training_clips(run: Path, tmp_path: Path) -> No
     rows = ["--crop-rows", "40", "136", "--crop-columns", "8", "104"]
     remembered = read_json(path, video)["windows"]
     assert remembered == read_json(run, video, "--crop", "window", *rows)["windows"]
+    assert "Nothing tells where the mouth is" not in video.with_suffix(".html").read_text()
     assert remembered != read_json(path, video, "--crop", "centre")["windows"]
+    assert "Nothing tells where the mouth is" not in video.with_suffix(".html").read_text()
+    read_json(run, video)  # of clips whose crop nobody knows: the middle square, and that is said
+    assert "Nothing tells where the mouth is" in video.with_suffix(".html").read_text()
 
 
 def test_what_is_said_is_shown_and_compared(run: Path, tmp_path: Path, capsys) -> None:
