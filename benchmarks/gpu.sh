@@ -30,7 +30,7 @@ tests() {
   # Most of the time goes into compiling kernels, which several processes do at once where they can.
   "$PYTHON" -c "import xdist" 2>/dev/null && beside=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
   "$PYTHON" -m pytest -q "${beside[@]}" tests/ops/info_nce/triton/test_info_nce_triton_gpu.py \
-    tests/ops/log_mel/test_log_mel_cuda.py tests/data/packed/test_clip_loader.py \
+    tests/ops/info_nce/triton/test_moments_triton_gpu.py tests/ops/log_mel/test_log_mel_cuda.py tests/data/packed/test_clip_loader.py \
     tests/data/on_the_fly/test_dali.py tests/data/on_the_fly/test_nvdec.py tests/data/test_variations.py tests/ops/test_clips.py
 }
 

@@ -150,3 +150,44 @@ def clip_loss_of_one_product(image: Tensor, text: Tensor, scale: Tensor) -> Tens
     labels = torch.arange(len(image), device=image.device)
     logits = scale * image @ text.T
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def batched_moments(
+    contexts: Tensor, targets: Tensor, weights: Tensor, pairs: list[tuple[int, int]], candidates: str
+) -> Tensor:
+    """moment_info_nce by batched products and one cross-entropy; contexts and targets [sets, N, T, D]."""
+    N, T = contexts.shape[1:3]
+    K, device = len(pairs), contexts.device
+    q = torch.einsum("kntd,ked->knte", contexts[[i for i, _ in pairs]], weights)
+    z = targets[[j for _, j in pairs]]
+    own, clips = torch.arange(T, device=device).repeat(K * N), torch.arange(N, device=device)
+    if candidates == "clip":
+        return F.cross_entropy(torch.einsum("knte,knue->kntu", q, z).flatten(0, 2).float(), own)
+    across = torch.einsum("knte,kmte->kntm", q, z)
+    if candidates == "moment":
+        return F.cross_entropy(across.flatten(0, 2).float(), clips.repeat_interleave(T).repeat(K))
+    twice = torch.eye(N, dtype=torch.bool, device=device)[:, None, :]
+    both = torch.cat([torch.einsum("knte,knue->kntu", q, z), across.masked_fill(twice, -torch.inf)], 3)
+    return F.cross_entropy(both.flatten(0, 2).float(), own)
+
+
+def moment_products(
+    contexts: Tensor, targets: Tensor, weights: Tensor, pairs: list[tuple[int, int]], candidates: str
+) -> Callable[[], None]:
+    """The products of one step of it, batched over sub-tasks and clips or moments."""
+    c, z = (value.detach()[[pair[side] for pair in pairs]] for side, value in enumerate((contexts, targets)))
+    w, rows = weights.detach(), c.flatten(1, 2)
+    parts = [(c, z)] if candidates != "moment" else []
+    parts += [(c.transpose(1, 2).contiguous(), z.transpose(1, 2).contiguous())] if candidates != "clip" else []
+    scores = [torch.matmul(a, b.mT) for a, b in parts]
+
+    def run() -> None:
+        torch.bmm(rows, w.mT)  # queries
+        for (a, b), s in zip(parts, scores, strict=True):
+            torch.matmul(a, b.mT)
+            torch.matmul(s, b)  # of the queries
+            torch.matmul(s.mT, a)  # of the targets
+        torch.bmm(rows, w)  # of the contexts
+        torch.bmm(rows.mT, rows)  # of the weights
+
+    return run

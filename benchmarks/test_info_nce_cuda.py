@@ -24,7 +24,8 @@ from info_nce_baselines import Step
 from info_nce_cuda_peers import looped, open_clip_loss, peers, products
 from torch import Tensor
 
-from avppc import bilinear_info_nce
+from avppc import bilinear_info_nce, moment_info_nce
+from avppc.ops.info_nce.moments import Candidates
 
 MISSING = None if torch.cuda.is_available() else "no CUDA device is available to torch"
 pytestmark = pytest.mark.skipif(MISSING is not None and os.environ.get("AVPPC_REQUIRE_GPU") != "1", reason=str(MISSING))
@@ -32,6 +33,8 @@ pytestmark = pytest.mark.skipif(MISSING is not None and os.environ.get("AVPPC_RE
 SIZES = [(4096, 512), (1024, 512), (256, 512), (1024, 256), (4096, 256), (4096, 1024), (16384, 512)]
 COMPILED_SIZES = [(4096, 512), (1024, 512)]  # torch.compile takes a minute for each
 PEER_SIZES = [(1024, 256), (1024, 512), (4096, 512), (16384, 512), (4096, 1024)]
+
+MOMENT_SIZES = [(128, 12, 128), (512, 12, 256), (512, 26, 512)]  # N, T, D
 
 SLOW_MS = 100.0  # of a step that is not worth a CUDA graph
 
@@ -181,6 +184,24 @@ def test_forward(benchmark, N: int, D: int) -> None:
         useful_tflop_per_second=round(step.products_flop(backward=False) / mine.median / 1e9, 1),
     )  # fmt: skip
     benchmark.pedantic(lambda: (run(), torch.cuda.synchronize()), rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("candidates", ["clip", "moment", "both"])
+@pytest.mark.parametrize(("N", "T", "D"), MOMENT_SIZES, ids=lambda value: str(value))
+def test_moments(benchmark, N: int, T: int, D: int, candidates: Candidates) -> None:
+    """The 42 sub-tasks between clips with moments, against batched products."""
+    step = Step.make(42, 2, D, torch.bfloat16)
+    sets = len(step.contexts)
+    contexts, targets = (torch.randn(sets, N, T, D, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    leaves = contexts.requires_grad_(), targets.requires_grad_(), step.weights.detach().cuda().requires_grad_()
+    losses: dict[str, Loss] = {
+        "ours": lambda: moment_info_nce(*leaves, step.pairs, candidates=candidates, backend="triton"),
+        "batched": lambda: baselines.batched_moments(*leaves, step.pairs, candidates),
+    }
+    benchmark.extra_info.update(K=42, N=N, T=T, D=D, dtype="bfloat16", mode="full", candidates=candidates)
+    columns = {"clip": T, "moment": N, "both": T + N}[candidates]
+    alone = baselines.moment_products(*leaves, step.pairs, candidates)
+    compare(benchmark, losses, leaves, alone, 3 * 2.0 * 42 * N * T * D * (D + columns))
 
 
 def plain_products(queries: Tensor, targets: Tensor) -> Callable[[], None]:

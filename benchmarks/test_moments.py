@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
-from info_nce_baselines import Step
+from info_nce_baselines import Step, batched_moments
 from test_info_nce import check_agreement, quietly, report
 from timing import peak_extra_mib, take_turns
 from torch import Tensor
@@ -35,17 +34,7 @@ def test_moments(benchmark, K: int, N: int, T: int, D: int, candidates: Candidat
         return moment_info_nce(*leaves, pairs, candidates=candidates)
 
     def batched() -> Tensor:
-        q = torch.einsum("kntd,ked->knte", contexts[pairs[:, 0]], weights)
-        z = targets[pairs[:, 1]]
-        own = torch.einsum("knte,knue->kntu", q, z)
-        if candidates == "clip":
-            return F.cross_entropy(own.flatten(0, 2), torch.arange(T).repeat(K * N))
-        across = torch.einsum("knte,kmte->kntm", q, z)
-        if candidates == "moment":
-            return F.cross_entropy(across.flatten(0, 2), torch.arange(N).repeat_interleave(T).repeat(K))
-        twice = torch.eye(N, dtype=torch.bool)[:, None, :]
-        both = torch.cat([own, across.masked_fill(twice, -torch.inf)], 3)
-        return F.cross_entropy(both.flatten(0, 2), torch.arange(T).repeat(K * N))
+        return batched_moments(*leaves, sub_tasks.pairs[:K], candidates)
 
     losses: dict[str, Callable[[], Tensor]] = {"ours": ours, "batched": batched}
     check_agreement(losses, leaves)

@@ -73,18 +73,21 @@ struct DeviceTables {
 };
 
 // The tables of a configuration on the current device: copied at their first use, kept. (A stream that is being
-// captured into a graph cannot do that: call once before.)
+// captured into a graph cannot do that: call once before.) They are copied in the caller's stream, which alone is sure
+// to read them later, and waited for, since the next call may come on another.
 template <typename Real>
-DeviceTables<Real> find_tables(const std::string& config, const LogMelConfig& parsed, int device) {
+DeviceTables<Real> find_tables(const std::string& config, const LogMelConfig& parsed, int device, cudaStream_t stream) {
   static std::mutex mutex;
   static std::map<std::pair<int, std::string>, DeviceTables<Real>> all;
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = all.find({device, config});
   if (found != all.end()) return found->second;
   const LogMelTableMemory<Real> tables(parsed);
+  const size_t size = tables.bytes().size();
   char* memory = nullptr;
-  AVPPC_CUDA_CHECK(cudaMalloc(&memory, tables.bytes().size()));
-  AVPPC_CUDA_CHECK(cudaMemcpy(memory, tables.bytes().data(), tables.bytes().size(), cudaMemcpyHostToDevice));
+  AVPPC_CUDA_CHECK(cudaMalloc(&memory, size));
+  AVPPC_CUDA_CHECK(cudaMemcpyAsync(memory, tables.bytes().data(), size, cudaMemcpyHostToDevice, stream));
+  AVPPC_CUDA_CHECK(cudaStreamSynchronize(stream));
   return all[{device, config}] = {tables.at(memory), tables.finish(memory)};
 }
 
@@ -102,7 +105,7 @@ Tensor new_floats(const Tensor& like, int64_t first, int64_t second, int64_t thi
 template <typename Real>
 void launch_log_mel(const Tensor& waveform, const int64_t* lengths, const std::string& text, const LogMelConfig& config,
                     Tensor& out, int device, cudaStream_t stream) {
-  const DeviceTables<Real> tables = find_tables<Real>(text, config, device);
+  const DeviceTables<Real> tables = find_tables<Real>(text, config, device, stream);
   LogMelArguments<Real> a{};
   a.tables = tables.tables;
   a.finish = tables.finish;

@@ -164,6 +164,19 @@ def test_the_cuda_library_holds_the_architectures_it_names() -> None:
     assert portable == {INFO["cuda_architectures"][-1]}
 
 
+def test_cuda_work_is_ordered_in_the_callers_stream() -> None:
+    """torch's own streams do not wait for the legacy one, in which the runtime's calls without a stream work."""
+    sources = "".join(path.read_text() for path in (ROOT / "csrc").glob("*.cu"))
+    launches = re.findall(r"<<<(.*?)>>>", sources)
+    assert launches
+    assert all(re.search(r", stream$", launch) for launch in launches)
+    copies = re.findall(r"(cudaMem(?:cpy|set)\w*)\((.*)\)", sources)
+    assert copies
+    for function, arguments in copies:
+        assert function.endswith("Async"), function
+        assert arguments.rstrip(")").endswith(", stream"), arguments
+
+
 @needs_cuda_build
 @pytest.mark.parametrize("architecture", INFO["cuda_architectures"])
 def test_cuda_kernels_spill_no_registers(architecture: str, tmp_path: Path) -> None:

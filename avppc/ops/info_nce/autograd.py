@@ -86,3 +86,15 @@ def gradients_fake(problem: Problem | MomentProblem, needs: tuple[bool, ...]) ->
 def backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
     """Fake results of a backward operator: their shapes and dtypes."""
     return tuple(gradients_fake(Problem(*inputs[: len(Problem._fields)]), inputs[-NEEDS:]))
+
+
+def moment_rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    """Fake losses [K, N Tc], hits [K, N Tc] and log-sum-exps [2, K, N Tc]: their shapes and dtypes."""
+    problem = MomentProblem(*inputs)
+    rows = problem.contexts.new_empty((len(problem.pairs), problem.contexts.shape[1]), dtype=torch.float32)
+    return rows, torch.empty_like(rows), rows.new_empty(2, *rows.shape)
+
+
+def moment_backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    """Fake results of a backward operator of moments: their shapes and dtypes."""
+    return tuple(gradients_fake(MomentProblem(*inputs[: len(MomentProblem._fields)]), inputs[-NEEDS:]))

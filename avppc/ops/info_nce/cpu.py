@@ -20,6 +20,8 @@ from avppc.ops.info_nce.autograd import (
     backward_fake,
     gradients_fake,
     gradients_of,
+    moment_backward_fake,
+    moment_rows_fake,
     refuse_double_backward,
     rows_fake,
     solve_rows,
@@ -114,20 +116,10 @@ def _mean_fake(kind: type[Problem] | type[MomentProblem]) -> Callable[..., tuple
     return fake
 
 
-def _moment_rows_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    problem = MomentProblem(*inputs)
-    rows = problem.contexts.new_empty((len(problem.pairs), problem.contexts.shape[1]), dtype=torch.float32)
-    return rows, torch.empty_like(rows), rows.new_empty(2, *rows.shape)
-
-
-def _moment_backward_fake(*inputs: Any) -> tuple[Tensor, ...]:
-    return tuple(gradients_fake(MomentProblem(*inputs[: len(MomentProblem._fields)]), inputs[-NEEDS:]))
-
-
 if MISSING is None:
     torch.library.register_fake("avppc::info_nce_cpu", rows_fake)
     torch.library.register_fake("avppc::info_nce_cpu_backward", backward_fake)
     torch.library.register_fake("avppc::info_nce_cpu_mean", _mean_fake(Problem))
-    torch.library.register_fake("avppc::info_nce_moments_cpu", _moment_rows_fake)
-    torch.library.register_fake("avppc::info_nce_moments_cpu_backward", _moment_backward_fake)
+    torch.library.register_fake("avppc::info_nce_moments_cpu", moment_rows_fake)
+    torch.library.register_fake("avppc::info_nce_moments_cpu_backward", moment_backward_fake)
     torch.library.register_fake("avppc::info_nce_moments_cpu_mean", _mean_fake(MomentProblem))

@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from avppc.checks import check_bool, check_choice, check_integer, without_autocast
-from avppc.ops import _library
-from avppc.ops.derivatives import plain_torch_alone
-from avppc.ops.info_nce.cpu import MISSING, info_nce_cpu_mean, info_nce_cpu_rows
-from avppc.ops.info_nce.op import InfoNCEStats, reduce_rows, shares_of
+from avppc.ops.info_nce.cpu import info_nce_cpu_mean, info_nce_cpu_rows
+from avppc.ops.info_nce.op import REDUCTIONS, InfoNCEStats, pick_backend, reduce_rows, shares_of
 from avppc.ops.info_nce.problem import MomentProblem, Pairs, check_both_ids, check_embeddings, make_problem
+from avppc.ops.info_nce.triton.op import info_nce_triton_rows
 
 Candidates = Literal["clip", "moment", "both"]
 CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
-BACKENDS = ("auto", "cpp", "reference")
-REDUCTIONS = ("mean", "task", "none")
 _CODES: dict[str, int] = {"clip": 1, "moment": 2, "both": 3}
 OTHER_CLIPS = _CODES["moment"]
 """The bit of MomentProblem.candidates that says that other clips are among them."""
@@ -65,7 +62,8 @@ def moment_info_nce(
         context_ids: [N] integers, given together with target_ids.
         target_ids: [M] integers: other clips with a context clip's id are left out of its negatives.
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over clips and moments; "none" for [K, N, Tc].
-        backend: "cpp" (CPU), "reference" (plain torch), or "auto": the fastest that can run.
+        backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
+            the fastest that can run.
         return_stats: also return InfoNCEStats.
 
     Returns:
@@ -137,46 +135,24 @@ def solve_moments(
 ) -> tuple[Tensor, InfoNCEStats]:
     """The loss of a checked problem; task_weights (K numbers) weigh the sub-tasks in the reduction "mean"."""
     tasks, clips = len(problem.pairs), problem.contexts.shape[1] // problem.context_moments
-    if _pick_backend(problem, backend) == "reference":
+    picked = pick_backend(problem, backend)
+    if picked == "reference":
         with without_autocast(problem.contexts):
             rows, correct = moment_rows_reference(problem)
             loss = reduce_rows(rows, reduction, task_weights)
-    elif reduction == "mean":
+    elif picked == "cpp" and reduction == "mean":
         loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares_of(task_weights, tasks, problem.scale))
         return loss, InfoNCEStats(task_loss.detach(), accuracy)
     else:
-        rows, correct = info_nce_cpu_rows(problem)
+        rows, correct = _ROWS[picked](problem)
         loss = reduce_rows(rows, reduction, task_weights)
     if reduction == "none":
         loss = loss.view(tasks, clips, problem.context_moments)
     return loss, InfoNCEStats(rows.detach().mean(1), correct.mean(1))
 
 
-def _pick_backend(problem: MomentProblem, backend: str) -> str:
-    """ "cpp" or "reference" for this problem."""
-    check_choice("backend", backend, BACKENDS)
-    device, dtype = problem.contexts.device.type, problem.contexts.dtype
-    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
-    if backend == "cpp":
-        if dtype == torch.float64:
-            raise TypeError("contexts must be float32, bfloat16 or float16 with backend='cpp', got float64")
-        if lacking:
-            raise RuntimeError(f"moment_info_nce(backend='cpp') has no {lacking}; use 'reference'")
-        _library.require(backend, "moment_info_nce")
-        if device != "cpu":
-            raise ValueError(f"contexts must be on the CPU with backend='cpp', got {problem.contexts.device}")
-    if backend != "auto":
-        return backend
-    reason = "there are no kernels for float64" if dtype == torch.float64 else None
-    if reason is None and lacking:
-        reason = f"they have no {lacking}"
-    if reason is None:
-        reason = MISSING if device == "cpu" else "there are none for moments yet"
-    if reason is None:
-        return "cpp"
-    if device in ("cpu", "cuda"):
-        _library.log_plain_torch("moment_info_nce", device, "cpp" if device == "cpu" else "triton", reason)
-    return "reference"
+_ROWS = {"cpp": info_nce_cpu_rows, "triton": info_nce_triton_rows}
+"""Of the compiled backends: losses, differentiable, and hits, as moment_rows_reference gives them."""
 
 
 def moment_rows_reference(problem: MomentProblem) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from avppc.ops import _library
 from avppc.ops.constant_tensors import constant
 from avppc.ops.derivatives import plain_torch_alone
 from avppc.ops.info_nce import cpu
-from avppc.ops.info_nce.problem import Pairs, Problem, make_problem
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, make_problem
 from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
 from avppc.ops.info_nce.triton.op import info_nce_triton_rows
 
@@ -139,20 +139,21 @@ def solve(
     return loss, stats if with_stats else None
 
 
-def pick_backend(problem: Problem, backend: str) -> str:
+def pick_backend(problem: Problem | MomentProblem, backend: str) -> str:
     """ "triton", "cpp" or "reference" for this problem."""
+    function = "bilinear_info_nce" if isinstance(problem, Problem) else "moment_info_nce"
     check_choice("backend", backend, BACKENDS)
     device, dtype = problem.contexts.device, problem.contexts.dtype
     lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
     if backend == "auto":
-        return _pick_automatically(device, dtype, lacking)
+        return _pick_automatically(function, device, dtype, lacking)
     if backend not in _library.COMPILED_PARTS:  # plain torch, which runs everywhere
         return backend
     if dtype == torch.float64:
         raise TypeError(f"contexts must be float32, bfloat16 or float16 with backend={backend!r}, got float64")
     if lacking:
-        raise RuntimeError(f"bilinear_info_nce(backend={backend!r}) has no {lacking}; use 'reference'")
-    _library.require(backend, "bilinear_info_nce")
+        raise RuntimeError(f"{function}(backend={backend!r}) has no {lacking}; use 'reference'")
+    _library.require(backend, function)
     if backend == "triton":
         reason = _library.triton_missing_reason(device.type, device.index)
         if reason is not None:
@@ -162,7 +163,7 @@ def pick_backend(problem: Problem, backend: str) -> str:
     return backend
 
 
-def _pick_automatically(device: torch.device, dtype: torch.dtype, lacking: str | None) -> str:
+def _pick_automatically(function: str, device: torch.device, dtype: torch.dtype, lacking: str | None) -> str:
     """The compiled kernels of the device where they are there, else "reference", with the reason in the log."""
     if device.type not in ("cpu", "cuda"):
         return "reference"
@@ -178,7 +179,7 @@ def _pick_automatically(device: torch.device, dtype: torch.dtype, lacking: str |
         reason = _library.triton_missing_reason("cuda", device.index)
     if reason is None:
         return backend
-    _library.log_plain_torch("bilinear_info_nce", device.type, backend, reason)
+    _library.log_plain_torch(function, device.type, backend, reason)
     return "reference"
 
 

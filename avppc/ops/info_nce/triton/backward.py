@@ -24,7 +24,7 @@ GROUP = 8
 """Row tiles that walk the columns together; their queries and the columns' targets share the second-level cache."""
 
 
-class _Upstream(NamedTuple):
+class Upstream(NamedTuple):
     """What the backward kernels need of the loss, beside the problem."""
 
     row_lse: Tensor
@@ -38,8 +38,16 @@ class _Upstream(NamedTuple):
     alpha: Tensor
     """0-d: scale * amax"""
 
+    @classmethod
+    def of(cls, launch: LaunchArguments, row_lse: Tensor, column_lse: Tensor, drows: Tensor) -> Upstream:
+        """From what the forward has kept, and the gradient of the rows' losses."""
+        largest = drows.abs().amax()
+        amax = torch.where(largest > 0, largest, 1.0)
+        lse = row_lse.contiguous(), column_lse.contiguous()
+        return cls(*lse, drows.contiguous(), amax, amax * launch.problem.scale)
 
-class _Needs(NamedTuple):
+
+class Needs(NamedTuple):
     """Which gradients are wanted."""
 
     contexts: bool
@@ -61,19 +69,15 @@ def info_nce_triton_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tens
     fields = len(Problem._fields)
     launch = LaunchArguments.of(Problem(*inputs[:fields]))
     row_lse, column_lse, queries, drows = inputs[fields : fields + 4]
-    needs = _Needs(*inputs[fields + 4 :])
+    needs = Needs(*inputs[fields + 4 :])
     if launch.problem.weights is None:
         needs = needs._replace(weights=False)
     with on(drows.device):
-        largest = drows.abs().amax()
-        amax = torch.where(largest > 0, largest, 1.0)
-        upstream = _Upstream(
-            row_lse.contiguous(), column_lse.contiguous(), drows.contiguous(), amax, amax * launch.problem.scale
-        )
+        upstream = Upstream.of(launch, row_lse, column_lse, drows)
         queries = queries.contiguous() if queries.numel() > 0 else queries_of(launch)
         dq, dtargets, terms = _solve(launch, queries, upstream, needs)
-        dcontexts, dweights = _dcontexts_and_dweights(launch, dq, upstream.alpha, needs)
-        dscale = terms.sum() * amax if needs.scale else launch.empty(0)
+        dcontexts, dweights = dcontexts_and_dweights(launch, dq, upstream.alpha, needs)
+        dscale = terms.sum() * upstream.amax if needs.scale else launch.empty(0)
     return dcontexts, dtargets, dweights, dscale
 
 
@@ -81,7 +85,7 @@ _Solved = tuple[Tensor, Tensor, Tensor]
 """dq [K, N, D] by position, dtargets, and the terms of dscale / amax; empty where not needed."""
 
 
-def _solve(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+def _solve(launch: LaunchArguments, queries: Tensor, upstream: Upstream, needs: Needs) -> _Solved:
     K, N, U, M, D = launch.sizes
     tile = tiles.table_tile("dz", launch.key)
     target_tiles = U * cdiv(M, tile.m) * cdiv(D, tile.output(D))
@@ -94,29 +98,29 @@ def _solve(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs:
     )
 
 
-def _by_recomputation(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+def _by_recomputation(launch: LaunchArguments, queries: Tensor, upstream: Upstream, needs: Needs) -> _Solved:
     """Two kernels and no workspace."""
-    dq, terms = _empty_dq(launch, needs.dq), launch.empty(0)
+    dq, terms = empty_dq(launch, needs.dq), launch.empty(0)
     if needs.dq or needs.scale:
         terms = with_best_tile("dq", launch.key, lambda tile: _recompute_dq(launch, queries, upstream, dq, tile))
-    dtargets = _empty_if(launch, needs.targets, launch.problem.targets)
+    dtargets = empty_if(launch, needs.targets, launch.problem.targets)
     if needs.targets:
         with_best_tile("dz", launch.key, lambda tile: _recompute_dz(launch, queries, upstream, dtargets, tile))
     return dq, dtargets, terms
 
 
-def _empty_if(launch: LaunchArguments, needed: bool, like: Tensor) -> Tensor:
+def empty_if(launch: LaunchArguments, needed: bool, like: Tensor) -> Tensor:
     return launch.empty(*(like.shape if needed else (0,)), dtype=like.dtype)
 
 
-def _empty_dq(launch: LaunchArguments, needed: bool) -> Tensor:
+def empty_dq(launch: LaunchArguments, needed: bool) -> Tensor:
     """dq; without weights it is added up as it is, not multiplied, and so is float32."""
     K, N, _, _, D = launch.sizes
     dtype = torch.float32 if launch.problem.weights is None else launch.problem.contexts.dtype
     return launch.empty(*((K, N, D) if needed else (0,)), dtype=dtype)
 
 
-def _common(launch: LaunchArguments, upstream: _Upstream) -> tuple[Any, ...]:
+def _common(launch: LaunchArguments, upstream: Upstream) -> tuple[Any, ...]:
     """The last arguments, which are the same for all three kernels."""
     K, N, _, M, D = launch.sizes
     return upstream.row_lse, upstream.column_lse, upstream.drows, *launch.ids, K, N, M, launch.offset, D
@@ -133,7 +137,7 @@ def _output_options(launch: LaunchArguments, output: int, tile: Tile) -> dict[st
     return {"EVEN": even, "WHOLE": tile.d >= D, "BLOCK_O": output, **_flags(launch), **options_of(tile)}
 
 
-def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, dq: Tensor, tile: Tile) -> Tensor:
+def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: Upstream, dq: Tensor, tile: Tile) -> Tensor:
     """Fills dq, unless it is empty; returns the terms of dscale."""
     problem, plan = launch.problem, launch.plan
     K, N, _, _, D = launch.sizes
@@ -158,7 +162,7 @@ def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
     return terms
 
 
-def _recompute_dz(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, dtargets: Tensor, tile: Tile) -> None:
+def _recompute_dz(launch: LaunchArguments, queries: Tensor, upstream: Upstream, dtargets: Tensor, tile: Tile) -> None:
     problem, plan = launch.problem, launch.plan
     _, _, U, M, D = launch.sizes
     output = tile.output(D)
@@ -207,12 +211,12 @@ def _waves(target_ranges: tuple[tuple[int, int], ...], N: int, block: int, most_
     return tuple(waves)
 
 
-def _by_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs) -> _Solved:
+def _by_waves(launch: LaunchArguments, queries: Tensor, upstream: Upstream, needs: Needs) -> _Solved:
     """The products of dS by cuBLAS, with as many rows of dS at a time as the workspace holds."""
     return with_best_tile("ds", launch.key, lambda tile: _launch_waves(launch, queries, upstream, needs, tile))
 
 
-def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream, needs: _Needs, tile: Tile) -> _Solved:
+def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: Upstream, needs: Needs, tile: Tile) -> _Solved:
     problem, plan = launch.problem, launch.plan
     _, N, U, M, D = launch.sizes
     dtype = queries.dtype
@@ -222,7 +226,7 @@ def _launch_waves(launch: LaunchArguments, queries: Tensor, upstream: _Upstream,
     workspace = launch.empty(max(wave.rows for wave in waves), stride, dtype=dtype)
     column_tiles = cdiv(M, tile.m)
     terms = launch.empty(sum(wave.tiles for wave in waves), column_tiles)
-    dq = _empty_dq(launch, needs.dq)
+    dq = empty_dq(launch, needs.dq)
     dz = launch.empty(*((U, M, D) if needs.targets else (0,)))
     done = 0
     for wave in waves:
@@ -272,15 +276,15 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         out.copy_(out + product if add else product)
 
 
-def _dcontexts_and_dweights(launch: LaunchArguments, dq: Tensor, alpha: Tensor, needs: _Needs) -> tuple[Tensor, Tensor]:
+def dcontexts_and_dweights(launch: LaunchArguments, dq: Tensor, alpha: Tensor, needs: Needs) -> tuple[Tensor, Tensor]:
     """dc = the sum over a context's sub-tasks of dq W, dW = dq^T c."""
     problem, plan = launch.problem, launch.plan
-    dcontexts = _empty_if(launch, needs.contexts, problem.contexts)
+    dcontexts = empty_if(launch, needs.contexts, problem.contexts)
     if problem.weights is None:
         if needs.contexts:
             _add_up(plan, dq, alpha, dcontexts)
         return dcontexts, launch.empty(0, dtype=dcontexts.dtype)
-    dweights = _empty_if(launch, needs.weights, problem.weights)
+    dweights = empty_if(launch, needs.weights, problem.weights)
     if needs.contexts:
         grouped_matmul(launch.key, dq, problem.weights, plan.dcontexts, dcontexts, alpha)
     if needs.weights:

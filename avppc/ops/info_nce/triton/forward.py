@@ -125,12 +125,15 @@ def grouped_matmul(
             depth,
             *a.stride(),
             *b.stride(),
+            FULL_N=rows % tile.n == 0,
+            FULL_M=columns % tile.m == 0,
             EVEN=depth % tile.d == 0,
             HAS_ALPHA=alpha is not None,
             **options_of(tile),
         )
 
-    unaligned = rows * a.itemsize % 16 != 0 or depth * a.itemsize % 16 != 0 or columns * a.itemsize % 16 != 0
+    lines = depth if a.stride(2) == 1 else rows, columns if b.stride(2) == 1 else depth, columns  # along memory
+    unaligned = any(line * a.itemsize % 16 != 0 for line in lines)
     with_best_tile("product", key._replace(width=depth, unaligned=unaligned, extra_registers=False), launch_with)
 
 
@@ -161,9 +164,9 @@ def info_nce_triton(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
         def launch_with(tile: Tile) -> None:
             for first, count in _task_chunks(launch, tile):
                 row_parts, column_parts = _statistics(launch, queries, positives, tile, first, count)
-                _combine(launch, row_parts, positives, row_lse, rows, correct, first)
+                combine(launch, row_parts, positives, row_lse, rows, correct, first)
                 if problem.symmetric:
-                    _combine(launch, column_parts, positives, column_lse, rows, None, first)
+                    combine(launch, column_parts, positives, column_lse, rows, None, first)
 
         with_best_tile("fwd", launch.key, launch_with)
     saved = queries if problem.weights is not None else launch.empty(0, dtype=queries.dtype)
@@ -230,7 +233,7 @@ def _statistics(
     return row_parts, column_parts
 
 
-def _combine(
+def combine(
     launch: LaunchArguments,
     parts: _Parts,
     positives: Tensor,

@@ -124,6 +124,8 @@ def info_nce_product_kernel(
     b_matrix,
     b_depth,
     b_column,
+    FULL_N: tl.constexpr,  # whether BLOCK_N divides rows
+    FULL_M: tl.constexpr,  # whether BLOCK_M divides columns
     EVEN: tl.constexpr,  # whether BLOCK_D divides depth
     HAS_ALPHA: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -137,8 +139,9 @@ def info_nce_product_kernel(
     i_out, i_tile = pid // (tiles_n * tiles_m), pid % (tiles_n * tiles_m)
     n, m = (i_tile // tiles_m) * BLOCK_N, (i_tile % tiles_m) * BLOCK_M
     o_n, o_m = n + tl.arange(0, BLOCK_N), m + tl.arange(0, BLOCK_M)
-    o_a = tl.cast(tl.minimum(o_n, rows - 1), tl.int64) * a_row
-    o_b = tl.cast(tl.minimum(o_m, columns - 1), tl.int64) * b_column
+    # masks past the end, not the last row again: along memory that would hide what lies side by side from the compiler
+    o_a, o_b = tl.cast(o_n, tl.int64) * a_row, tl.cast(o_m, tl.int64) * b_column
+    m_a, m_b = (o_n < rows)[:, None], (o_m < columns)[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for i_product in tl.range(tl.load(starts + i_out), tl.load(starts + i_out + 1)):
         p_a = a + tl.load(a_index + i_product).to(tl.int64) * a_matrix + o_a
@@ -147,18 +150,17 @@ def info_nce_product_kernel(
             o_d = d + tl.arange(0, BLOCK_D)
             p_ad = p_a[:, None] + (tl.cast(o_d, tl.int64) * a_depth)[None, :]
             p_bd = p_b[None, :] + (tl.cast(o_d, tl.int64) * b_depth)[:, None]
-            if EVEN:
-                acc = _dot(tl.load(p_ad), tl.load(p_bd), acc, PRECISION)
-            else:
-                b_a = tl.load(p_ad, mask=(o_d < depth)[None, :], other=0.0)
-                b_b = tl.load(p_bd, mask=(o_d < depth)[:, None], other=0.0)
-                acc = _dot(b_a, b_b, acc, PRECISION)
+            m_ad, m_bd = m_a, m_b
+            if not EVEN:
+                m_ad, m_bd = m_a & (o_d < depth)[None, :], m_b & (o_d < depth)[:, None]
+            b_a = tl.load(p_ad) if FULL_N and EVEN else tl.load(p_ad, mask=m_ad, other=0.0)
+            b_b = tl.load(p_bd) if FULL_M and EVEN else tl.load(p_bd, mask=m_bd, other=0.0)
+            acc = _dot(b_a, b_b, acc, PRECISION)
     if HAS_ALPHA:
         acc = acc * tl.load(alpha)
     p_out = out + tl.cast(i_out, tl.int64) * rows * columns
     p_out = p_out + (tl.cast(o_n, tl.int64) * columns)[:, None] + o_m[None, :]
-    m_out = (o_n < rows)[:, None] & (o_m < columns)[None, :]
-    tl.store(p_out, _narrow(acc, out.dtype.element_ty), mask=m_out)
+    tl.store(p_out, _narrow(acc, out.dtype.element_ty), mask=m_a & m_b)
 
 
 @triton.jit

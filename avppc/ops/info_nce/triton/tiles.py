@@ -72,6 +72,8 @@ class TileKey(NamedTuple):
     """Whether rows do not start at multiples of 16 bytes, and are loaded element by element."""
     extra_registers: bool = False
     """Whether there are ids or the loss is symmetric, so that more is kept in registers."""
+    part: str = ""
+    """Where clips have moments, the part of the candidates: "inside" clips or "across" them."""
 
 
 WIDTHS = (64, 128, 256, 1 << 30)
@@ -97,8 +99,8 @@ _HALF_90: dict[str, _Row] = {
     "dz": (
         Tile(64, 128, 64, 64, 8, 3),
         Tile(64, 128, 128, 128, 8, 2),
-        Tile(64, 64, 256, 256, 8, 2),
-        Tile(64, 64, 64, 256, 8, 2),
+        Tile(64, 64, 64, 256, 8, 3),
+        Tile(64, 64, 64, 256, 8, 3),
     ),
     "ds": _same(_WIDE),
 }
@@ -157,6 +159,17 @@ TABLE: dict[tuple[int, int], dict[str, _Row]] = {
     **{(INTERPRETER, itemsize): _INTERPRETED for itemsize in (2, 4)},
 }
 
+_INSIDE_ROW = (Tile(64, 64, 32, 64, 4, 3), Tile(64, 64, 64, 128, 4, 3), *(Tile(64, 64, 64, 256, 8, 3),) * 2)
+_INSIDE_HALF: dict[str, _Row] = {"fwd": _same(Tile(64, 64, 64, 0, 4, 3)), "dq": _INSIDE_ROW, "dz": _INSIDE_ROW}
+INSIDE = {place: _INSIDE_HALF if place[1] == 2 and place[0] != INTERPRETER else rows for place, rows in TABLE.items()}
+"""The same for candidates inside clips: the rows and columns of a tile are those of a few clips, five of 12 moments."""
+ACROSS = {place: dict(rows) for place, rows in TABLE.items()}
+"""The same for candidates across clips, whose kernels need more registers."""
+ACROSS[90, 2]["fwd"] = (*_HALF_90["fwd"][:2], _WIDE, _WIDE)
+ACROSS[100, 2]["fwd"] = _same(Tile(128, 64, 64, 0, 8, 3))
+ACROSS[100, 2]["dz"] = (Tile(64, 64, 64, 64, 8, 3), Tile(64, 64, 128, 128, 8, 2), *_HALF_90["dz"][2:])
+ACROSS[100, 4]["dq"] = _same(Tile(32, 32, 32, 64, 8, 2))
+ACROSS[SMALL, 2]["dz"] = (Tile(32, 64, 32, 64, 4, 2), *_HALF_SMALL["dz"][1:])
 
 EXTRA_REGISTERS: dict[tuple[int, int, str], Tile] = {
     (90, 2, "fwd"): _WIDE,
@@ -164,24 +177,34 @@ EXTRA_REGISTERS: dict[tuple[int, int, str], Tile] = {
     (100, 2, "ds"): Tile(128, 64, 64, 0, 8, 3),
 }
 """Where the table's tile would not fit the registers with ids or symmetric; keys: architecture, itemsize, kernel."""
-UNALIGNED: dict[str, Tile] = {
-    "product": Tile(64, 64, 16, 0, 8, 2),
-    "fwd": Tile(64, 64, 16, 0, 8, 2),
-    "dq": Tile(32, 32, 16, 64, 8, 2),
-    "dz": Tile(32, 32, 16, 64, 8, 2),
-    "ds": Tile(64, 64, 16, 0, 8, 2),
+UNALIGNED: dict[int, dict[str, Tile]] = {
+    2: {
+        "product": Tile(64, 64, 16, 0, 8, 2),
+        "fwd": Tile(64, 64, 16, 0, 8, 2),
+        "dq": Tile(32, 32, 16, 64, 8, 2),
+        "dz": Tile(32, 32, 16, 64, 8, 2),
+        "ds": Tile(64, 64, 16, 0, 8, 2),
+    },
+    4: {
+        "product": Tile(64, 64, 16, 0, 8, 2),
+        "fwd": Tile(64, 32, 16, 0, 8, 2),
+        "dq": Tile(32, 16, 16, 64, 8, 2),
+        "dz": Tile(32, 16, 16, 64, 8, 2),
+        "ds": Tile(64, 32, 16, 0, 8, 2),
+    },
 }
-"""Of every architecture, for rows that do not start at multiples of 16 bytes."""
+"""Of every architecture, by bytes of an element, for rows that do not start at multiples of 16 bytes."""
 
 
 def table_tile(kernel: str, key: TileKey) -> Tile:
     """The tile of the table."""
     if key.unaligned and key.architecture != INTERPRETER:
-        return UNALIGNED[kernel]
-    if key.extra_registers and (key.architecture, key.itemsize, kernel) in EXTRA_REGISTERS:
+        return UNALIGNED[key.itemsize][kernel]
+    if key.extra_registers and not key.part and (key.architecture, key.itemsize, kernel) in EXTRA_REGISTERS:
         return EXTRA_REGISTERS[key.architecture, key.itemsize, kernel]
     column = next(i for i, width in enumerate(WIDTHS) if key.width <= width)
-    return TABLE[key.architecture, key.itemsize][kernel][column]
+    table = {"": TABLE, "inside": INSIDE, "across": ACROSS}[key.part]
+    return table[key.architecture, key.itemsize][kernel][column]
 
 
 class Backward(NamedTuple):

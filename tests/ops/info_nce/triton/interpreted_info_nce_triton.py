@@ -1,7 +1,7 @@
 """The Triton kernels of bilinear_info_nce in Triton's interpreter, on CPU tensors: values, gradients, options.
 
-test_info_nce_triton.py runs this file in a process of its own with TRITON_INTERPRET=1. Fresh memory is full of NaN in
-every test here.
+test_info_nce_triton.py runs this file in a process of its own with TRITON_INTERPRET=1; conftest.py fills fresh memory
+with NaN in every test here.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from info_nce_cases import (
@@ -28,7 +26,6 @@ from info_nce_cases import (
 )
 from torch import Tensor
 from torch.library import opcheck
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from avppc import PermutativeInfoNCE
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
@@ -41,29 +38,6 @@ from avppc.ops.info_nce.triton import tiles
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # numpy's, of logarithms of 0 and of NaN
-
-
-@pytest.fixture(autouse=True)
-def _nan_filled_memory() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(64).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture(autouse=True)
-def _dot_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tl.dot summed in float64 and rounded once.
-
-    The interpreter leaves it to numpy's BLAS, some of whose float32 kernels round the same row differently in blocks of
-    different shapes: then the backward's logits are not the forward's, as they are on a GPU.
-    """
-
-    def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
-        product = np.matmul(a.data, b.data, dtype=np.float64).astype(d.data.dtype)
-        return TensorHandle(product + d.data, d.dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 @pytest.fixture(params=["recompute", "waves"])

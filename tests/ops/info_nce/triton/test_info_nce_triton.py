@@ -15,6 +15,7 @@ import torch
 
 from avppc.ops import _library
 from avppc.ops.info_nce import op
+from avppc.ops.info_nce.moments import moment_info_nce
 from avppc.ops.info_nce.op import bilinear_info_nce
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -23,9 +24,10 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 
 @needs_triton
 @pytest.mark.timeout(900)  # a minute where nothing else runs
-def test_the_contract_holds_in_the_interpreter() -> None:
+@pytest.mark.parametrize("name", ["interpreted_info_nce_triton.py", "interpreted_moments_triton.py"])
+def test_the_contract_holds_in_the_interpreter(name: str) -> None:
     """In a process of its own: Triton reads TRITON_INTERPRET when a kernel is defined, and others compile kernels."""
-    tests = Path(__file__).parent / "interpreted_info_nce_triton.py"
+    tests = Path(__file__).parent / name
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -35,7 +37,7 @@ def test_the_contract_holds_in_the_interpreter() -> None:
 
 @needs_triton
 def test_cpu_tensors_are_refused_without_the_interpreter() -> None:
-    x = torch.ones(3, 2)
+    x = torch.ones(2, 3, 2)
     with pytest.raises(ValueError, match=r"contexts on cpu cannot be scored with backend='triton': .*TRITON_INTERPRET"):
         bilinear_info_nce(x, x, backend="triton")
 
@@ -43,10 +45,13 @@ def test_cpu_tensors_are_refused_without_the_interpreter() -> None:
 def test_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_find", lambda _: "it was hidden")
     x = torch.ones(3, 2)
-    with pytest.raises(RuntimeError, match=r"backend='triton'\) needs Triton: it was hidden"):
-        bilinear_info_nce(x, x, backend="triton")
+    for function in (bilinear_info_nce, moment_info_nce):
+        text = rf"{function.__name__}\(backend='triton'\) needs Triton: it was hidden"
+        with pytest.raises(RuntimeError, match=text):
+            function(x[None], x[None], backend="triton")
 
 
+@pytest.mark.parametrize("function", ["bilinear_info_nce", "moment_info_nce"])
 @pytest.mark.parametrize(
     ("dtype", "triton_reason", "expected"),
     [
@@ -57,6 +62,7 @@ def test_missing_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_auto_falls_back_on_a_gpu_and_says_why_once(
+    function: str,
     dtype: torch.dtype,
     triton_reason: str | None,
     expected: str | None,
@@ -66,10 +72,10 @@ def test_auto_falls_back_on_a_gpu_and_says_why_once(
     monkeypatch.setattr(_library, "triton_missing_reason", lambda *_: triton_reason)
     _library._log_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        picked = [op._pick_automatically(torch.device("cuda", 0), dtype, None) for _ in range(2)]
+        picked = [op._pick_automatically(function, torch.device("cuda", 0), dtype, None) for _ in range(2)]
     assert picked == ["triton" if expected is None else "reference"] * 2
     assert len(caplog.records) == (0 if expected is None else 1)
-    assert expected is None or expected in caplog.text
+    assert expected is None or (expected in caplog.text and f"{function} runs in plain torch" in caplog.text)
     _library._log_once.cache_clear()
 
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from typing import Any
 
 import pytest
 import torch
 from info_nce_cases import Case
-from triton_report import Compiled, Variant, compile_kernel, sass, table_variants, variant
+from test_moments import Case as MomentCase
+from triton_report import (
+    MOMENT_KERNELS,
+    MOMENT_PARTS,
+    Compiled,
+    Variant,
+    compile_kernel,
+    sass,
+    table_variants,
+    variant,
+)
 
+from avppc.ops.info_nce.moments import make_moment_problem
 from avppc.ops.info_nce.problem import make_problem
 from avppc.ops.info_nce.triton import tiles
 from avppc.ops.info_nce.triton.tiles import (
@@ -39,7 +51,7 @@ def distinct(variants: list[Variant]) -> list[Variant]:
 
 # Whatever the table holds is compiled for sm_80, sm_90 and sm_100 in bfloat16; of what else there is, a part, for the
 # time it takes (tools/triton_report.py compiles it all).
-TABLE = distinct([one for one in table_variants(("bf16",)) if one.architecture != SMALL])
+TABLE = distinct([one for one in table_variants(("bf16",)) if one.architecture != SMALL and not one.part])
 TABLE += [variant(kernel, architecture, "fp32", 512) for kernel in KERNELS for architecture in (90,)]
 LSE_FLAGS: list[tuple[str, ...]] = [(), ("symmetric",), ("no_positive",), ("ones",)]
 OTHERS = [variant(kernel, SMALL, "bf16", 512) for kernel in KERNELS]
@@ -47,9 +59,20 @@ OTHERS += [variant(kernel, 90, "bf16", 123, ("ids", "unaligned")) for kernel in 
 OTHERS += [variant(kernel, 100, "bf16", 64, ("ids", "symmetric")) for kernel in KERNELS if kernel != "product"]
 OTHERS += [variant(kernel, 90, "bf16", 512, ("ids", "symmetric")) for kernel in KERNELS if kernel != "product"]
 OTHERS += [variant(kernel, 90, "bf16", 1, ("unaligned", "ones")) for kernel in KERNELS]
-OTHERS += [variant("product", a, "bf16", 512, (flag,)) for a in (80, 90, 100) for flag in ("dcontexts", "dweights")]
+PRODUCTS: list[tuple[str, ...]] = [(), ("dcontexts",), ("dweights",)]
+PRODUCTS += [(*form, "ragged") for form in PRODUCTS]
+OTHERS += [variant("product", a, "bf16", 512, form) for a in (80, 90, 100) for form in PRODUCTS[1:]]
 OTHERS += [Variant("lse", 90, "fp32", 1, Tile(1, 1, 1, 0, 4, 3), flags) for flags in LSE_FLAGS]
 OTHERS += [variant("fwd", 90, "fp16", 512), variant("fwd", 90, "fp32", 512, ("tf32",))]
+
+# Of clips with moments all kernels for sm_90, and a part for the others.
+MOMENTS = [variant(k, 90, "bf16", w, (p, "both")) for p in MOMENT_PARTS for k in MOMENT_KERNELS for w in (128, 512)]
+MOMENTS += [
+    variant(k, a, "bf16", 128, (p, "both")) for k in MOMENT_KERNELS for a, p in ((80, "inside"), (100, "across"))
+]
+MOMENTS += [variant(k, 90, "bf16", 123, ("across", "ids", "unaligned")) for k in MOMENT_KERNELS]
+MOMENTS += [variant(k, 90, "fp32", 128, ("inside",)) for k in MOMENT_KERNELS]
+MOMENTS += [variant(k, SMALL, "bf16", 64, ("across", "ids")) for k in MOMENT_KERNELS]
 
 
 def check(one: Variant) -> Compiled:
@@ -70,27 +93,48 @@ def test_options_fit_too(one: Variant) -> None:
     check(one)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_products_run_on_hoppers_tensor_cores(kernel: str) -> None:
-    """Warp-group products, from shared memory that is loaded while they run."""
-    code = sass(compile_kernel(variant(kernel, 90, "bf16", 512)))
-    assert "HGMMA" in code
-    assert "LDGSTS" in code or "UTMALDG" in code
+@pytest.mark.parametrize("one", MOMENTS, ids=str)
+def test_tiles_of_moments_fit_too(one: Variant) -> None:
+    check(one)
+
+
+def loads_by_element(code: str) -> list[str]:
+    """Loads of single elements of bfloat16."""
+    return re.findall(r"(?:LDG|LDGSTS)\S*\.[US](?:8|16) .*", code)
+
+
+HOPPER = [one for one in TABLE if (one.architecture, one.dtype) == (90, "bf16")]
+HOPPER += [variant("product", 90, "bf16", 512, form) for form in PRODUCTS[1:]]
+HOPPER += [one for one in MOMENTS if (one.architecture, one.width % 64) == (90, 0) and one.dtype == "bf16"]
+
+
+@pytest.mark.parametrize("one", HOPPER, ids=str)
+def test_products_run_on_hoppers_tensor_cores(one: Variant) -> None:
+    """Warp-group products that wait for each other once a group, from shared memory that is loaded while they run."""
+    code = sass(compile_kernel(one))
+    products, waits = len(re.findall("HGMMA", code)), len(re.findall("WARPGROUP.DEPBAR", code))
+    assert products > 0
+    assert waits <= products / 2, f"{products} products wait {waits} times"
+    assert re.search(r"LDGSTS\S*\.128", code) or "UTMALDG" in code
+    assert not loads_by_element(code)
     assert "RED." not in code, "no atomics"
     assert "ATOM" not in code, "no atomics"
 
 
 @pytest.mark.parametrize(("architecture", "instruction"), [(80, "HMMA"), (100, "UTCHMMA")])
-def test_products_run_on_other_tensor_cores(architecture: int, instruction: str) -> None:
-    assert instruction in sass(compile_kernel(variant("fwd", architecture, "bf16", 512)))
+@pytest.mark.parametrize("part", ["", *MOMENT_PARTS])
+def test_products_run_on_other_tensor_cores(part: str, architecture: int, instruction: str) -> None:
+    code = sass(compile_kernel(variant("fwd", architecture, "bf16", 128, (part,) if part else ())))
+    assert instruction in code
+    assert not loads_by_element(code)
 
 
 def test_every_place_has_a_tile() -> None:
     for architecture in SHARED_MEMORY_BYTES:
         for itemsize in (2, 4):
             for width in (1, 64, 65, 123, 256, 1024, 8192):
-                for flags in ({}, {"unaligned": True}, {"extra_registers": True}):
-                    for kernel in KERNELS:
+                for flags in ({}, {"unaligned": True}, {"extra_registers": True}, *({"part": p} for p in MOMENT_PARTS)):
+                    for kernel in MOMENT_KERNELS if "part" in flags else KERNELS:
                         key = TileKey(architecture, itemsize, width, **flags)
                         assert table_tile(kernel, key).output(width) > 0 or kernel not in ("dq", "dz")
 
@@ -165,3 +209,44 @@ def test_launches_bind_and_compile(
     backward = ["dq_kernel", "dz_kernel"] if recompute else ["ds_kernel"] * min(case.K, 2)  # a wave for each target
     expected = ["product", "fwd", "lse", *backward, "product", "product"]
     assert [part in name for part, name in zip(expected, launched, strict=True)] == [True] * len(expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "kernels"),
+    [
+        (MomentCase(N=1, Tc=1, Tz=1, Dc=1, Dz=1, K=1, candidates="clip"), 1),
+        (MomentCase(N=20, Dc=24, Dz=24, K=3, ids=True, dtype=torch.bfloat16), 2),
+    ],
+    ids=["ones", "all"],
+)
+def test_launches_of_moments_bind_and_compile(case: MomentCase, kernels: int, launched: list[str]) -> None:
+    """A launch of each kernel for each part of the candidates, however many sub-tasks there are."""
+    from avppc.ops.info_nce.triton.moments import info_nce_moments_triton, info_nce_moments_triton_backward
+
+    with torch.no_grad():
+        problem = make_moment_problem(**case.arguments())
+        rows, _, *saved = info_nce_moments_triton(*problem)
+        gradients = info_nce_moments_triton_backward(*problem, *saved, torch.zeros_like(rows), True, True, True, True)
+    inputs = (problem.contexts, problem.targets, problem.weights, problem.scale)
+    assert [(x.shape, x.dtype) for x in gradients] == [(x.shape, x.dtype) for x in inputs]
+    expected = ["product", *["fwd"] * kernels, "lse", *["dq_kernel", "dz_kernel"] * kernels, "product", "product"]
+    assert [part in name for part, name in zip(expected, launched, strict=True)] == [True] * len(expected)
+    assert all("moment_info_nce" in name for name in launched if "product" not in name and "lse" not in name)
+
+
+@pytest.mark.parametrize(("rows", "width", "unaligned"), [(100, 64, False), (1001, 64, False), (128, 60, True)])
+def test_only_what_lies_along_memory_must_be_aligned(
+    rows: int, width: int, unaligned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any number of rows takes the wide tiles; a width whose rows do not start at 16 bytes takes the narrow ones."""
+    from avppc.ops.info_nce.triton import backward, forward
+
+    keys: list[TileKey] = []
+    monkeypatch.setattr(tiles, "architecture_of", lambda _: 90)
+    monkeypatch.setattr(forward, "with_best_tile", lambda _, key, __: keys.append(key))
+    with torch.no_grad():
+        case = Case(N=rows, Dc=width, Dz=width, dtype=torch.bfloat16)
+        launch = forward.LaunchArguments.of(make_problem(**case.arguments()))
+        queries = forward.queries_of(launch)
+        backward.dcontexts_and_dweights(launch, queries, queries[0, 0, 0], backward.Needs(True, True, True, True))
+    assert [key.unaligned for key in keys] == [unaligned] * 3
