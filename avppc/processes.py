@@ -18,7 +18,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import FrameType
@@ -58,6 +59,23 @@ def process_context(module: str) -> SpawnContext | ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     return context
+
+
+def process_pool(
+    workers: int, context: SpawnContext | ForkServerContext, start: Callable[..., None], *arguments: Any
+) -> ProcessPoolExecutor:
+    """Worker processes that call functions; all of them are started by the first call.
+
+    Left to itself a pool starts the next process when a call finds none idle. Where another one dies just then, its
+    thread closes the pipes that the new one is to inherit: an error about file descriptors, instead of
+    BrokenProcessPool, or a process with the wrong pipes (before Python 3.12).
+
+    Args:
+        start: called with the arguments in each process, before its first call.
+    """
+    pool = ProcessPoolExecutor(workers, context, start, arguments)
+    pool._safe_to_dynamically_spawn_children = False  # type: ignore[attr-defined]  # as the pool itself does for forks
+    return pool
 
 
 def follow_parent() -> None:

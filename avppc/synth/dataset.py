@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from avppc.files import (
     write_json_lines,
 )
 from avppc.printing import ProgressBar
-from avppc.processes import ctrl_c_waits, process_context
+from avppc.processes import ctrl_c_waits, process_context, process_pool
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.synth.config import WORDS, SynthConfig
 
@@ -210,13 +210,11 @@ def _in_workers(config: SynthConfig, jobs: list[Job]) -> Iterator[Record]:
     from avppc.synth.worker import make_and_write, start_worker
 
     workers = min(config.worker_processes, len(jobs))
-    pool = ProcessPoolExecutor(
-        workers, process_context("avppc.synth.worker"), initializer=start_worker, initargs=(config,)
-    )
+    pool = process_pool(workers, process_context("avppc.synth.worker"), start_worker, config)
     pending: set[Future[Record]] = set()
     try:
         for job in jobs:
-            with ctrl_c_waits():  # it may start a process
+            with ctrl_c_waits():  # the first one starts the processes
                 pending.add(pool.submit(make_and_write, job))
             if len(pending) >= _JOBS_IN_FLIGHT * workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)

@@ -17,6 +17,7 @@ import numpy as np
 _TIMES = {"seconds", "clips_per_second", "data_wait", "checksum"}  # of a file with such a time
 _SYNTHETIC = {"path", "word", "split", "speaker", "face", "voice", "seed"}
 """What is the same of a synthetic clip however often it is made: espeak-ng says nothing twice alike."""
+_DURATION = re.compile(r"\b[\d.]+[ \u00a0](s|min|h)\b")  # as pages write it
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def _content(path: Path, synthetic: bool) -> Any:
     if path.suffix == ".csv":
         return [_without(row, _TIMES) for row in csv.DictReader(io.StringIO(content.decode()))]
     if path.suffix in (".html", ".md"):
-        return content.decode()
+        return _DURATION.sub("some time", content.decode())
     return hashlib.sha256(content).hexdigest()
 
 

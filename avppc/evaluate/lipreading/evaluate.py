@@ -48,7 +48,7 @@ from avppc.evaluate.lipreading.results import (
 from avppc.files import sha256_of, temporary_place
 from avppc.models.encoder_file import find_encoder
 from avppc.printing import ProgressBar
-from avppc.processes import ctrl_c_waits, follow_parent
+from avppc.processes import ctrl_c_waits, follow_parent, process_pool
 from avppc.settings import config_to_dict
 from avppc.train.hardware import set_up_cpu
 from avppc.train.run_folder import read_run_config, source_of
@@ -291,18 +291,14 @@ class FitPool:
         self._last: tuple[RowName, FrozenFeatures | None] | None = None
         self._executor: ProcessPoolExecutor | None = None
         if self.workers > 1:
-            self._executor = ProcessPoolExecutor(
-                self.workers,
-                multiprocessing.get_context("spawn"),
-                _start_worker,
-                (max(1, threads // self.workers),),
-            )
+            context = multiprocessing.get_context("spawn")
+            self._executor = process_pool(self.workers, context, _start_worker, max(1, threads // self.workers))
 
     def submit(self, fit: Fit) -> Future[FitResult]:
         """Starts a fit; if there is only one process, runs it here and now."""
         if self._executor is not None:
             file = self._file_of(fit.row)
-            with ctrl_c_waits():  # it may start a process
+            with ctrl_c_waits():  # the first one starts the processes
                 return self._executor.submit(_train_in_worker, self.inputs.config, fit, file)
         future: Future[FitResult] = Future()
         future.set_result(train_fit(self.inputs, fit, self._features_of(fit.row)))
