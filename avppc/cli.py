@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import faulthandler
 import importlib
 import os
@@ -13,19 +14,16 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from rich.text import Text
 
 import avppc.config
+from avppc import flags
 from avppc._version import __version__
-from avppc.config import EvaluateConfig, PretrainConfig
 from avppc.ops._library import check_variables
-from avppc.printing import Console, colours_pass, drop_held_back, escaped_output, lenient_stderr, visible
+from avppc.printing import Console, drop_held_back, escaped_output, lenient_stderr, quiet, visible
 from avppc.processes import Stopped, Terminated, exit_code, sigterm_interrupts
-from avppc.settings import current_name
 
 T = TypeVar("T")
 _NO_MEMORY = re.compile("allocate memory|out of memory")  # torch's words on the CPU and on a GPU
@@ -43,42 +41,64 @@ class Command:
     """Name of its configuration in avppc.config."""
     module: str
     """Module whose execute(config) does the work and returns the exit code; imported when the command is given."""
-    positional: str | None = None
-    """Its field that may come first without the flag's name."""
+    usual: tuple[str, ...] | None = None
+    """The settings that --help shows; None: all."""
     goes_on: bool = False
     """Whether the same command, started again, goes on from what it has done."""
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 COMMANDS = {
     "synth": Command(
-        "Writes the talking mouths, a synthetic data set.", "SynthConfig", "avppc.synth.dataset", goes_on=True
+        "Writes the talking mouths, a synthetic data set.",
+        "SynthConfig",
+        "avppc.synth.dataset",
+        _names("out words clips_per_word val_clips_per_word test_clips_per_word extra_clips difficulty seed overwrite"),
+        goes_on=True,
     ),
     "index": Command(
         "Lists what a folder of videos holds and what is wrong.",
         "IndexConfig",
         "avppc.data.prepare.index",
+        _names("data out paths layout words workers shard"),
         goes_on=True,
     ),
     "prepare": Command(
-        "Decodes videos once into packed shards.", "PrepareConfig", "avppc.data.prepare.prepare", goes_on=True
+        "Decodes videos once into packed shards.",
+        "PrepareConfig",
+        "avppc.data.prepare.prepare",
+        _names("data out crop words split_by stride workers shard overwrite"),
+        goes_on=True,
     ),
     "check-sync": Command(
         "Finds sound that is shifted against the picture.", "CheckSyncConfig", "avppc.evaluate.diagnose.check_sync"
     ),
     "pretrain": Command(
-        "Pretrains a visual encoder without labels.", "PretrainConfig", "avppc.train.loop", goes_on=True
+        "Pretrains a visual encoder without labels.",
+        "PretrainConfig",
+        "avppc.train.loop",
+        _names("data out preset task steps batch_size seed device optimizer.learning_rate"),
+        goes_on=True,
     ),
     "evaluate": Command(
         "Measures lip reading, frozen and fine-tuned.",
         "EvaluateConfig",
         "avppc.evaluate.lipreading.evaluate",
+        _names("run preset data trajectories rows labels_per_word draws heads device"),
         goes_on=True,
     ),
     "bench-train": Command(
         "Times the training step on this machine.", "BenchTrainConfig", "avppc.evaluate.lipreading.until"
     ),
     "table": Command(
-        "Compares the proxy tasks, in one table.", "TableConfig", "avppc.evaluate.table.table", goes_on=True
+        "Compares the proxy tasks, in one table.",
+        "TableConfig",
+        "avppc.evaluate.table.table",
+        _names("data out preset tasks labels seeds heads finetune steps only_finished device"),
+        goes_on=True,
     ),
     "diagnose": Command(
         "Looks into a run: shortcuts, retrieval, offsets.", "DiagnoseConfig", "avppc.evaluate.diagnose.diagnose"
@@ -89,13 +109,13 @@ COMMANDS = {
         "Writes the encoder for other programs: safetensors, torch.export, ONNX.",
         "ExportConfig",
         "avppc.export.export",
-        "run",
     ),
-    "embed": Command(
-        "Writes the encoder's features of a packed data set.", "EmbedConfig", "avppc.export.embed", "data"
-    ),
+    "embed": Command("Writes the encoder's features of a packed data set.", "EmbedConfig", "avppc.export.embed"),
     "features": Command(
-        "Computes and draws the features of a file's sound.", "FeaturesConfig", "avppc.data.features", "source"
+        "Computes and draws the features of a file's sound.",
+        "FeaturesConfig",
+        "avppc.data.features",
+        _names("source preset mfcc plot out"),
     ),
     "doctor": Command("Says what is installed and tests each op.", "DoctorConfig", "avppc.doctor"),
 }
@@ -125,22 +145,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str]) -> int:
-    if not given or given[0] in ("-h", "--help"):
+    if not given or given in (["-h"], ["--help"], ["help"]):
         print(_usage())
         return 0 if given else 2
-    if given[0] == "--version":
+    if given[0] in ("-V", "--version"):
         print(f"avppc {__version__}")
         return 0
-    name, *flags = given
+    if given[0] == "--print-completion":
+        return _print_completion(given[1:])
+    if given[0] == "help":
+        given = [given[1], "--help"]
+    name, *rest = given
     name = FORMER_NAMES.get(name, name)
     if name not in COMMANDS:
-        return _fail(f"there is no command {name!r}; the commands are {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        guess = f"did you mean {near[0]!r}? The" if near else "the"
+        return _fail(f"there is no command {name!r}; {guess} commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]
     try:
         check_variables()
-        config = _parse(name, command, flags)
+        config = _parse(name, command, rest)
         execute: Callable[[Any], int] = importlib.import_module(command.module).execute
-        return execute(config)
+        with quiet(flags.QUIET in rest):
+            return execute(config)
     except BrokenPipeError:
         raise  # `main` looks whether it is standard output's
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
@@ -183,65 +210,28 @@ def _stdout_is_closed() -> bool:
     return True
 
 
-def _parse(name: str, command: Command, flags: list[str]) -> Any:
+def _parse(name: str, command: Command, given: list[str]) -> Any:
     config_type = getattr(avppc.config, command.config)
-    default = PRESETS[config_type](_preset(flags)) if config_type in PRESETS else None
-    if command.positional is not None and flags and not flags[0].startswith("-"):
-        flags = [f"--{command.positional}", *flags]
-    flags = [_FLAG.sub(lambda found: found[1] + current_name(config_type, found[2]), flag) for flag in flags]
-    with colours_pass():
-        return tyro.cli(
-            config_type,
-            prog=f"avppc {name}",
-            description=command.summary,
-            args=flags,
-            default=default,
-            console_outputs=True,
-        )
+    return flags.parse(config_type, given, prog=f"avppc {name}", summary=command.summary, usual=command.usual)
 
 
-def _preset(flags: Sequence[str]) -> str | None:
-    """The value of --preset."""
-    for place, flag in enumerate(flags):
-        if flag == "--preset" and place + 1 < len(flags):
-            return flags[place + 1]
-        if flag.startswith("--preset="):
-            return flag.partition("=")[2]
-    return None
-
-
-def _pretrain_defaults(preset: str | None) -> PretrainConfig:
-    """Those of a preset, without data and out, which have none."""
-    name: Any = preset or "laptop"  # checked there
-    return _without(PretrainConfig.from_preset(name, Path(), Path()), "data", "out")
-
-
-def _evaluate_defaults(preset: str | None) -> EvaluateConfig:
-    name: Any = preset or "few-labels"
-    return _without(EvaluateConfig.from_preset(name, Path()), "run")
-
-
-def _without(config: T, *names: str) -> T:
-    """The defaults with these fields still to be given; a configuration itself would refuse what stands for them."""
-    for name in names:
-        object.__setattr__(config, name, tyro.MISSING)
-    return config
-
-
-PRESETS: dict[type, Callable[[str | None], Any]] = {
-    PretrainConfig: _pretrain_defaults,
-    EvaluateConfig: _evaluate_defaults,
-}
-"""What makes the defaults of a configuration with presets."""
+def _print_completion(given: list[str]) -> int:
+    if len(given) != 1 or given[0] not in flags.SHELLS:
+        return _fail(f"--print-completion needs one of {', '.join(flags.SHELLS)}")
+    flags.print_completion(
+        {name: (getattr(avppc.config, command.config), command.summary) for name, command in COMMANDS.items()}, given[0]
+    )
+    return 0
 
 
 def _usage() -> str:
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: avppc COMMAND [--help] ...", "", *lines])
+    more = "avppc COMMAND --help shows the usual settings of a command, --help-all all of them."
+    return "\n".join(["usage: avppc COMMAND [--help] ...", "", *lines, "", more])
 
 
 def _fail(text: str, code: int = 2) -> int:
     lines = visible(text).replace("\n", "\n  ")  # a name with an end of line does not begin a line of its own
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("avppc:", "bold red"), " ", lines))
+    Console(stderr=True, quiet=False, soft_wrap=True).print(Text.assemble(("avppc:", "bold red"), " ", lines))
     return code

@@ -46,10 +46,16 @@ def visible(text: str) -> str:
 
 
 class Console(rich.console.Console):
-    """rich's Console without markup and emoji codes, which prints a str as one line and escapes as visible() does."""
+    """rich's Console without markup and emoji codes, which prints a str as one line and escapes as visible() does.
+
+    Inside `quiet` one on standard error shows nothing, unless it is made with quiet=False.
+    """
+
+    shows_progress = True
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+        silent = bool(settings.get("stderr")) and not Console.shows_progress
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, "quiet": silent, **settings})
 
     @property
     def file(self) -> IO[str]:
@@ -125,6 +131,16 @@ def colours_pass() -> Iterator[None]:
         yield
     finally:
         _EscapedStream.colours = False
+
+
+@contextlib.contextmanager
+def quiet(on: bool) -> Iterator[None]:
+    """Shows no progress inside the block."""
+    Console.shows_progress, before = not on, Console.shows_progress
+    try:
+        yield
+    finally:
+        Console.shows_progress = before
 
 
 def one_line(error: BaseException) -> str:
@@ -218,7 +234,7 @@ class ProgressBar:
         self._rated_done = 0
         self._text = ""
         self._started = self._printed = time.monotonic()
-        self._prints_lines = not (self._console.is_interactive or self._console.is_jupyter)
+        self._prints_lines = not (self._console.is_interactive or self._console.is_jupyter or self._console.quiet)
         self._bar = _Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -228,7 +244,7 @@ class ProgressBar:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=self._prints_lines,
+            disable=self._prints_lines or self._console.quiet,
         )
         self._task = self._bar.add_task(name, total=total, completed=done, rate="")
 

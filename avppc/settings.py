@@ -6,8 +6,10 @@ Files that decide what is done next hold a checksum of their own content, which 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ T = TypeVar("T")
 CHECKSUM = "checksum"
 """The member that holds the checksum; nothing else in such a file may have its name."""
 _KIND = "sha256:"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -43,23 +46,56 @@ def config_from_dict(cls: type[T], values: Any, where: str) -> T:
     Raises:
         ValueError: `where` (the file, say) has an unknown field, lacks one, or has a value that does not fit.
     """
-    if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected an object with the fields of {cls.__name__}, got {type(values).__name__}")
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]  # any dataclass
     before: Mapping[str, Any] = getattr(cls, "BEFORE", {})
-    given, values = values, {current_name(cls, name): value for name, value in values.items()}
-    if len(values) < len(given):
-        raise ValueError(f"{where}: a field is given twice, by its name and a former one: {sorted(given)}")
-    values = {**before, **values}
+    values = {**before, **_current_names(cls, values, where)}
     unknown = sorted(values.keys() - fields.keys())
     if unknown:
-        raise ValueError(f"{where}: unknown fields {unknown}; allowed are {sorted(fields)}")
+        near = difflib.get_close_matches(unknown[0], fields, 1)
+        guess = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"{where}: unknown fields {unknown}{guess}; allowed are {sorted(fields)}")
     hints = typing.get_type_hints(cls)
     restored = {name: _restore(hints[name], value, f"{where}: {name}") for name, value in values.items()}
     try:
         return cls(**restored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def overlaid(config: T, values: Any, where: str) -> T:
+    """The configuration with these JSON values in place of its own; those of a group may be some of its fields.
+
+    Raises:
+        ValueError: as config_from_dict.
+    """
+    return config_from_dict(type(config), _overlay(type(config), config_to_dict(config), values, where), where)
+
+
+def _overlay(cls: type, below: dict[str, Any], values: Any, where: str) -> dict[str, Any]:
+    hints, both = typing.get_type_hints(cls), dict(below)
+    for name, value in _current_names(cls, values, where).items():
+        is_group = dataclasses.is_dataclass(hints.get(name))
+        both[name] = _overlay(hints[name], below[name], value, f"{where}: {name}") if is_group else value
+    return both
+
+
+def is_whole(cls: type, values: Mapping[str, Any]) -> bool:
+    """Whether JSON values are a whole configuration as `config_to_dict` gives it, perhaps one of an earlier version.
+
+    That one lacks the fields that came later; what somebody has written by hand has few.
+    """
+    fields = dataclasses.fields(cls)
+    return 4 * sum(field.name in values for field in fields) >= 3 * len(fields)
+
+
+def _current_names(cls: type, values: Any, where: str) -> dict[str, Any]:
+    """The values by their fields' names of today; ValueError where there are two of a field, or it is no object."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: expected an object with the fields of {cls.__name__}, got {type(values).__name__}")
+    renamed = {current_name(cls, name): value for name, value in values.items()}
+    if len(renamed) < len(values):
+        raise ValueError(f"{where}: a field is given twice, by its name and a former one: {sorted(values)}")
+    return renamed
 
 
 def current_name(cls: type, name: str) -> str:
@@ -122,6 +158,48 @@ def parse_checked_json(data: bytes) -> Any:
             f'member "{CHECKSUM}" out)'
         )
     return value
+
+
+def read_settings(path: Path, cls: type) -> dict[str, Any]:
+    """The settings in a file, NAME.json or NAME.yaml, by their fields' names; their values are not checked yet.
+
+    Raises:
+        ValueError: the file is neither, or is no object of settings; the text names it.
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".json":
+        return _current_names(cls, read_checked_json(path), str(path))
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"a file of settings must end in .yaml, .yml or .json, got {path}")
+    return _current_names(cls, _read_yaml(path), str(path))
+
+
+def _read_yaml(path: Path) -> Any:
+    """The value in a YAML file of JSON's kinds; 4e-3 is a number, as in YAML 1.2."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no annotations
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # a few of them can stand for gigabytes
+                raise yaml.composer.ComposerError(None, None, "aliases are not read", self.peek_event().start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value]
+            for (key, _), name in zip(node.value, names, strict=True):
+                if key.tag != "tag:yaml.org,2002:str" or names.count(name) > 1:
+                    wrong = "a name must be a text" if names.count(name) == 1 else f"{name!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, wrong, key.start_mark)
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("+-.0123456789"))
+    try:
+        return yaml.load(read_bytes(path), Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ValueError(f"{path}: {error.context or ''} {error.problem}{line}".replace(":  ", ": ")) from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def is_version(found: Any, version: int) -> bool:

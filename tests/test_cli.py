@@ -20,7 +20,7 @@ from avppc.config import PretrainConfig
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_field_of_every_command_is_documented(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
+        main([name, "--help-all"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     config = getattr(avppc.config, COMMANDS[name].config)
@@ -36,13 +36,23 @@ def test_usage_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(name in text and command.summary in text for name, command in COMMANDS.items())
+    assert main(["help"]) == 0
+    assert capsys.readouterr().out == text
     assert main([]) == 2
-    assert main(["--version"]) == 0
+    for flag in ("--version", "-V"):
+        assert main([flag]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["help", "doctor"])
+    assert "usage: avppc doctor" in capsys.readouterr().out
 
 
-def test_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dance"]) == 2
-    assert "there is no command 'dance'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [("dance", "; the commands are synth, "), ("pretrian", "; did you mean 'pretrain'? The commands are synth, ")],
+)
+def test_unknown_command_is_named(name: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 2
+    assert f"there is no command {name!r}{answer}" in capsys.readouterr().err
 
 
 def test_bad_files_are_one_line_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,9 +148,8 @@ def test_an_interruption_is_told_and_what_goes_on(
 
 def test_more_threads_than_a_process_can_have_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data", str(tmp_path), "--out", str(tmp_path / "run"), "--threads", "100000"]
-    with pytest.raises(SystemExit, match="2"):
-        main(["pretrain", *flags])
-    assert "threads must be from 0 to 4096, got 100000" in " ".join(capsys.readouterr().err.split())
+    assert main(["pretrain", *flags]) == 2
+    assert capsys.readouterr().err == "avppc: threads must be from 0 to 4096, got 100000\n"
 
 
 def test_a_broken_pipe_that_is_not_standard_output_is_told(

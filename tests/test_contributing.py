@@ -146,7 +146,7 @@ __all__ += ["CountConfig"]
 ''',
         )
     ],
-    "cli.py": [("def main", 'COMMANDS["count"] = Command("Counts.", "CountConfig", "avppc.data.count", "data")\n')],
+    "cli.py": [("def main", 'COMMANDS["count"] = Command("Counts.", "CountConfig", "avppc.data.count")\n')],
 }
 COMMAND_PROGRAM = """
 from avppc.cli import main

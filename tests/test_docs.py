@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from pathlib import Path
 import pytest
 
 from avppc import cli
+from avppc.config import PretrainConfig
+from avppc.files import write_json
+from avppc.settings import config_to_dict
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -26,6 +30,7 @@ PAGES = [
 ]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$|^<!-- setup\n(.*?)^-->$", re.MULTILINE | re.DOTALL)
 _SHELL = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_YAML = re.compile(r"^```yaml\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#]*)(?:#([^)]*))?\)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
@@ -51,7 +56,7 @@ def commands_of(page: Path) -> Iterator[list[str]]:
             words = shlex.split(line, comments=True)
             if "torchrun" in words:
                 words = words[words.index("-m") + 1 :]
-            if words[:1] == ["avppc"] and len(words) > 2 and "..." not in words:
+            if words[:1] == ["avppc"] and len(words) > 2 and "..." not in words and not words[1].startswith("-"):
                 yield words[1:]
 
 
@@ -101,8 +106,21 @@ def test_code_of_the_page_fits_its_column(page: Path) -> None:
     assert [line for block in code for line in block.splitlines() if len(line) > width] == []
 
 
+def write_settings(page: Path, folder: Path) -> None:
+    """Writes the files of settings that the page shows or names into a folder."""
+    for name, content in _YAML.findall(page.read_text(encoding="utf-8")):
+        (folder / name).write_text(content, encoding="utf-8")
+    for words in commands_of(page):
+        for flag, value in itertools.pairwise(words):
+            if flag == "--config" and value.endswith("/config.json"):
+                (folder / value).parent.mkdir(parents=True)
+                write_json(folder / value, config_to_dict(PretrainConfig(Path("data"), Path("out"))))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_of_the_page_are_understood(page: Path) -> None:
+def test_commands_of_the_page_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_settings(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
     for name, *flags in commands_of(page):
         assert name in cli.COMMANDS, name
         cli._parse(name, cli.COMMANDS[name], flags)  # raises SystemExit for a flag that is not there

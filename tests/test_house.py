@@ -34,6 +34,7 @@ ROOMS = [
     "export",
     "doctor",
     "config",
+    "flags",
     "cli",
     "__main__",
     "__init__",

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from avppc import printing
 from avppc.cli import main
-from avppc.printing import Console, ProgressBar, as_line, escaped_output, lenient_stderr, visible
+from avppc.printing import Console, ProgressBar, as_line, escaped_output, lenient_stderr, quiet, visible
 
 HOSTILE = "a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
 SHOWN = r"a\x1b]0;owned\x07\x9b31m\u202e[b][bold]\r\x7f"
@@ -189,9 +189,30 @@ def test_in_a_terminal_there_is_a_bar_with_the_text_below_it(monkeypatch: pytest
     assert "pretrain: 2 of 4" not in file.getvalue()
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_a_quiet_command_shows_no_progress(
+    on: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    with quiet(on), ProgressBar("pretrain", 4, "steps") as bar:
+        Console(stderr=True).print("of the way")
+        Console(stderr=True, quiet=False).print("an error")
+        clock.now += 20
+        bar.advance(4)
+    error = capsys.readouterr().err
+    assert ("pretrain" in error, "of the way" in error, "an error" in error) == (not on, not on, True)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_a_quiet_command_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with quiet(True), ProgressBar("pretrain", 4, "steps") as bar:
+        bar.advance(4)
+    assert sys.stderr.getvalue() == ""
 
 
 def test_the_bar_of_a_command_moves_in_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

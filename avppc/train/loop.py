@@ -52,7 +52,7 @@ def execute(config: PretrainConfig) -> int:
     try:
         pretrain(config)
     except Stopped as stopped:
-        Console(stderr=True, soft_wrap=True).print(f"{stopped}; the same command goes on from there")
+        Console(stderr=True, quiet=False, soft_wrap=True).print(f"{stopped}; the same command goes on from there")
         return stopped.exit_code
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)(_where_it_goes_on(config.out / "checkpoints")) from interrupt

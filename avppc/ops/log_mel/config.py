@@ -99,7 +99,7 @@ class LogMelConfig:
     output_scale: float = 1.0
     """The result is output_scale * value + output_shift."""
     output_shift: float = 0.0
-    """See output_scale."""
+    """Added to the value times output_scale."""
     mfcc: int = 0
     """Cepstral coefficients (orthonormal DCT-II over the bands) to give instead of the bands; 0: the bands."""
     normalize: Normalization = "none"
