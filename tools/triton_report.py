@@ -91,7 +91,7 @@ def compile_kernel(one: Variant) -> Compiled:
     aligned = [
         (place,)
         for place, parameter in enumerate(function.params)
-        if (parameter.name in pointers and not parameter.do_not_specialize_on_alignment)
+        if parameter.name in pointers
         or (parameter.name in integers and parameter.name in multiples and not parameter.do_not_specialize)
     ]
     source = ASTSource(

@@ -24,7 +24,6 @@ from avppc.clip import LUMA_BLACK, LUMA_WHITE
 from avppc.data.config import AugmentConfig
 from avppc.draws import integers, keys, noise, noise_of, uniform
 from avppc.ops.clips import crop_luma
-from avppc.ops.constant_tensors import is_plain
 
 _DARKEST = 1e-3  # luma below which gamma has no hold
 
@@ -104,14 +103,13 @@ def augment_video(
 
     Args:
         backend: "eager" does one thing after the other, the definition; "fused" compiles all of it into one pass over
-            the pixels (two with a time mask, whose mean must be known first); "auto": fused on CUDA, else eager, and
-            where the step is being recorded or its operations counted.
+            the pixels (two with a time mask, whose mean must be known first); "auto": fused on CUDA, else eager.
     """
     check_choice("backend", backend, ("auto", "eager", "fused"))
     _check_pictures(video, crop_pixels, out_pixels)
     _check_draws(config, generator)
     draws = draw_variations(video.shape, crop_pixels, config, generator, video.device)
-    if backend == "fused" or (backend == "auto" and can_fuse(video)):
+    if backend == "fused" or (backend == "auto" and video.is_cuda and can_fuse()):
         return vary_fused(video, draws, crop_pixels, out_pixels)
     return vary(video, draws, crop_pixels, out_pixels)
 
@@ -285,13 +283,9 @@ def vary_fused(video: Tensor, draws: Variations, crop_pixels: int, out_pixels: i
     return _compiled()(video, draws, crop_pixels, out_pixels)
 
 
-def can_fuse(video: Tensor) -> bool:
-    """Whether the video is on CUDA, the compiler's backend for it there, and no mode under way that it would refuse."""
-    return video.is_cuda and _has_triton() and is_plain(video)
-
-
 @functools.cache
-def _has_triton() -> bool:
+def can_fuse() -> bool:
+    """Whether the compiler's backend for CUDA is there."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -211,8 +211,7 @@ def info_nce_bwd_dz_kernel(
     tl.store(p_dz, b_dz, mask=(o_m < M)[:, None] & (o_o < D)[None, :])
 
 
-# one compiled kernel for all waves
-@triton.jit(do_not_specialize=["first_tile", "tiles"], do_not_specialize_on_alignment=["dscale"])
+@triton.jit
 def info_nce_bwd_ds_kernel(
     q,  # [K, N, D] by position
     z,  # [M, D], the target of this wave

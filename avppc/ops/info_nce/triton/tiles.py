@@ -189,7 +189,7 @@ UNALIGNED: dict[int, dict[str, Tile]] = {
         "product": Tile(64, 64, 16, 0, 8, 2),
         "fwd": Tile(64, 32, 16, 0, 8, 2),
         "dq": Tile(32, 16, 16, 64, 8, 2),
-        "dz": Tile(32, 16, 16, 64, 8, 2, registers=128),  # the assembler would take 80 of them, and spill
+        "dz": Tile(32, 16, 16, 64, 8, 2),
         "ds": Tile(64, 32, 16, 0, 8, 2),
     },
 }
