@@ -104,7 +104,7 @@ COMMANDS = {
         "Looks into a run: shortcuts, retrieval, offsets.", "DiagnoseConfig", "avppc.evaluate.diagnose.diagnose"
     ),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report.report"),
-    "read": Command("Reads the lips in a video, as a page.", "ReadConfig", "avppc.export.read", "video"),
+    "read": Command("Reads the lips in a video, as a page.", "ReadConfig", "avppc.export.read"),
     "export": Command(
         "Writes the encoder for other programs: safetensors, torch.export, ONNX.",
         "ExportConfig",

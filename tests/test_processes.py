@@ -31,9 +31,13 @@ def test_a_process_that_dies_while_the_next_one_starts_breaks_the_pool(
         started.append(process)
 
     monkeypatch.setattr(context.Process, "start", kill_and_start)
-    with pool, pytest.raises(BrokenProcessPool):
+
+    def submit_until_it_breaks() -> None:
         for _ in range(2):
             pool.submit(os.getpid)
         for _ in range(1000):
             pool.submit(os.getpid).result()
+
+    with pool, pytest.raises(BrokenProcessPool):
+        submit_until_it_breaks()
     assert len(started) == 2
