@@ -87,7 +87,7 @@ COMMANDS = {
         "Measures lip reading, frozen and fine-tuned.",
         "EvaluateConfig",
         "avppc.evaluate.lipreading.evaluate",
-        _names("run preset data trajectories rows labels_per_word draws heads device"),
+        _names("run data trajectories rows labels_per_word draws heads device"),
         goes_on=True,
     ),
     "bench-train": Command(
@@ -104,13 +104,23 @@ COMMANDS = {
         "Looks into a run: shortcuts, retrieval, offsets.", "DiagnoseConfig", "avppc.evaluate.diagnose.diagnose"
     ),
     "report": Command("Writes one HTML page about a run.", "ReportConfig", "avppc.evaluate.report.report"),
-    "read": Command("Reads the lips in a video, as a page.", "ReadConfig", "avppc.export.read"),
+    "read": Command(
+        "Reads the lips in a video, as a page.",
+        "ReadConfig",
+        "avppc.export.read",
+        _names("video run out json words crop stride_frames device"),
+    ),
     "export": Command(
         "Writes the encoder for other programs: safetensors, torch.export, ONNX.",
         "ExportConfig",
         "avppc.export.export",
     ),
-    "embed": Command("Writes the encoder's features of a packed data set.", "EmbedConfig", "avppc.export.embed"),
+    "embed": Command(
+        "Writes the encoder's features of a packed data set.",
+        "EmbedConfig",
+        "avppc.export.embed",
+        _names("data encoder out loader splits per batch_size device"),
+    ),
     "features": Command(
         "Computes and draws the features of a file's sound.",
         "FeaturesConfig",
@@ -158,7 +168,7 @@ def _dispatch(given: list[str]) -> int:
     name, *rest = given
     name = FORMER_NAMES.get(name, name)
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.7)
         guess = f"did you mean {near[0]!r}? The" if near else "the"
         return _fail(f"there is no command {name!r}; {guess} commands are {', '.join(COMMANDS)}")
     command = COMMANDS[name]

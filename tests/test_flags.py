@@ -179,7 +179,7 @@ def test_the_help_fits_a_screen(name: str, monkeypatch: pytest.MonkeyPatch, caps
 
 
 UNITS = re.compile(
-    r"\b(batch|bin|byte|channel|clip|coefficient|band|decay|draw|epoch|exponent|factor|feature|frame|gigabyte|hz|label|"
+    r"\b(batch|bin|byte|channel|clip|coefficient|band|decay|draw|epoch|exponent|factor|feature|frame|megabyte|gigabyte|hz|label|"
     r"layer|length|margin|norm|offset|parameter|pixel|point|power|probability|process|rate|sample|scale|second|seed|share|"
     r"side|size|speaker|stage|step|thread|value|weight|width|word|checkpoint)(e?s)?\b"
 )

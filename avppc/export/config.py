@@ -102,7 +102,7 @@ class ReadConfig(CropSettings):
     stride_frames: int = 1
     """Frames of 1/25 s between two looks at the video, each as long as the reader's training clips."""
     video_megabytes: float = 40.0
-    """About how large the video in the page may be; longer ones are compressed more."""
+    """Megabytes that the video in the page may have, about; longer ones are compressed more."""
     precision: Precision = "auto"
     """Arithmetic of the encoders."""
     device: str = "auto"

@@ -180,7 +180,7 @@ class BenchTrainConfig:
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     compile: bool = False
-    """Compiles the encoders."""
+    """Compiles the encoders with torch.compile."""
     activation_checkpointing: bool = False
     """Computes the encoders' blocks again in the backward pass, to save memory."""
     moments: MomentsName = "clip"
