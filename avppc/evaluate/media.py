@@ -25,7 +25,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from avppc.data.contact_sheet import png_bytes, strip
-from avppc.data.source import DataSource
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.data.video.clock import AudioTimeline
 from avppc.data.video.crop import Geometry, geometry_of
 from avppc.data.video.pictures import PictureDecoder, decode_packet, decode_pictures

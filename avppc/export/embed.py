@@ -17,10 +17,11 @@ from avppc._version import __version__
 from avppc.clip import CROP_SIZE, SPLITS, VIDEO_FPS, ClipBatch
 from avppc.data.augment import crop_video
 from avppc.data.config import VideoConfig
+from avppc.data.on_the_fly.loader import DataSource
+from avppc.data.on_the_fly.videos import ListedDataset
 from avppc.data.packed.dataset import open_shard
 from avppc.data.packed.index import PackedIndex
 from avppc.data.packed.remote import fetch_packed, remote_url
-from avppc.data.source import DataSource
 from avppc.export.config import EmbedConfig
 from avppc.export.embedding_file import EmbeddedClips, require_parquet, write_embeddings
 from avppc.files import check_writable, remove_files, sha256_of, write_atomically
@@ -168,8 +169,6 @@ def _decode(
     config: EmbedConfig, source: DataSource, splits: Sequence[str]
 ) -> Iterator[_LoadedClips | list[SkippedClip]]:
     """The clips of videos: batches of those that can be decoded, and lists of the others."""
-    from avppc.data.on_the_fly.videos import ListedDataset  # only here: it imports the decoder
-
     for split in splits:
         with source.open(split) as dataset:
             assert isinstance(dataset, ListedDataset)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.data.packed.sampler import EpochSampler
-from avppc.data.source import DataSource
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
 from avppc.train.config import BenchTrainConfig, PretrainConfig

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.data.packed.dataset import Clips
 from avppc.data.packed.sampler import EpochSampler
-from avppc.data.source import DataSource
 from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce.agreement import rows_known_even

@@ -20,8 +20,9 @@ import torch.distributed as dist
 
 from avppc._version import __version__
 from avppc.data.config import LoaderName
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.data.packed.remote import remote_url
-from avppc.data.source import DataSource
+from avppc.data.prepare.summary import REFUSED_NAME
 from avppc.files import parse_json, read_bytes, write_json_lines
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.train.config import PretrainConfig
@@ -32,12 +33,11 @@ CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 TASK_FILE = "task.json"
 ENVIRONMENT_FILE = "environment.json"
-REFUSED_FILE = "refused.jsonl"
 VIDEOS_FILE = "videos.jsonl"
 """The training videos of a run on a folder of videos, whose clips it sees when it goes on, too."""
 _ROUNDING_ALONE = ("device", "threads")  # settings that change what is learned by no more than rounding
 _OF_THE_CALL = ("out", "start_anew", "workers")  # settings of one call of the command; a run's directory may move
-_FIRST_FILES = {DATA_FILE, VIDEOS_FILE, REFUSED_FILE, TASK_FILE, ENVIRONMENT_FILE}  # written before config.json
+_FIRST_FILES = {DATA_FILE, VIDEOS_FILE, REFUSED_NAME, TASK_FILE, ENVIRONMENT_FILE}  # written before config.json
 logger = logging.getLogger(__name__)
 
 _OF_EACH_PROCESS = (
@@ -88,7 +88,7 @@ def open_run(
         if videos is not None:
             lines = ({"path": path, "sha256": digest} for path, digest in videos.items())
             write_json_lines(config.out / VIDEOS_FILE, lines)
-            write_json_lines(config.out / REFUSED_FILE, ({"path": path, "reason": reason} for path, reason in refused))
+            write_json_lines(config.out / REFUSED_NAME, ({"path": path, "reason": reason} for path, reason in refused))
         write_checked_json(config.out / DATA_FILE, {"train_sha256": clips})
     write_checked_json(config.out / TASK_FILE, task)
     if not exists or not (config.out / ENVIRONMENT_FILE).exists():

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.data.packed.dataset import Clips
-from avppc.data.source import DataSource
 from avppc.evaluate.config import DiagnoseConfig
 from avppc.evaluate.diagnose.task import (
     TrainedTask,

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from avppc.data.source import DataSource
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.evaluate.config import EvaluateConfig, RowName
 from avppc.evaluate.lipreading.fits import (
     Fit,

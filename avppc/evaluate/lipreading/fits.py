@@ -17,8 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from avppc.data.config import AugmentConfig
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.data.packed.dataset import Clips
-from avppc.data.source import DataSource
 from avppc.evaluate.config import EvaluateConfig, HeadName, RowName
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, ClassifierData, fit_classifier, predict
 from avppc.evaluate.lipreading.heads import make_head

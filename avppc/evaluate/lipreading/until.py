@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from avppc.data.source import DataSource
+from avppc.data.on_the_fly.loader import DataSource
 from avppc.evaluate.config import EvaluateConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, fit_classifier, predict
 from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
