@@ -9,7 +9,6 @@ from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SPLITS, SplitName
-from avppc.data.config import ReaderName
 from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
 from avppc.train.config import Precision, PresetName
@@ -73,10 +72,7 @@ class EvaluateConfig:
     preset: EvaluatePreset = "few-labels"
     """Defaults of all other settings: "few-labels" for minutes on a CPU, "lrw" for all labels of LRW on a GPU."""
     data: Path | None = None
-    """Packed shards, or a folder of videos, with train, val and test splits; the run's own data by default."""
-    loader: ReaderName = "auto"
-    """How clips are read: "packed" shards; or videos by "pyav" or "torchcodec", cut as those of the run; "auto": as
-    they lie there, videos by the run's decoder (PyAV in place of DALI)."""
+    """Packed shards with train, val and test splits; the run's own data by default."""
     results: Path | None = None
     """Directory whose folder evaluation/ gets the results; the run's by default."""
     verify_data: bool = True
@@ -137,7 +133,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("loader", self.loader, get_args(ReaderName))
         check_choices("rows", self.rows, ROWS)
         check_choices("heads", self.heads, HEADS)
         for name in ("head_learning_rates", "scratch_learning_rates", "finetune_learning_rates"):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from avppc.data.on_the_fly.loader import DataSource
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task
@@ -60,7 +61,6 @@ def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
     objective = replace(chosen.objective, moments=config.moments)
     return replace(
         chosen,
-        loader=config.loader,
         batch_size=config.batch_size or chosen.batch_size,
         steps=config.pretrain_steps or chosen.steps,
         scale=scale,
@@ -86,10 +86,9 @@ class Stepper:
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
         self.config, self.device = config, processes.device
-        source = DataSource(config.data, config.loader, config.videos, config.workers)
-        self._dataset = source.open("train", verify=False)
-        sampler = EpochSampler(len(self._dataset), config.batch_size, seed=0)
-        self.loader = source.stream(self._dataset, sampler, self.device)
+        dataset = PackedDataset(config.data, "train", verify=False)
+        sampler = EpochSampler(len(dataset), config.batch_size, seed=0)
+        self.loader = ClipLoader(dataset, sampler, device=self.device)
         torch.manual_seed(0)
         self.task = prepare_model(make_task(config.task, config), config.scale, processes).train()
         self._step = TrainingStep(config, self.task, make_optimizer(self.task, config.optimizer), processes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from avppc.clip import CLIP_FRAMES
 from avppc.data.augment import augment_video, crop_video
 from avppc.data.config import AugmentConfig
-from avppc.data.packed.dataset import Clips
+from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, HeldOutSplit
 from avppc.models.video import VideoEncoder
 from avppc.tensor_files import map_tensors, write_tensors
@@ -92,7 +92,7 @@ class MouthPictures:
     """Crops of the clips as an encoder takes them: for training at random places, else of the centre."""
 
     def __init__(
-        self, splits: Mapping[str, Clips], encoder: VideoEncoder, device: torch.device, augment: AugmentConfig
+        self, splits: dict[str, PackedDataset], encoder: VideoEncoder, device: torch.device, augment: AugmentConfig
     ) -> None:
         self.splits = splits
         self.augment = augment
@@ -141,7 +141,7 @@ class EncoderWithHead(nn.Module):
 @torch.inference_mode()
 def encode_split(
     encoder: VideoEncoder,
-    dataset: Clips,
+    dataset: PackedDataset,
     clips: Tensor,  # [n] indices
     view: tuple[int, int, bool],
     device: torch.device,
@@ -169,7 +169,7 @@ def _shifted(size: int, crop: int, shift: int) -> int:
 
 
 def encode_features(
-    encoder: VideoEncoder, splits: Mapping[str, Clips], train_clips: Tensor, device: torch.device, bf16: bool
+    encoder: VideoEncoder, splits: dict[str, PackedDataset], train_clips: Tensor, device: torch.device, bf16: bool
 ) -> FrozenFeatures:
     """Features of the labelled clips in every view, and of the validation and test clips in the first."""
     train = torch.stack([encode_split(encoder, splits["train"], train_clips, view, device, bf16) for view in VIEWS])
@@ -180,7 +180,7 @@ def encode_features(
     return FrozenFeatures.standardised(train, val, test, train_clips)
 
 
-def read_trajectories(root: Path, splits: Mapping[str, Clips], train_clips: Tensor) -> FrozenFeatures:
+def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_clips: Tensor) -> FrozenFeatures:
     """The true mouth movement of synthetic clips in the place of features: D mouth parameters a frame, in one view.
 
     Args:

@@ -6,10 +6,11 @@ import copy
 import json
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from avppc.data.on_the_fly.loader import DataSource
+from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.config import EvaluateConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, fit_classifier, predict
 from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
@@ -69,7 +70,7 @@ def measure_until(config: BenchTrainConfig) -> Record:
             raise ValueError("bench-train times one process: start it without torchrun")
         set_up_cpu(config.threads)
         settings = bench.pretrain_config(config)
-        reader = _Reader(DataSource(config.data, config.loader), use_bf16(settings.precision, processes.device))
+        reader = _Reader(config.data, use_bf16(settings.precision, processes.device))
         stepper = bench.Stepper(settings, processes)
         try:
             return _pretrain_until(config, stepper, reader)
@@ -109,12 +110,12 @@ def _pretrain_until(config: BenchTrainConfig, stepper: bench.Stepper, reader: _R
 class _Reader:
     """Measures how many words of the test clips an encoder lets one read, by the recipe of `avppc evaluate`."""
 
-    def __init__(self, source: DataSource, bf16: bool) -> None:
+    def __init__(self, data: Path, bf16: bool) -> None:
         self.bf16 = bf16
-        self.config = EvaluateConfig(source.data, labels_per_word=LABELS_PER_WORD, draws=DRAWS)
-        self.splits = {split: source.open(split, verify=False) for split in ("train", *HELD_OUT_SPLITS)}
+        self.config = EvaluateConfig(data, labels_per_word=LABELS_PER_WORD, draws=DRAWS)
+        self.splits = {split: PackedDataset(data, split, verify=False) for split in ("train", *HELD_OUT_SPLITS)}
         words = self.splits["train"].words
-        check_words(source.data, words)
+        check_words(data, words)
         labels = self.splits["train"].labels
         self.draws = [draw_labelled_clips(labels, LABELS_PER_WORD, seed, words) for seed in range(DRAWS)]
 
