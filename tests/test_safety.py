@@ -66,7 +66,10 @@ def test_nothing_makes_code_out_of_data(folder: str) -> None:
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     found = {str(path.relative_to(ROOT)): list(dangers(path.read_text(encoding="utf-8"))) for path in files}
-    assert {path: what for path, what in found.items() if what} == {}
+    # settings in YAML are read by a SafeLoader, which makes plain values alone
+    known = {"avppc/settings.py": ["yaml"]} if folder == "avppc" else {}
+    assert {path: what for path, what in found.items() if what} == known
+    assert "yaml.SafeLoader" in (ROOT / "avppc/settings.py").read_text(encoding="utf-8")
 
 
 def pins(name: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ def test_a_local_encoder_gives_a_part_what_the_whole_gives(channels: str) -> Non
         whole, part = encoder(video), encoder(video[:, 5:16])
     inner = slice(encoder.reach, 11 - encoder.reach)
     torch.testing.assert_close(whole[:, 5:16][:, inner], part[:, inner])
-    assert not VideoEncoder().is_local
+    assert not VideoEncoder(EncoderConfig(channels="motion")).is_local
 
 
 @pytest.mark.parametrize("frames", [1, 3])
