@@ -41,8 +41,8 @@ class Sentences:
     """Words left out as pauses."""
     duplicates: int = 0
     """Rows that say the same as another one."""
-    unused_files: int = 0
-    """Files of words without a video here."""
+    unused: int = 0
+    """Files of words, or recordings of a table that a list of videos leaves out, without a video here."""
     rare: Counter[str] = field(default_factory=Counter)
     """Words that training has too few examples of, and how many there are in all."""
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -79,7 +79,7 @@ def _settings(config: SharedWork) -> dict[str, object]:
 
 def _find(found: Scan, config: SharedWork) -> tuple[Scan, Sentences]:
     by_path, listed = words_of_videos(found, config)
-    sentences = Sentences(listed.source, config.split_by, ignored=listed.ignored, unused_files=listed.unused_files)
+    sentences = Sentences(listed.source, config.split_by, ignored=listed.ignored, unused=listed.unused)
     sentences.refused = list(listed.refused)
     words = {path: _one_after_the_other(path, all_of_it, sentences) for path, all_of_it in by_path.items()}
     words = {path: some for path, some in words.items() if some}

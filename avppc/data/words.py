@@ -30,6 +30,7 @@ _TIMES = (("start_frame", "end_frame", 1.0), ("start_seconds", "end_seconds", fl
 _HEADER = "clip, start_frame and end_frame (or start_seconds and end_seconds), word, and perhaps split and speaker"
 _MAX_FRAMES = 24 * 3600 * VIDEO_FPS
 _MAX_LETTERS = 100  # of a word
+_NO_VIDEO = "there is no such video"
 _TIERS = ("words", "word")
 _TOKEN = re.compile(r'"((?:[^"]|"")*)"|(?<!\S)([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?!\S)|(?<!\S)(<\w+>)(?!\S)|!.*')
 
@@ -64,8 +65,8 @@ class WordList:
     """Whether a table says to which split each recording belongs."""
     source: str = ""
     """What was read, in words."""
-    unused_files: int = 0
-    """Files without a video here."""
+    unused: int = 0
+    """Files of words, or recordings of a table that a list of videos leaves out, without a video here."""
 
     def add(self, word: Word, ignore: frozenset[str]) -> None:
         """Takes a word, unless it is to be ignored or wrong."""
@@ -289,7 +290,7 @@ def words_of_videos(found: Scan, config: SharedWork) -> tuple[dict[str, list[Wor
     if config.words is not None and config.words.is_file() and not is_word_file(config.words.name):
         listed = read_table(config.words, ignore)
         listed.source = f"the table {config.words}"
-        return _match_rows(listed, videos), listed
+        return _match_rows(listed, videos, config.paths is not None), listed
     root, names = config.data, found.word_files
     if config.words is not None:
         root = config.words if config.words.is_dir() else config.words.parent
@@ -334,8 +335,8 @@ def _by_name(paths: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _match_rows(listed: WordList, videos: Mapping[str, Video]) -> dict[str, list[Word]]:
-    """The words of each video that a table names."""
+def _match_rows(listed: WordList, videos: Mapping[str, Video], picked: bool) -> dict[str, list[Word]]:
+    """The words of each video that a table names. Of picked videos it may name others, too."""
     by_name = _by_name(videos)
     of_clip: dict[tuple[str, str], list[Word]] = defaultdict(list)
     for word in listed.words:
@@ -343,7 +344,9 @@ def _match_rows(listed: WordList, videos: Mapping[str, Video]) -> dict[str, list
     found: dict[str, list[Word]] = defaultdict(list)
     for (clip, speaker), words in of_clip.items():
         path, problem = _video_of(clip, speaker, videos, by_name)
-        if path is None:
+        if path is None and picked and problem == _NO_VIDEO:
+            listed.unused += 1
+        elif path is None:
             listed.refused.append((clip, f"{problem}: {len(words)} words of it, the first in {words[0].origin}"))
         else:
             found[path] += words
@@ -364,7 +367,7 @@ def _video_of(
     if len(fitting) == 1:
         return fitting[0], ""
     some = ", ".join(fitting[:2])
-    return None, f"several videos have this name ({some}, ...)" if fitting else "there is no such video"
+    return None, f"several videos have this name ({some}, ...)" if fitting else _NO_VIDEO
 
 
 def _match_files(names: Sequence[str], videos: Mapping[str, Video], listed: WordList) -> Iterator[tuple[str, str]]:
@@ -386,7 +389,7 @@ def _match_files(names: Sequence[str], videos: Mapping[str, Video], listed: Word
             offers[nearest[0]].append((best, name))
         elif nearest:
             listed.refused.append((name, f"several videos may have these words: {', '.join(nearest[:3])}"))
-        listed.unused_files += not nearest
+        listed.unused += not nearest
     for path, offered in offers.items():
         best = max(score for score, _ in offered)
         chosen = [name for score, name in offered if score == best]

@@ -34,7 +34,7 @@ def table(path: Path, *rows: str, header: str = HEADER) -> Path:
 
 def found_by(data: Path, **settings) -> tuple[Scan, Sentences]:
     config = IndexConfig(data, **settings)
-    found = find_sentences(scan(data, layout="tree" if config.words else config.layout), config)
+    found = find_sentences(scan(data, config.paths, layout="tree" if config.words else config.layout), config)
     assert found is not None
     return found
 
@@ -81,6 +81,14 @@ class TestTables:
             ),
         ]
         assert sorted(sentences.refused) == sorted(found.refused) == expected
+
+    def test_a_table_may_say_more_than_the_videos_that_are_picked(self, tmp_path):
+        data = make_files(tmp_path / "data", ["one.mp4", "two.mp4", "three.mp4"])
+        (tmp_path / "list.txt").write_text("one.mp4\n")
+        words = table(tmp_path / "w.csv", "one,1,2,yes", "two,1,2,no", "three,1,2,no", "three,5,6,no")
+        found, sentences = found_by(data, words=words, paths=tmp_path / "list.txt", **NO_SHARES)
+        assert words_in(found) == {"one.mp4": ["yes"]}
+        assert (sentences.refused, sentences.unused) == ([], 2)
 
     def test_the_speaker_tells_videos_of_one_name_apart(self, tmp_path):
         data = make_files(tmp_path / "data", ["s1/bbaf2n.mpg", "s2/bbaf2n.mpg"])
@@ -144,7 +152,7 @@ class TestFilesOfWords:
             ("s2", 1),
             ("s3", 2),
         ]
-        assert sentences.unused_files == 1
+        assert sentences.unused == 1
         assert sentences.refused == []
         assert sentences.source == f"4 GRID's .align files below {data}"
 

@@ -133,7 +133,7 @@ def print_sentences(found: Scan, sentences: Sentences) -> None:
         (others, "videos without known words: cut into clips without labels"),
         (sentences.ignored, "words left out as pauses (--words-ignore)"),
         (sentences.duplicates, "rows that say the same as another one"),
-        (sentences.unused_files, "files of words without a video here"),
+        (sentences.unused, "files of words, or recordings of the table, without a video here"),
         (len(sentences.refused), "refusals of words, or of videos for them"),
         (sentences.rare.total(), f"words left out that training has too few of (--words-least): {', '.join(rare)}"),
     ):

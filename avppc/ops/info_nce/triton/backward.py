@@ -130,11 +130,10 @@ def _flags(launch: LaunchArguments) -> dict[str, Any]:
     return {"HAS_IDS": launch.has_ids, "SYMMETRIC": launch.problem.symmetric}
 
 
-def _output_options(launch: LaunchArguments, output: int, tile: Tile) -> dict[str, Any]:
-    """For kernels that keep a part of a gradient's tile, `output` wide, on the chip."""
-    D = launch.key.width
-    even = D % tile.d == 0 and D % output == 0
-    return {"EVEN": even, "WHOLE": tile.d >= D, "BLOCK_O": output, **_flags(launch), **options_of(tile)}
+def output_options(width: int, output: int, tile: Tile) -> dict[str, Any]:
+    """For kernels that keep a part of a gradient's tile, `output` of its `width` columns, on the chip."""
+    even = width % tile.d == 0 and width % output == 0
+    return {"EVEN": even, "WHOLE": tile.d >= width, "BLOCK_O": output, **options_of(tile)}
 
 
 def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: Upstream, dq: Tensor, tile: Tile) -> Tensor:
@@ -157,7 +156,8 @@ def _recompute_dq(launch: LaunchArguments, queries: Tensor, upstream: Upstream, 
         plan.sorted_targets,
         *_common(launch, upstream),
         HAS_DQ=dq.numel() > 0,
-        **_output_options(launch, output, tile),
+        **_flags(launch),
+        **output_options(D, output, tile),
     )
     return terms
 
@@ -176,7 +176,8 @@ def _recompute_dz(launch: LaunchArguments, queries: Tensor, upstream: Upstream, 
         plan.sorted_tasks,
         plan.target_starts,
         *_common(launch, upstream),
-        **_output_options(launch, output, tile),
+        **_flags(launch),
+        **output_options(D, output, tile),
     )
 
 

@@ -96,6 +96,14 @@ def _candidates(s, o_n, o_m, ids_n, ids_m, N, M, offset, HAS_IDS: tl.constexpr):
 
 
 @triton.jit
+def _add_terms(b_max, b_sum, s):
+    """Running maxima of rows, and sums of exp(s - maximum), with the columns of a tile added."""
+    new_max = tl.maximum(b_max, tl.max(s, 1))
+    p = tl.exp2(s * LOG2E - (new_max * LOG2E)[:, None])
+    return new_max, b_sum * tl.exp2((b_max - new_max) * LOG2E) + tl.sum(p, 1)
+
+
+@triton.jit
 def _is_edge(n, m, N, M, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
     return (n + BLOCK_N > N) | (m + BLOCK_M > M)
 
@@ -227,10 +235,7 @@ def info_nce_fwd_kernel(
             is_positive = o_column == o_row + offset
             b_positive += tl.sum(tl.where(is_positive, s, 0.0), 1)
             s = tl.where(is_positive, float("-inf"), s)
-        new_max = tl.maximum(b_max, tl.max(s, 1))
-        p = tl.exp2(s * LOG2E - (new_max * LOG2E)[:, None])
-        b_sum = b_sum * tl.exp2((b_max - new_max) * LOG2E) + tl.sum(p, 1)
-        b_max = new_max
+        b_max, b_sum = _add_terms(b_max, b_sum, s)
         if COLUMNS:
             c_max = tl.maximum(tl.max(s, 0), LOWEST)
             c_sum = tl.sum(tl.exp2(s * LOG2E - (c_max * LOG2E)[None, :]), 0)

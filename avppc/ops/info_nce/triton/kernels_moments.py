@@ -25,7 +25,16 @@ import triton
 import triton.language as tl
 
 from avppc.ops.info_nce.triton.kernels_backward import _weights
-from avppc.ops.info_nce.triton.kernels_forward import LOG2E, LOWEST, _dot, _load, _load_ids, _narrow, _products
+from avppc.ops.info_nce.triton.kernels_forward import (
+    LOG2E,
+    LOWEST,
+    _add_terms,
+    _dot,
+    _load,
+    _load_ids,
+    _narrow,
+    _products,
+)
 
 INSIDE = tl.constexpr(1)  # the bits of `candidates`
 ACROSS = tl.constexpr(2)
@@ -56,6 +65,15 @@ def _places(o, end, moment, clips, T, OVER_CLIPS: tl.constexpr):
 def _pointers(p, places, rows, D):
     """Pointers to rows of a matrix [rows, D]; past the end to the last one."""
     return p + tl.cast(tl.minimum(places, rows - 1), tl.int64) * D
+
+
+@triton.jit
+def _columns(n, end_n, M, Tc, Tz, offset, looks, OVER_CLIPS: tl.constexpr):
+    """The first of the columns that rows n to end_n - 1 may look at, and the end of them; none if they do not look."""
+    first, end_m = 0, M
+    if not OVER_CLIPS:
+        first, end_m = (n // Tc + offset) * Tz, ((end_n - 1) // Tc + 1 + offset) * Tz
+    return first, tl.where(looks, end_m, first)
 
 
 @triton.jit
@@ -124,11 +142,7 @@ def moment_info_nce_fwd_kernel(
     task, target = tl.load(sorted_tasks + position), tl.load(sorted_targets + position)
     shift = tl.load(shifts + task)
     looks, positive_here = _looks(tl.load(candidates + task), OVER_CLIPS)
-    if OVER_CLIPS:
-        first, end_m = 0, M
-    else:
-        first, end_m = (n // Tc + offset) * Tz, ((end_n - 1) // Tc + 1 + offset) * Tz
-    end_m = tl.where(looks, end_m, first)
+    first, end_m = _columns(n, end_n, M, Tc, Tz, offset, looks, OVER_CLIPS)
     o_n = n + tl.arange(0, BLOCK_N)
     places = _places(o_n, end_n, t, N, Tc, OVER_CLIPS)
     o_row, o_own = o_n[:, None], _own(o_n, Tc, Tz, offset, shift, OVER_CLIPS)[:, None]
@@ -155,10 +169,7 @@ def moment_info_nce_fwd_kernel(
         is_positive = o_column == o_own
         b_positive += tl.sum(tl.where(is_positive, s, 0.0), 1)
         s = tl.where(is_positive, float("-inf"), s)
-        new_max = tl.maximum(b_max, tl.max(s, 1))
-        p = tl.exp2(s * LOG2E - (new_max * LOG2E)[:, None])
-        b_sum = b_sum * tl.exp2((b_max - new_max) * LOG2E) + tl.sum(p, 1)
-        b_max = new_max
+        b_max, b_sum = _add_terms(b_max, b_sum, s)
     o_part = (tl.cast(K, tl.int64) * PART + position) * N * Tc + places
     tl.store(row_max + o_part, b_max, mask=o_n < end_n)
     tl.store(row_sum + o_part, b_sum, mask=o_n < end_n)
@@ -237,11 +248,7 @@ def moment_info_nce_bwd_dq_kernel(
     task, target = tl.load(sorted_tasks + position), tl.load(sorted_targets + position)
     code, shift = tl.load(candidates + task), tl.load(shifts + task)
     looks, positive_here = _looks(code, OVER_CLIPS)
-    if OVER_CLIPS:
-        first, end_m = 0, M
-    else:
-        first, end_m = (n // Tc + offset) * Tz, ((end_n - 1) // Tc + 1 + offset) * Tz
-    end_m = tl.where(looks, end_m, first)
+    first, end_m = _columns(n, end_n, M, Tc, Tz, offset, looks, OVER_CLIPS)
     o_n = n + tl.arange(0, BLOCK_N)
     places = _places(o_n, end_n, t, N, Tc, OVER_CLIPS)
     o_own = _own(o_n, Tc, Tz, offset, shift, OVER_CLIPS)[:, None]

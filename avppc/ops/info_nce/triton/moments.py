@@ -16,7 +16,14 @@ from torch import Tensor
 from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.problem import MomentProblem, Problem
 from avppc.ops.info_nce.triton import kernels_moments as kernels
-from avppc.ops.info_nce.triton.backward import Needs, Upstream, dcontexts_and_dweights, empty_dq, empty_if
+from avppc.ops.info_nce.triton.backward import (
+    Needs,
+    Upstream,
+    dcontexts_and_dweights,
+    empty_dq,
+    empty_if,
+    output_options,
+)
 from avppc.ops.info_nce.triton.forward import LaunchArguments, cdiv, combine, on, options_of, queries_of
 from avppc.ops.info_nce.triton.tiles import Tile, TileKey, with_best_tile
 
@@ -185,17 +192,8 @@ def _common(launch: MomentLaunch, upstream: Upstream, length: int) -> tuple[Any,
 
 
 def _options(launch: MomentLaunch, part: str, output: int, tile: Tile) -> dict[str, Any]:
-    D = launch.flat.key.width
-    even = D % tile.d == 0 and D % output == 0
     adds = part == "inside" and len(launch.parts) == 2
-    return {
-        "ADD": adds,
-        "EVEN": even,
-        "WHOLE": tile.d >= D,
-        "BLOCK_O": output,
-        **launch.flags(part),
-        **options_of(tile),
-    }
+    return {"ADD": adds, **launch.flags(part), **output_options(launch.flat.key.width, output, tile)}
 
 
 def _part_of_dq(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from gpu_fixtures import capture, nan_filled_memory  # noqa: F401 - a fixture
 from info_nce_cases import Case, as_double, assert_as_good_as, leaves, plain_terms, with_gradients
 from test_info_nce import OPTIONS, SHAPES, STDS, in_dtypes
 from torch import Tensor
@@ -30,14 +30,6 @@ pytestmark = pytest.mark.skipif(
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 WIDE = [Case(N=1000, extra=24, offset=11, Dc=512, Dz=512), Case(N=300, Dc=1024, Dz=1024, symmetric=True, ids=90)]
-
-
-@pytest.fixture(autouse=True)
-def _nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode, which fills, wants
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["recompute", "waves"])
@@ -117,15 +109,7 @@ def test_runs_in_a_cuda_graph(backward: str) -> None:
             loss = loss_fn(*elements)
         return loss.detach(), *torch.autograd.grad(loss, wanted)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         for element in elements:
             element.normal_()

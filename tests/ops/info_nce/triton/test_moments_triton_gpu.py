@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from gpu_fixtures import capture, nan_filled_memory  # noqa: F401 - a fixture
 from test_moments import BF16, CASES, F16, F32, TOLERANCES, Case, as_double, leaves
 from torch import Tensor
 from torch.library import opcheck
@@ -29,14 +29,6 @@ SIZES = [
     Case(N=70, Tc=1, Tz=6, Dc=33, Dz=65, K=6, ids=True),
     Case(N=2, Tc=70, Tz=150, Dc=72, Dz=72, K=3),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode, which fills, wants
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def on_gpu(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -94,15 +86,7 @@ def test_runs_in_a_cuda_graph() -> None:
         loss = moment_info_nce(**arguments, backend="triton")
         return loss.detach(), *torch.autograd.grad(loss, inputs)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured = capture(step)
     with torch.no_grad():
         arguments["contexts"].normal_()
     graph.replay()
