@@ -22,7 +22,7 @@ from avppc.data.packed.sampler import EpochSampler
 from avppc.draws import ClipGenerator
 from avppc.losses.subtasks import SUBTASKS
 from avppc.ops.log_mel.reference import log_mel_reference
-from avppc.tasks.cuts import cut_elements
+from avppc.tasks.base import cut_elements
 from avppc.tasks.permutative import PermutativeTask
 from avppc.train.hardware import autocast, keep_memory, use_bf16
 from avppc.train.step import make_optimizer

@@ -20,9 +20,8 @@ from avppc.losses.subtasks import (
     is_by_moment,
     make_weighting,
 )
-from avppc.tasks.base import ProxyTask, Representations, TaskOutput
+from avppc.tasks.base import ProxyTask, Representations, TaskOutput, cut_audio, cut_video, draw_starts
 from avppc.tasks.config import TaskConfig
-from avppc.tasks.cuts import cut_audio, cut_video, draw_starts
 
 
 def make_av_permutative(config: TaskConfig) -> ProxyTask:

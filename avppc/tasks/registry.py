@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from avppc.checks import check_choice
 from avppc.tasks.base import ProxyTask
+from avppc.tasks.baselines import CorrespondenceTask, TimeArrowTask, make_synchronization
 from avppc.tasks.config import TaskConfig
-from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask
 from avppc.tasks.permutative import make_av_permutative
-from avppc.tasks.synchronization import make_synchronization
 from avppc.tasks.visual import make_visual_permutative
 
 

@@ -16,9 +16,8 @@ from avppc.clip import ClipBatch
 from avppc.losses.subtasks import ELEMENTS, SUBTASKS, SubTask, choose_subtasks
 from avppc.ops.info_nce.moments import moment_info_nce
 from avppc.ops.info_nce.op import InfoNCEStats
-from avppc.tasks.base import ProxyTask, Representations, TaskOutput
+from avppc.tasks.base import ProxyTask, Representations, TaskOutput, cut_video, draw_starts
 from avppc.tasks.config import TaskConfig
-from avppc.tasks.cuts import cut_video, draw_starts
 from avppc.tasks.permutative import PermutativeBase, PermutativeTask
 
 CHUNKS = ("V1", "V2", "V3", "V4")

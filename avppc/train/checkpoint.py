@@ -1,11 +1,12 @@
 """Checkpoints: safetensors for the tensors, JSON for the progress, each whole or absent.
 
-A thread writes them while training goes on.
+A thread writes them while training goes on. A full or failing disk is told as the system says it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from avppc.files import (
+    read_bytes,
     remove_files,
     remove_leftovers,
     sha256_of,
@@ -27,13 +31,62 @@ from avppc.files import (
     temporary_place,
 )
 from avppc.settings import is_version, read_checked_json, write_checked_json
-from avppc.tensor_files import read_tensors, write_tensors
 
-FORMAT, VERSION = "avppc-checkpoint", 1
+_NUMBER = re.compile(r"\(os error (\d+)\)|in read-only mode: .*\((\d+)\)")  # safetensors' words, and torch's
 _PROGRESS = "progress.json"
 _NAME = re.compile(r"step_\d{8,}")
 _TENSORS = re.compile(r"\w+\.safetensors", re.ASCII)
 logger = logging.getLogger(__name__)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors, contiguous and on the CPU; OSError where the disk is full or fails."""
+    try:
+        save_file(dict(tensors), path)
+    except SafetensorError as error:
+        raise _system_error(error, path) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file.
+
+    Raises:
+        ValueError: it is not a whole safetensors file.
+        OSError: it cannot be read.
+    """
+    try:
+        return load(read_bytes(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """As read_tensors, through a memory map: several processes that read one large file share its memory.
+
+    A file that is cut short while the tensors are in use ends the process.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:  # so says the library of whatever keeps it from opening the file
+        if path.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path)) from error
+        raise
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    except RuntimeError as error:
+        raise _system_error(error, path) from error
+
+
+def _system_error(error: Exception, path: Path) -> OSError:
+    """The OSError behind an error of safetensors or torch, with the file's name."""
+    found = _NUMBER.search(str(error))
+    if found is None:
+        return OSError(f"{path}: {error}")
+    number = int(found[1] or found[2])
+    return OSError(number, os.strerror(number), str(path))
+
+
+FORMAT, VERSION = "avppc-checkpoint", 1
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.loader import ClipLoader, iterate_once
 from avppc.data.packed.sampler import EpochSampler
 from avppc.files import write_atomically
+from avppc.tasks.base import cut_elements
 from avppc.tasks.config import CutConfig
-from avppc.tasks.cuts import cut_elements
 
 VIDEO = torch.randint(0, 256, (2, 5, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 AUDIO = torch.zeros(2, 5 * 640, dtype=torch.int16)

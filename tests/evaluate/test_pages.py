@@ -10,9 +10,8 @@ from report_runs import write_run
 from avppc.config import ReportConfig, TableConfig
 from avppc.evaluate.report.plots import PALETTE
 from avppc.evaluate.report.report import render
-from avppc.evaluate.table.pages import to_html
-from avppc.evaluate.table.plan import entries_of
-from avppc.evaluate.table.results import Table
+from avppc.evaluate.table.results import Table, entries_of
+from avppc.evaluate.table.table import to_html
 
 
 def test_both_pages_have_one_style_sheet_with_every_colour_for_light_and_dark(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from avppc.config import ExportConfig
 from avppc.data.augment import crop_video, grey_to_luma
 from avppc.evaluate.lipreading.results import write_row
 from avppc.export import export as export_module
-from avppc.export import graphs
 from avppc.export.export import export
 from avppc.files import read_json, sha256_of
 from avppc.models.encoder_file import save_encoder
@@ -111,7 +110,7 @@ def test_the_description_says_what_the_files_are(exported: Path) -> None:
 def test_no_file_tells_of_the_machine(exported: Path) -> None:
     for file in exported.iterdir():
         content = file.read_bytes()
-        for path in ("/secret/place", str(Path(graphs.__file__).parents[2]), str(exported.parent)):
+        for path in ("/secret/place", str(Path(export_module.__file__).parents[2]), str(exported.parent)):
             assert path.encode() not in content, (file.name, path)
 
 
@@ -139,7 +138,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path, monkeypatch: py
     def write_other(encoder: VideoEncoder, path: Path) -> float:
         """The file of an encoder with other weights."""
         save_encoder(make_encoder(MOTION, seed=1), path)
-        return graphs.largest_difference(encoder, load_encoder(path), path.name)
+        return export_module.largest_difference(encoder, load_encoder(path), path.name)
 
     monkeypatch.setitem(export_module.WRITERS, "torch-export", ("encoder.pt2", write_other))
     with pytest.raises(ValueError, match=r"encoder\.pt2 differs by .* from the encoder with 1 clips of 1 frames"):
@@ -150,9 +149,9 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path, monkeypatch: py
 def test_a_nan_is_a_difference() -> None:
     encoder = make_encoder(MOTION)
     with pytest.raises(ValueError, match="differs by nan"):
-        graphs.largest_difference(encoder, lambda video: encoder(video) * float("nan"), "encoder.onnx")
+        export_module.largest_difference(encoder, lambda video: encoder(video) * float("nan"), "encoder.onnx")
     with pytest.raises(ValueError, match=r"gives \[1, 1, 15\] where the encoder gives \[1, 1, 16\]"):
-        graphs.largest_difference(encoder, lambda video: encoder(video)[..., 1:], "encoder.onnx")
+        export_module.largest_difference(encoder, lambda video: encoder(video)[..., 1:], "encoder.onnx")
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])

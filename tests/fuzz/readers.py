@@ -22,8 +22,8 @@ from avppc.data.packed.index import INDEX_NAME, SHARD_FOLDER, PackedIndex
 from avppc.data.prepare.index import read_known
 from avppc.data.scan import scan
 from avppc.data.sentences import find_sentences
+from avppc.evaluate.lipreading.classifier import read_trajectory
 from avppc.evaluate.lipreading.heads import ReaderInfo, load_reader, save_reader
-from avppc.evaluate.lipreading.inputs import read_trajectory
 from avppc.evaluate.lipreading.results import RowResult, read_rows, write_row
 from avppc.files import sha256_of, write_json
 from avppc.models.encoder_file import load_encoder, save_encoder

@@ -21,7 +21,7 @@ from avppc.data.manifest import read_list, read_manifest
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.prepare.index import read_known
-from avppc.evaluate.lipreading.inputs import read_trajectory
+from avppc.evaluate.lipreading.classifier import read_trajectory
 from avppc.evaluate.lipreading.results import RowResult, read_row, read_rows, write_row
 from avppc.evaluate.record import Metrics, read_record
 from avppc.files import read_json, sha256_of, write_json

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from avppc.synth import visemes, voice
-from avppc.synth.clip import Job, MadeClip, make_clip
+from avppc.synth.clip import Job, MadeClip, make_clip, render
 from avppc.synth.config import DIFFICULTIES, WORDS, SynthConfig
-from avppc.synth.render import render
 from avppc.synth.speaker import Cast, make_face
 from avppc.synth.voice import Espeak, Speech
 from avppc.synth.worker import encode_mp4

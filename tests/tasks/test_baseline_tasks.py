@@ -12,12 +12,17 @@ from avppc import ClipBatch
 from avppc.clip import CLIP_FRAMES, SAMPLES_PER_FRAME
 from avppc.config import BaselineConfig, EncoderConfig
 from avppc.ops.log_mel.op import log_mel
-from avppc.tasks.base import ProxyTask
+from avppc.tasks.base import ProxyTask, cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.baselines import (
+    CorrespondenceTask,
+    CurriculumTask,
+    MultiwayTask,
+    ShiftTask,
+    TimeArrowTask,
+    draw_other_clips,
+)
 from avppc.tasks.config import TASK_NAMES
-from avppc.tasks.cuts import cut_audio, cut_video, draw_shifted, draw_starts
-from avppc.tasks.pairs import CorrespondenceTask, TimeArrowTask, draw_other_clips
 from avppc.tasks.registry import TASKS, make_task
-from avppc.tasks.synchronization import CurriculumTask, MultiwayTask, ShiftTask
 from avppc.tasks.visual import ChunkTask
 
 CASES = [

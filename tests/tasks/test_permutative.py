@@ -12,7 +12,7 @@ from task_cases import CONFIG, make_batch
 from avppc import LogMelConfig
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, SAMPLES_PER_FRAME
 from avppc.config import AugmentConfig, CutConfig, ObjectiveConfig
-from avppc.tasks.cuts import cut_elements
+from avppc.tasks.base import cut_elements
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.visual import VISUAL_SUBTASKS, VisualMomentTask
 

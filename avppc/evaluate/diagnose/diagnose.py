@@ -25,8 +25,8 @@ from avppc.evaluate.diagnose.task import (
     shortcut_report,
     vote_of_neighbours,
 )
+from avppc.evaluate.lipreading.classifier import VIEWS, encode_split
 from avppc.evaluate.lipreading.heads import BinsHead
-from avppc.evaluate.lipreading.inputs import VIEWS, encode_split
 from avppc.evaluate.lipreading.results import confusion_rates, read_rows
 from avppc.files import write_json
 from avppc.printing import Console

@@ -19,8 +19,7 @@ from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.loader import iterate_once
 from avppc.data.packed.sampler import EpochSampler
 from avppc.losses.subtasks import task_gradients
-from avppc.tasks.base import ProxyTask
-from avppc.tasks.cuts import cut_elements
+from avppc.tasks.base import ProxyTask, cut_elements
 from avppc.tasks.permutative import PermutativeBase, PermutativeTask
 from avppc.tasks.registry import make_task
 from avppc.train.checkpoint import CheckpointStore

@@ -27,6 +27,7 @@ from avppc.data.packed.dataset import data_sha256
 from avppc.data.packed.index import prepared_crop
 from avppc.data.packed.remote import remote_url
 from avppc.evaluate.config import EvaluateConfig, RowName
+from avppc.evaluate.lipreading.classifier import FrozenFeatures
 from avppc.evaluate.lipreading.fits import (
     Fit,
     FitInputs,
@@ -38,7 +39,6 @@ from avppc.evaluate.lipreading.fits import (
     trials_of,
 )
 from avppc.evaluate.lipreading.heads import READER_ROWS, ReaderInfo, load_reader, reader_path, save_reader
-from avppc.evaluate.lipreading.inputs import FrozenFeatures
 from avppc.evaluate.lipreading.results import (
     RowResult,
     decisive,

@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.config import EvaluateConfig, HeadName, RowName
-from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, ClassifierData, fit_classifier, predict
-from avppc.evaluate.lipreading.heads import make_head
-from avppc.evaluate.lipreading.inputs import (
+from avppc.evaluate.lipreading.classifier import (
+    HELD_OUT_SPLITS,
     VIEWS,
+    ClassifierData,
     EncoderWithHead,
     FrozenFeatures,
     MouthPictures,
     encode_features,
+    fit_classifier,
+    predict,
     read_trajectories,
 )
+from avppc.evaluate.lipreading.heads import make_head
 from avppc.models.encoder_file import load_encoder
 from avppc.models.video import VideoEncoder
 from avppc.train.hardware import one_thread, resolve_device, use_bf16

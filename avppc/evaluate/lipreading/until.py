@@ -12,10 +12,9 @@ import torch
 
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.config import EvaluateConfig
-from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, fit_classifier, predict
+from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, encode_features, fit_classifier, predict
 from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
 from avppc.evaluate.lipreading.heads import make_head
-from avppc.evaluate.lipreading.inputs import encode_features
 from avppc.models.video import VideoEncoder
 from avppc.printing import ProgressBar
 from avppc.train import bench

@@ -25,10 +25,9 @@ from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, RecipeConfig
 from avppc.data.packed.index import PackedIndex
 from avppc.evaluate.config import RowName
-from avppc.evaluate.lipreading.classifier import fit_classifier, predict
+from avppc.evaluate.lipreading.classifier import EncoderWithHead, FrozenFeatures, fit_classifier, predict
 from avppc.evaluate.lipreading.evaluate import FitPool, RowWork
 from avppc.evaluate.lipreading.fits import draw_labelled_clips
-from avppc.evaluate.lipreading.inputs import EncoderWithHead, FrozenFeatures
 from avppc.evaluate.lipreading.results import RowResult, mean_and_interval, print_table, read_rows, write_row
 from avppc.train.loop import pretrain
 

@@ -21,10 +21,17 @@ from avppc.data.packed import dataset
 from avppc.evaluate.config import HeadName
 from avppc.evaluate.lipreading.results import RowResult, pack_answers, unpack_answers
 from avppc.evaluate.table import table as table_module
-from avppc.evaluate.table.pages import NOTHING, seeds_text, to_markdown
-from avppc.evaluate.table.plan import Cell, Entry, cells_of, entries_of
-from avppc.evaluate.table.results import PUBLISHED, CellResult, combine, paired_difference
-from avppc.evaluate.table.table import make_table
+from avppc.evaluate.table.results import (
+    PUBLISHED,
+    Cell,
+    CellResult,
+    Entry,
+    cells_of,
+    combine,
+    entries_of,
+    paired_difference,
+)
+from avppc.evaluate.table.table import NOTHING, make_table, seeds_text, to_markdown
 from avppc.tasks.config import TASK_NAMES
 
 TINY = "batch_size=8;encoder.width=4;encoder.features=16;audio_width=4;objective.dim=16;checkpoint_every=1"

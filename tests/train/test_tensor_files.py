@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from avppc import tensor_files
-from avppc.tensor_files import map_tensors, read_tensors, write_tensors
+from avppc.train import checkpoint
+from avppc.train.checkpoint import map_tensors, read_tensors, write_tensors
 
 READERS = [read_tensors, map_tensors]
 
@@ -66,6 +66,6 @@ def test_a_mapped_file_that_cannot_be_opened_is_not_called_missing(
         def fail(path: Path, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(tensor_files, "load_file", fail)
+        monkeypatch.setattr(checkpoint, "load_file", fail)
         with pytest.raises(OSError, match=rf"{os.strerror(errno.EIO)}: '{path}'"):
             map_tensors(path)
