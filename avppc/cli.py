@@ -91,7 +91,7 @@ COMMANDS = {
         goes_on=True,
     ),
     "bench-train": Command(
-        "Times the training step on this machine.", "BenchTrainConfig", "avppc.evaluate.lipreading.until"
+        "Times the training step on this machine.", "BenchTrainConfig", "avppc.evaluate.bench_train"
     ),
     "table": Command(
         "Compares the proxy tasks, in one table.",

@@ -19,7 +19,7 @@ import torch
 from train_baseline import Trainer, stages
 
 from avppc.config import BenchTrainConfig, PretrainConfig
-from avppc.train.bench import measure
+from avppc.evaluate.bench_train import measure
 from avppc.train.hardware import resolve_device
 
 DATA = Path(os.environ.get("AVPPC_BENCH_DATA", Path(__file__).parents[1] / "data" / "demo"))

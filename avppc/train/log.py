@@ -1,4 +1,4 @@
-"""What a run reports of itself: progress bar, metrics.jsonl and TensorBoard events.
+"""What a run reports of itself: progress bar, metrics.jsonl, TensorBoard events, and the clips of skipped steps.
 
 TensorBoard's own writers write in a thread, which a full disk ends with a traceback; here the caller gets the error.
 """
@@ -22,12 +22,17 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from avppc.data.packed.dataset import PackedDataset
+from avppc.draws import ClipGenerator
 from avppc.files import LineFile, read_json_objects, write_json_lines
 from avppc.printing import ProgressBar
+from avppc.tasks.base import ProxyTask
+from avppc.train.distributed import Processes
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped_clips.jsonl"
 _COUNT = "count"
 _SESSION_START = 1  # TensorBoard's SessionLog.START: it drops what it has of that step and later ones
 _numbers = itertools.count()
@@ -198,3 +203,66 @@ class EventLog:
 
 def _value(name: str, number: float) -> dict[str, Any]:
     return {"tag": name, "simple_value": number}
+
+
+class SkippedReport:
+    """Names the clips of skipped steps in RUN/skipped_clips.jsonl."""
+
+    def __init__(self, run: Path, dataset: PackedDataset, task: ProxyTask, processes: Processes) -> None:
+        self.path = run / SKIPPED_FILE
+        self._dataset, self._task, self._processes = dataset, task, processes
+        self._rows: dict[int, int] | None = None
+
+    def write(self, skipped: list[tuple[int, list[int]]]) -> str:
+        """Adds a line a step, on all processes together; returns a sentence on which clips are to blame.
+
+        A task that has no features of single clips, only of batches, has no suspects: null in the file.
+        """
+        suspects: list[str] = []
+        looks, diverged = self._task.has_representations, False
+        for step, ids in skipped:
+            # On the CPU or the GPU, whichever the processes' group connects.
+            every = self._processes.gather(torch.tensor(ids, device=self._processes.device)).flatten().tolist()
+            line = {"step": step, "suspects": None, "clips": list(map(self._source, every))}
+            if looks:
+                wrong = self._processes.gather(self._spoiled(ids).byte()).flatten().tolist()
+                named = [self._source(clip) for clip, is_wrong in zip(every, wrong, strict=True) if is_wrong]
+                line["suspects"] = named
+                diverged = diverged or len(named) == len(every)
+                suspects += [name for name in named if name not in suspects]
+            if self._processes.main:
+                self._write_line(line)
+        if not looks:
+            return "which clip is to blame cannot be told for this task"
+        if diverged:
+            return "no clip gives finite features any more: the weights have diverged"
+        if suspects:
+            return f"by themselves these give features that are not finite: {', '.join(suspects[:5])}"
+        return "each clip by itself gives finite features"
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        try:
+            with contextlib.closing(LineFile(self.path)) as file:
+                file.add(json.dumps(line))
+        except OSError as error:  # a full disk must not end the training
+            logger.warning("the clips of the skipped step %d could not be written: %s", line["step"], error)
+
+    def _spoiled(self, ids: list[int]) -> Tensor:
+        """[n] bool: clips whose features are not finite, in eval mode, where no clip touches another."""
+        rows = torch.tensor([self._row(clip) for clip in ids])
+        batch = self._dataset.batch(rows).to(self._processes.device)
+        training = self._task.training
+        self._task.eval()
+        with torch.no_grad():
+            pieces = self._task.represent(batch, ClipGenerator(0, 0, len(ids)))
+        self._task.train(training)
+        finite = [piece.isfinite().flatten(1).all(1) for piece in pieces if piece is not None]
+        return ~torch.stack(finite).all(0)
+
+    def _row(self, clip_id: int) -> int:
+        if self._rows is None:
+            self._rows = {number: row for row, number in enumerate(self._dataset.clip_ids.tolist())}
+        return self._rows[clip_id]
+
+    def _source(self, clip_id: int) -> str:
+        return self._dataset.sources[self._row(clip_id)]

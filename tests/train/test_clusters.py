@@ -29,9 +29,9 @@ from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.registry import make_task
 from avppc.train import checkpoint
 from avppc.train.distributed import Processes
-from avppc.train.log import MetricsLog, read_metrics
+from avppc.train.log import MetricsLog, SkippedReport, read_metrics
 from avppc.train.loop import pretrain
-from avppc.train.skipped_steps import SkippedReport, SkippedSteps
+from avppc.train.step import SkippedSteps
 
 TESTS = Path(__file__).parent
 BAD_CLIP, CLIPS, BATCH = 5, 24, 4
