@@ -84,30 +84,38 @@ def check_path(name: str, value: object) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Raises TypeError if a field is not the text, path, tuple, truth value or configuration that its annotation says.
+    """Raises TypeError if a field is not the text, path, tuple, truth value or configuration that its annotation says,
+    and ValueError if it is none of the choices that a Literal allows.
 
-    Numbers and choices have checks of their own, which check their values as well.
+    Numbers have checks of their own, which check their ranges as well.
     """
     cls: Any = type(config)
-    for name, (kinds, words) in _kinds_of_fields(cls).items():
+    kinds_of, choices_of = _allowed_in_fields(cls)
+    for name, (kinds, words) in kinds_of.items():
         value = getattr(config, name)
         if not isinstance(value, kinds):
             raise TypeError(f"{name} must be {words}, got {type(value).__name__} {value!r}")
+    for name, choices in choices_of.items():
+        check_choice(name, getattr(config, name), choices)
 
 
 _WORDS = {bool: "True or False", str: "a str", Path: "a pathlib.Path", tuple: "a tuple", type(None): "None"}
 
 
 @functools.cache
-def _kinds_of_fields(cls: Any) -> dict[str, tuple[tuple[type[Any], ...], str]]:
-    """Allowed types of each field whose annotation is of these types alone, and how an error says so."""
-    found = {}
+def _allowed_in_fields(cls: Any) -> tuple[dict[str, tuple[tuple[type[Any], ...], str]], dict[str, tuple[Any, ...]]]:
+    """Allowed types of each field whose annotation is of these types alone, and how an error says so; choices of each
+    whose annotation is a Literal."""
+    kinds_of, choices_of = {}, {}
     for name, hint in typing.get_type_hints(cls).items():
+        if typing.get_origin(hint) is typing.Literal:
+            choices_of[name] = typing.get_args(hint)
+            continue
         parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
         kinds = tuple(typing.get_origin(part) or part for part in parts)
         if all(kind in _WORDS or dataclasses.is_dataclass(kind) for kind in kinds):
-            found[name] = kinds, " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
-    return found
+            kinds_of[name] = kinds, " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
+    return kinds_of, choices_of
 
 
 def dtype_name(dtype: torch.dtype) -> str:

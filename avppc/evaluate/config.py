@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
-from avppc.clip import SPLITS, SplitName
+from avppc.clip import SplitName
 from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
 from avppc.train.config import Precision, PresetName
@@ -55,7 +55,6 @@ class RecipeConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("schedule", self.schedule, ("one-cycle", "cosine"))
         check_number("weight_decay", self.weight_decay, 0)
         check_number("label_smoothing", self.label_smoothing, 0, 1)
         check_number("clip_norm", self.clip_norm, 0)
@@ -140,7 +139,6 @@ class EvaluateConfig:
                 raise ValueError(f"{name} must hold at least one rate")
             for rate in getattr(self, name):
                 check_number(name, rate, 0)
-        check_choice("preset", self.preset, get_args(EvaluatePreset))
         check_number("feature_gigabytes", self.feature_gigabytes, 0)
         check_integer("labels_per_word", self.labels_per_word, 0)
         for name in (
@@ -156,7 +154,6 @@ class EvaluateConfig:
         check_integer("head_hidden", self.head_hidden, 4)
         check_integer("gru_layers", self.gru_layers, 1)
         check_integer("batch_size", self.batch_size, 2)
-        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("workers", self.workers, 0, 1024)
         check_integer("seed", self.seed, 0, MAX_SEED)
@@ -219,11 +216,9 @@ class DiagnoseConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("split", self.split, SPLITS)
         check_choices("measures", self.measures, MEASURES)
         check_integer("neighbours", self.neighbours, 1)
         check_integer("conflict_batches", self.conflict_batches, 1)
-        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("seed", self.seed, 0, MAX_SEED)
 
@@ -257,7 +252,6 @@ class CheckSyncConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("split", self.split, SPLITS)
         check_integer("clips", self.clips, 2)
         check_integer("max_offset_frames", self.max_offset_frames, 1, 1000)
         check_number("tolerance_frames", self.tolerance_frames, 0)
@@ -307,7 +301,6 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("preset", self.preset, get_args(PresetName))
         if not all(isinstance(entry, str) for entry in self.tasks):
             raise TypeError(f"tasks must hold texts, got {self.tasks!r}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):

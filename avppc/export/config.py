@@ -67,9 +67,7 @@ class EmbedConfig:
             raise ValueError(f"out must end in {' or '.join(EMBEDDING_SUFFIXES)}, got {str(self.out)!r}")
         for split in self.splits:
             check_choice("splits", split, SPLITS)
-        check_choice("per", self.per, ("clip", "frame"))
         check_integer("batch_size", self.batch_size, 1)
-        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)
 
 
@@ -110,5 +108,4 @@ class ReadConfig(CropSettings):
                 raise ValueError(f"{name} must end in {' or '.join(endings)}, got {path}")
         check_integer("stride_frames", self.stride_frames, 1, 1000)
         check_number("video_megabytes", self.video_megabytes, 0.1, 1000)
-        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from avppc.checks import check_choice, check_integer, check_types
+from avppc.checks import check_integer, check_types
 from avppc.clip import CROP_SIZE
 
 __all__ = ["EncoderConfig"]
@@ -38,7 +38,6 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("backbone", self.backbone, ("conv4", "resnet10", "resnet18", "resnet34"))
         check_integer("width", self.width, 4, 512)
         if self.backbone != "conv4" and self.width < 8:
             # oneDNN #6035: the weight gradient of a 1 x 1 convolution of stride 2, channels last, on AVX2
@@ -46,8 +45,6 @@ class EncoderConfig:
                 f"width must be 8 or more for a ResNet, got {self.width}: with 4 to 6 channels, on some CPUs, oneDNN "
                 "computes wrong gradients of its shortcuts and writes beyond its memory"
             )
-        check_choice("stem", self.stem, ("small", "2d", "3d"))
-        check_choice("channels", self.channels, get_args(ChannelsName))
         if self.backbone != "conv4" and self.stem == "3d" and self.channels != "luma":
             raise ValueError("stem '3d' sees neighbouring frames by itself: use it with channels='luma'")
         check_integer("crop_pixels", self.crop_pixels, 8, CROP_SIZE)

@@ -66,7 +66,6 @@ class SynthConfig:
             raise ValueError("clips_per_word, val_clips_per_word, test_clips_per_word and extra_clips are all 0")
         for part in self.split_kinds:
             check_choice("split_by", part, ("face", "voice"))
-        check_choice("difficulty", self.difficulty, ("easy", "medium", "hard"))
         for name in ("train_speakers", "val_speakers", "test_speakers"):
             check_integer(name, getattr(self, name), 1, 1_000_000)
         check_integer("seed", self.seed, 0, MAX_SEED)

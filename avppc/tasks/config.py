@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from avppc.checks import check_choice, check_integer, check_number, check_types
+from avppc.checks import check_integer, check_number, check_types
 from avppc.clip import CLIP_FRAMES
 from avppc.data.config import AugmentConfig
 from avppc.losses.config import ObjectiveConfig
@@ -42,12 +42,10 @@ class BaselineConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("sync_mode", self.sync_mode, ("shift", "curriculum", "multiway"))
         check_integer("multiway_context", self.multiway_context, 1, CLIP_FRAMES)
         check_integer("min_shift_frames", self.min_shift_frames, 1)
         check_integer("far_shift_frames", self.far_shift_frames, self.min_shift_frames)
         check_number("margin", self.margin, 0)
-        check_choice("arrow_pool", self.arrow_pool, ("gru", "mean"))
 
 
 RivalConfig = BaselineConfig
@@ -132,10 +130,8 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("task", self.task, TASK_NAMES)
         check_integer("steps", self.steps, 1)
         check_integer("accumulate", self.accumulate, 1)
-        check_choice("gather", self.gather, ("none", "all", "ring"))
         check_integer("audio_width", self.audio_width, 4)
         if self.augment.time_jitter_frames > self.cut.past_frames - 2:
             raise ValueError(

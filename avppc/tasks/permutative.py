@@ -12,14 +12,7 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.losses.permutative_info_nce import PermutativeInfoNCE
-from avppc.losses.subtasks import (
-    SUBTASKS,
-    SubTask,
-    choose_subtasks,
-    fixed_weights,
-    is_by_moment,
-    make_weighting,
-)
+from avppc.losses.subtasks import SUBTASKS, SubTask, choose_subtasks, fixed_weights, is_by_moment, make_weighting
 from avppc.tasks.base import ProxyTask, Representations, TaskOutput, cut_audio, cut_video, draw_starts
 from avppc.tasks.config import TaskConfig
 

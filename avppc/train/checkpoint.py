@@ -22,14 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
-from avppc.files import (
-    read_bytes,
-    remove_files,
-    remove_leftovers,
-    sha256_of,
-    sync_file,
-    temporary_place,
-)
+from avppc.files import read_bytes, remove_files, remove_leftovers, sha256_of, sync_file, temporary_place
 from avppc.settings import is_version, read_checked_json, write_checked_json
 
 _NUMBER = re.compile(r"\(os error (\d+)\)|in read-only mode: .*\((\d+)\)")  # safetensors' words, and torch's

@@ -116,11 +116,9 @@ class PretrainConfig(TaskConfig, _Places):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("preset", self.preset, get_args(PresetName))
         check_integer("batch_size", self.batch_size, 2)
         check_integer("speakers_per_batch", self.speakers_per_batch, 0)
         check_integer("seed", self.seed, 0, MAX_SEED)
-        check_choice("precision", self.precision, get_args(Precision))
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("log_every", self.log_every, 1)
         check_integer("checkpoint_every", self.checkpoint_every, 1)
@@ -181,8 +179,6 @@ class BenchTrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("preset", self.preset, get_args(PresetName))
-        check_choice("moments", self.moments, get_args(MomentsName))
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
         check_integer("threads", self.threads, 0, MAX_THREADS)

@@ -20,14 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from avppc.data.scan import Video
-from avppc.processes import (
-    ctrl_c_waits,
-    follow_parent,
-    is_held_up,
-    limit_memory,
-    limit_seconds,
-    process_context,
-)
+from avppc.processes import ctrl_c_waits, follow_parent, is_held_up, limit_memory, limit_seconds, process_context
 
 TIMED_OUT = "the decoder gives nothing for"
 KILLED = "it crashes the decoder (signal 9"  # by somebody, or for lack of memory

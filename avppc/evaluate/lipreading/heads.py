@@ -189,7 +189,6 @@ class ReaderInfo:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_choice("head", self.head, HEADS)
         check_choice("row", self.row, READER_ROWS)
         check_integer("frames", self.frames, 1, 10_000)
         check_integer("head_hidden", self.head_hidden, 4, 65_536)

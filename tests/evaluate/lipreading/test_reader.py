@@ -15,13 +15,7 @@ from avppc.config import EncoderConfig, EvaluateConfig
 from avppc.data.config import CropSettings
 from avppc.data.packed.dataset import PackedDataset
 from avppc.evaluate.lipreading import fits
-from avppc.evaluate.lipreading.heads import (
-    LipReader,
-    ReaderInfo,
-    load_reader,
-    reader_path,
-    save_reader,
-)
+from avppc.evaluate.lipreading.heads import LipReader, ReaderInfo, load_reader, reader_path, save_reader
 from avppc.evaluate.lipreading.results import read_rows
 from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.video import VideoEncoder

@@ -7,17 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from info_nce_cases import (
-    BACKENDS,
-    SHORT,
-    Case,
-    as_double,
-    leaves,
-    needs_cpp,
-    reduced,
-    solve,
-    with_gradients,
-)
+from info_nce_cases import BACKENDS, SHORT, Case, as_double, leaves, needs_cpp, reduced, solve, with_gradients
 from torch import Tensor
 
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE

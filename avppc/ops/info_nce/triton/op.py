@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.info_nce.autograd import (
-    backward_fake,
-    moment_backward_fake,
-    moment_rows_fake,
-    rows_fake,
-    solve_rows,
-)
+from avppc.ops.info_nce.autograd import backward_fake, moment_backward_fake, moment_rows_fake, rows_fake, solve_rows
 from avppc.ops.info_nce.problem import MomentProblem, Problem
 
 _COMMON = (

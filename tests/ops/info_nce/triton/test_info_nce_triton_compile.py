@@ -11,16 +11,7 @@ import pytest
 import torch
 from info_nce_cases import Case
 from test_moments import Case as MomentCase
-from triton_report import (
-    MOMENT_KERNELS,
-    MOMENT_PARTS,
-    Compiled,
-    Variant,
-    compile_kernel,
-    sass,
-    table_variants,
-    variant,
-)
+from triton_report import MOMENT_KERNELS, MOMENT_PARTS, Compiled, Variant, compile_kernel, sass, table_variants, variant
 
 from avppc.ops.info_nce.moments import make_moment_problem
 from avppc.ops.info_nce.problem import make_problem
