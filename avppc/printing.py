@@ -14,7 +14,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import IO, Any, TextIO
 
 import rich.console
@@ -281,9 +280,7 @@ class ProgressBar:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
         if self._prints_lines:
             self._print_line()
