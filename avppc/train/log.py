@@ -1,4 +1,4 @@
-"""What a run reports of itself: progress bar, metrics.jsonl, TensorBoard events, and the clips of skipped steps.
+"""What a run reports of itself: progress bar, metrics.jsonl, TensorBoard events; skipped steps and their clips.
 
 TensorBoard's own writers write in a thread, which a full disk ends with a traceback; here the caller gets the error.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avppc.data.packed.dataset import PackedDataset
 from avppc.draws import ClipGenerator
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped_clips.jsonl"
+_TOLD = 8  # skipped steps whose clips are remembered until they are read
+_SLOTS = _TOLD + 1  # one more for a good step, which is written, too, and overwritten by the next bad one
 _COUNT = "count"
 _SESSION_START = 1  # TensorBoard's SessionLog.START: it drops what it has of that step and later ones
 _numbers = itertools.count()
@@ -203,6 +205,58 @@ class EventLog:
 
 def _value(name: str, number: float) -> dict[str, Any]:
     return {"tag": name, "simple_value": number}
+
+
+class SkippedSteps:
+    """Finds the steps whose gradient has no finite norm, the same on all processes, and undoes what they changed.
+
+    Flags, counts and clip ids stay on the device until `counts` or `new` reads them, so that no step waits for it.
+
+    Args:
+        clips: number of clips of a step on this process.
+        total: steps that the run has skipped before.
+    """
+
+    def __init__(self, model: nn.Module, clips: int, total: int, device: torch.device) -> None:
+        self._buffers = [value for value in model.buffers() if value.is_floating_point()]
+        self._saved: Tensor | None = None
+        self._total = torch.tensor(total, device=device)
+        self._in_row = torch.zeros_like(self._total)
+        self._clips = torch.zeros(_SLOTS, clips, dtype=torch.int64, device=device)
+        self._steps = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
+        self._reported = total
+
+    def save_statistics(self) -> None:
+        """Call before the forward pass: keeps the running statistics, which a bad step would spoil."""
+        if self._buffers:
+            self._saved = torch.cat([value.flatten() for value in self._buffers])
+
+    def check(self, norm: Tensor, step: int, clip_ids: Tensor) -> Tensor:
+        """float32 []: 1.0 if the step is to be skipped, else 0.0; running statistics of a skipped one are put back."""
+        bad = ~norm.isfinite()
+        slot = (self._total % _SLOTS)[None]
+        self._clips.index_copy_(0, slot, clip_ids[None])
+        self._steps.index_fill_(0, slot, step)
+        self._total += bad
+        self._in_row = (self._in_row + 1) * bad
+        if self._saved is not None:
+            now = torch.cat([value.flatten() for value in self._buffers])
+            parts = torch.where(bad, self._saved, now).split([value.numel() for value in self._buffers])
+            for value, part in zip(self._buffers, parts, strict=True):
+                value.copy_(part.view_as(value))
+        return bad.float()
+
+    def counts(self) -> tuple[int, int]:
+        """Skipped steps: in all, and in a row up to now; waits for the device."""
+        total, in_row = torch.stack([self._total, self._in_row]).tolist()
+        return total, in_row
+
+    def new(self, total: int) -> tuple[int, list[tuple[int, list[int]]]]:
+        """How many were skipped since the last call, and (step, clip ids) of the last 8 of them, oldest first."""
+        count = total - self._reported
+        self._reported = total
+        slots = [number % _SLOTS for number in range(total - min(count, _TOLD), total)]
+        return count, [(int(self._steps[slot]), self._clips[slot].tolist()) for slot in slots]
 
 
 class SkippedReport:

@@ -33,9 +33,9 @@ from avppc.train.checkpoint import (
 from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes, StopRequest, join_processes
 from avppc.train.hardware import set_up_cpu
-from avppc.train.log import SKIPPED_FILE, Meter, RunLog, SkippedReport, Stopwatch
+from avppc.train.log import SKIPPED_FILE, Meter, RunLog, SkippedReport, SkippedSteps, Stopwatch
 from avppc.train.run_folder import check_same_training, open_run
-from avppc.train.step import SkippedSteps, TrainingStep, make_optimizer, prepare_model
+from avppc.train.step import TrainingStep, make_optimizer, prepare_model
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """One optimiser step, as `pretrain` takes it and `bench-train` times it: gradients, learning rate, optimiser.
 
-No step waits for the device. One whose loss or gradient is not finite is skipped, and counted there.
+Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ from avppc.tasks.base import ProxyTask, Representations, TaskOutput
 from avppc.train.config import OptimizerConfig, PretrainConfig, ScaleConfig
 from avppc.train.distributed import GradientAverager, Processes
 from avppc.train.hardware import autocast, use_bf16
+from avppc.train.log import SkippedSteps
 
 Draws = Callable[[int], ClipGenerator]
 """The random draws for batch number i of a step's batches; the same number gives the same draws again."""
 Lap = Callable[[str], None]
 """Is told the name of each part of a step as it ends: "data", "forward", "backward" or "optimiser"."""
-
-
-_TOLD = 8  # skipped steps whose clips are remembered until they are read
-_SLOTS = _TOLD + 1  # one more for a good step, which is written, too, and overwritten by the next bad one
 
 
 def no_lap(name: str) -> None:
@@ -245,55 +242,3 @@ def prepare_model(task: ProxyTask, config: ScaleConfig, processes: Processes) ->
             if isinstance(encoder, nn.Module):
                 encoder.compile()
     return task
-
-
-class SkippedSteps:
-    """Finds the steps whose gradient has no finite norm, the same on all processes, and undoes what they changed.
-
-    Flags, counts and clip ids stay on the device until `counts` or `new` reads them, so that no step waits for it.
-
-    Args:
-        clips: number of clips of a step on this process.
-        total: steps that the run has skipped before.
-    """
-
-    def __init__(self, model: nn.Module, clips: int, total: int, device: torch.device) -> None:
-        self._buffers = [value for value in model.buffers() if value.is_floating_point()]
-        self._saved: Tensor | None = None
-        self._total = torch.tensor(total, device=device)
-        self._in_row = torch.zeros_like(self._total)
-        self._clips = torch.zeros(_SLOTS, clips, dtype=torch.int64, device=device)
-        self._steps = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
-        self._reported = total
-
-    def save_statistics(self) -> None:
-        """Call before the forward pass: keeps the running statistics, which a bad step would spoil."""
-        if self._buffers:
-            self._saved = torch.cat([value.flatten() for value in self._buffers])
-
-    def check(self, norm: Tensor, step: int, clip_ids: Tensor) -> Tensor:
-        """float32 []: 1.0 if the step is to be skipped, else 0.0; running statistics of a skipped one are put back."""
-        bad = ~norm.isfinite()
-        slot = (self._total % _SLOTS)[None]
-        self._clips.index_copy_(0, slot, clip_ids[None])
-        self._steps.index_fill_(0, slot, step)
-        self._total += bad
-        self._in_row = (self._in_row + 1) * bad
-        if self._saved is not None:
-            now = torch.cat([value.flatten() for value in self._buffers])
-            parts = torch.where(bad, self._saved, now).split([value.numel() for value in self._buffers])
-            for value, part in zip(self._buffers, parts, strict=True):
-                value.copy_(part.view_as(value))
-        return bad.float()
-
-    def counts(self) -> tuple[int, int]:
-        """Skipped steps: in all, and in a row up to now; waits for the device."""
-        total, in_row = torch.stack([self._total, self._in_row]).tolist()
-        return total, in_row
-
-    def new(self, total: int) -> tuple[int, list[tuple[int, list[int]]]]:
-        """How many were skipped since the last call, and (step, clip ids) of the last 8 of them, oldest first."""
-        count = total - self._reported
-        self._reported = total
-        slots = [number % _SLOTS for number in range(total - min(count, _TOLD), total)]
-        return count, [(int(self._steps[slot]), self._clips[slot].tolist()) for slot in slots]

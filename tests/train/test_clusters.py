@@ -31,7 +31,6 @@ from avppc.train import checkpoint
 from avppc.train.distributed import Processes
 from avppc.train.log import MetricsLog, SkippedReport, read_metrics
 from avppc.train.loop import pretrain
-from avppc.train.step import SkippedSteps
 
 TESTS = Path(__file__).parent
 BAD_CLIP, CLIPS, BATCH = 5, 24, 4
