@@ -29,7 +29,7 @@ from avppc.tasks.config import TASK_NAMES
 from avppc.tasks.registry import make_task
 from avppc.train import checkpoint
 from avppc.train.distributed import Processes
-from avppc.train.log import MetricsLog, SkippedReport, read_metrics
+from avppc.train.log import MetricsLog, SkippedReport, SkippedSteps, read_metrics
 from avppc.train.loop import pretrain
 
 TESTS = Path(__file__).parent
