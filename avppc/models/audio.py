@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from avppc.models.backbones import use_channels_last
+from avppc.models.batch_norm import FusedSequential
 
 MEL_FRAMES_PER_VIDEO_FRAME = 4  # a 10 ms hop at 25 video frames a second
 
@@ -21,7 +22,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, bands: int, features: int, width: int = 16) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
+        self.conv = FusedSequential(
             *self._layer(1, width, 5, (2, 2)),
             *self._layer(width, 2 * width, 3, (2, 2)),
             *self._layer(2 * width, 4 * width, 3, (1, 2)),

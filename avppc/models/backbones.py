@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from avppc.models.batch_norm import frozen_statistics
+from avppc.models.batch_norm import FusedSequential, frozen_statistics, norm_relu
 
 RESNET_LAYERS: dict[str, tuple[int, int, int, int]] = {
     "resnet10": (1, 1, 1, 1),
@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = norm_relu(self.bn1, self.relu, self.conv1(x))
         return self.relu(self.bn2(self.conv2(x)) + shortcut)
 
 
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.has_stem:
-            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+            x = self.maxpool(norm_relu(self.bn1, self.relu, self.conv1(x)))
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
         return x.mean((2, 3))
@@ -178,7 +178,7 @@ class Conv4(nn.Module):
                 nn.BatchNorm2d(outputs),
                 nn.ReLU(inplace=True),
             ]
-        self.layers = nn.Sequential(*layers)
+        self.layers = FusedSequential(*layers)
         self.out_features = 4 * width * (input_pixels // 16) ** 2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def _blocks(layers: nn.Sequential) -> list[nn.Module]:
     if len(layers) % 3 or not all(isinstance(layer, kinds[place % 3]) for place, layer in enumerate(layers)):
         return []
     flat = list(layers)
-    groups = [nn.Sequential(*flat[first : first + 3]) for first in range(0, len(flat), 3)]
+    groups = [FusedSequential(*flat[first : first + 3]) for first in range(0, len(flat), 3)]
     for group in groups:
         _replace_forward(group, _recomputed(group, group.forward))
     return list(groups)

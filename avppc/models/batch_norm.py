@@ -1,17 +1,73 @@
-"""Batch norm over the batches of all processes, and batch norm that leaves its running statistics alone."""
+"""Batch norm and its ReLU as one operator, batch norm over all processes, and one that leaves its statistics alone."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from avppc.ops.batch_norm import batch_norm_relu, has_fused_form
 from avppc.ops.derivatives import refuse_second_derivative
+
+
+class FusedSequential(nn.Sequential):
+    """nn.Sequential that takes each batch norm and the ReLU behind it by norm_relu."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            fused = layers and isinstance(layer, nn.BatchNorm2d) and isinstance(layers[0], nn.ReLU)
+            x = norm_relu(layer, layers.pop(0), x) if fused else layer(x)
+        return x
+
+
+def norm_relu(norm: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
+    """relu(norm(x)), running statistics updated; where the compiled operator serves the norm's training, by that."""
+    if not (_is_plain_norm(norm) and _is_plain_relu(relu) and has_fused_form(x, norm.weight, norm.bias)):
+        result: Tensor = relu(norm(x))
+        return result
+    y, mean, variance = batch_norm_relu(x, norm.weight, norm.bias, norm.eps)
+    count = x.numel() / x.shape[1]
+    _update_statistics(norm, mean, variance * (count / (count - 1)))
+    return y
+
+
+def _is_plain_norm(layer: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether the layer is a batch norm in training with weights and running statistics, and no more than that."""
+    plain = (
+        layer.training
+        and type(layer) is nn.BatchNorm2d
+        and layer.affine
+        and layer.track_running_stats
+        and layer.momentum is not None
+    )
+    return plain and not _has_hooks(layer)
+
+
+def _is_plain_relu(layer: nn.Module) -> bool:
+    return type(layer) is nn.ReLU and not _has_hooks(layer)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+
+
+@torch.no_grad()
+def _update_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Moves the running statistics towards a batch's, its variance unbiased."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked += 1
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance, norm.momentum)
 
 
 def synchronise_batch_norm(model: nn.Module) -> nn.Module:
@@ -44,13 +100,8 @@ class SynchronisedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            assert self.momentum is not None
-            assert self.num_batches_tracked is not None
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        if self.track_running_stats:
+            _update_statistics(self, mean, variance * (count / (count - 1)))
         return y
 
     def _check_input_dim(self, input: Tensor) -> None:
