@@ -40,6 +40,11 @@ class ClipGenerator(torch.Generator):
         self.draws = 0
         """Calls so far; each call gives other numbers."""
 
+    def of(self, rows: slice) -> ClipGenerator:
+        """A new generator for these of the clips, with the draws that they have here from the first call on."""
+        start, stop, _ = rows.indices(self.count)
+        return ClipGenerator(self.seed_number, self.first + start, stop - start)
+
 
 def uniform(count: int, low: float, high: float, generator: torch.Generator, device: torch.device) -> Tensor:
     """[count] float32 from low (included) to high.

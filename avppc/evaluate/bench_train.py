@@ -133,7 +133,7 @@ class Stepper:
     """Takes the steps of a pretraining, one after the other, and saves nothing."""
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
-        self.config, self.device = config, processes.device
+        self.config, self.processes, self.device = config, processes, processes.device
         dataset = PackedDataset(config.data, "train", verify=False)
         sampler = EpochSampler(len(dataset), config.batch_size, seed=0)
         self.loader = ClipLoader(dataset, sampler, device=self.device)
@@ -163,7 +163,10 @@ def _measure(stepper: Stepper, steps: int) -> BenchResult:
     parts = _parts(stepper, min(steps, 10), wait)
     total = sum(parts.values())
     subtasks = len(stepper.task.loss.subtasks) if isinstance(stepper.task, PermutativeTask) else 0
-    tflop = step_flop(stepper.config, stepper.step, subtasks) / 1e12
+    whole = replace(stepper.config, scale=replace(stepper.config.scale, batch_slices=1))  # other threads go uncounted
+    counted = Stepper(whole, stepper.processes)
+    tflop = step_flop(whole, counted.step, subtasks) / 1e12
+    counted.loader.close()
     bf16 = use_bf16(stepper.config.precision, stepper.device)
     ceiling = product_tflops(stepper.device, torch.bfloat16 if bf16 else torch.float32)
     return BenchResult(

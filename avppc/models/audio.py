@@ -39,5 +39,6 @@ class AudioEncoder(nn.Module):
     def forward(self, log_mel: Tensor) -> Tensor:
         centred = log_mel - log_mel.mean(1, keepdim=True)
         scaled = centred / (centred.std((1, 2), keepdim=True) + 0.1)
-        maps = self.conv(scaled.unsqueeze(1))  # [N, C, T, B / 8]
+        # A channel that was last in memory keeps the maps channels last; torch cannot tell from one channel alone.
+        maps = self.conv(scaled.unsqueeze(3).permute(0, 3, 1, 2))  # [N, C, T, B / 8]
         return self.project(maps.transpose(1, 2).flatten(2))

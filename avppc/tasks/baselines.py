@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.draws import uniform
-from avppc.tasks.base import ProxyTask, TaskOutput, cut_audio, cut_video, draw_shifted, draw_starts
+from avppc.tasks.base import ProxyTask, Representations, TaskOutput, cut_audio, cut_video, draw_shifted, draw_starts
 from avppc.tasks.config import TaskConfig
 
 
@@ -271,12 +271,17 @@ class MultiwayTask(ProxyTask):
         return self.config.augment.time_jitter_frames + 2 * self.margin_frames + self.config.frame_stride * moments
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
+        return self.score(self.represent(batch, generator), batch)
+
+    def represent(self, batch: ClipBatch, generator: torch.Generator) -> Representations:
+        """Embeddings of the moments of each clip, seen and heard, [N, T', D] each."""
         jitter = self.config.augment.time_jitter_frames
         frames = batch.video.shape[1] - jitter
         starts = draw_starts(len(batch), jitter, generator, training=self.training)
-        similarity = self.similarity(
-            cut_video(batch.video, starts, frames), cut_audio(batch.audio, starts, frames), generator
-        )
+        return self._embed(cut_video(batch.video, starts, frames), cut_audio(batch.audio, starts, frames), generator)
+
+    def score(self, representations: Representations, batch: ClipBatch) -> TaskOutput:
+        similarity = self._similarity(representations)
         count, moments = similarity.shape[:2]
         truth = torch.arange(moments, device=similarity.device).expand(count, -1)
         loss = 0.5 * (
@@ -291,6 +296,9 @@ class MultiwayTask(ProxyTask):
 
         T' is the number of moments less multiway_context - 1.
         """
+        return self._similarity(self._embed(video, audio, generator))
+
+    def _embed(self, video: Tensor, audio: Tensor, generator: torch.Generator) -> Representations:
         phase, stride = self.draw_phase(generator), self.config.frame_stride
         least = self.frames_needed - self.config.augment.time_jitter_frames
         if video.shape[1] < least:
@@ -298,8 +306,11 @@ class MultiwayTask(ProxyTask):
         moments = self.moments(video.shape[1], phase)
         frames = self.video_pool(self.frame_features(video, phase, generator)[:, moments]).float()
         sounds = self.audio_pool(self.audio_features(audio, generator)[:, phase::stride][:, moments]).float()
-        cosine = functional.normalize(frames, dim=2) @ functional.normalize(sounds, dim=2).mT
-        return self.log_scale.exp() * cosine + self.bias
+        return [frames, sounds]
+
+    def _similarity(self, representations: Representations) -> Tensor:
+        frames, sounds = (functional.normalize(side, dim=2) for side in representations if side is not None)
+        return self.log_scale.exp() * (frames @ sounds.mT) + self.bias
 
     def group_metrics(self, row: Mapping[str, Any]) -> dict[str, float]:
         return share_right(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
 from avppc.data.config import AugmentConfig
@@ -23,14 +23,22 @@ PresetName = Literal["laptop", "gpu"]
 class ScaleConfig:
     """Several processes, large batches, memory and faults: how a step is computed.
 
-    Except sync_batch_norm and cached_negatives, nothing here changes what is learned.
+    Except sync_batch_norm, cached_negatives and batch_slices, nothing here changes what is learned.
     """
+
+    BEFORE: ClassVar[dict[str, int]] = {"batch_slices": 1}
+    """What a file means that lacks a field: it was written before there was one."""
 
     sync_batch_norm: bool = True
     """Batch norms see the batches of all processes, so that the number of processes changes nothing."""
     cached_negatives: bool = False
     """One loss over all `accumulate` batches instead of one each: every clip is told apart from batch_size * accumulate
     clips, with the memory of one batch (each passes through the encoders twice). Batch norms still see one batch."""
+    batch_slices: int = 2
+    """On a CPU, the batch passes through the encoders in so many slices at a time, each on its share of the threads:
+    faster than all threads on each operator, most of all beside other programs. The loss is that of the whole batch;
+    batch norms see a slice. 1: the batch whole, as it is in any case with several processes, cached_negatives,
+    activation_checkpointing, compile, and for tasks whose loss is not taken from features of single clips."""
     activation_checkpointing: bool = False
     """Keeps only the inputs of the encoders' blocks and computes the rest again in the backward pass."""
     compile: bool = False
@@ -41,6 +49,7 @@ class ScaleConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_integer("batch_slices", self.batch_slices, 1)
         check_integer("max_skipped_steps", self.max_skipped_steps, 0)
 
 

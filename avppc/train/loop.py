@@ -163,7 +163,9 @@ def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.Ex
     torch.manual_seed(config.seed)
     task = make_task(config.task, config)
     if config.scale.cached_negatives and not task.has_representations:
-        raise ValueError(f"scale.cached_negatives needs a permutative task, task is {config.task!r}")
+        raise ValueError(
+            f"scale.cached_negatives needs a permutative task or multiway synchronization, task is {config.task!r}"
+        )
     if frames < task.frames_needed:
         raise ValueError(
             f"clips of {frames} frames are too short for the task {config.task!r}: with these settings of cut, "

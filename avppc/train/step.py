@@ -6,8 +6,11 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -28,6 +31,8 @@ from avppc.train.log import SkippedSteps
 
 Draws = Callable[[int], ClipGenerator]
 """The random draws for batch number i of a step's batches; the same number gives the same draws again."""
+Autocast = Callable[[], contextlib.AbstractContextManager[object]]
+"""Makes the context in which encoders and loss compute."""
 Lap = Callable[[str], None]
 """Is told the name of each part of a step as it ends: "data", "forward", "backward" or "optimiser"."""
 
@@ -66,7 +71,10 @@ class TrainingStep:
     ) -> None:
         self._config, self._task, self._optimizer, self._processes = config, task, optimizer, processes
         context = partial(autocast, processes.device, use_bf16(config.precision, processes.device))
-        gradients = GradientComputer(task, GradientAverager(task.parameters(), processes), context)
+        slices = (
+            BatchSlices(task, config.scale.batch_slices, context) if _takes_slices(config, task, processes) else None
+        )
+        gradients = GradientComputer(task, GradientAverager(task.parameters(), processes), context, slices)
         self._compute = gradients.cached if config.scale.cached_negatives else gradients.separate
         clips = processes.share(config.batch_size) * config.accumulate
         self.skipped = SkippedSteps(task, clips, skipped_before, processes.device)
@@ -106,7 +114,9 @@ class GradientComputer:
 
     task: ProxyTask
     averager: GradientAverager
-    autocast: Callable[[], contextlib.AbstractContextManager[object]]
+    autocast: Autocast
+    slices: BatchSlices | None = None
+    """How a batch passes through the encoders in slices; None: whole."""
 
     def separate(self, batches: Iterator[ClipBatch], parts: int, draws: Draws, lap: Lap = no_lap) -> Gradients:
         """The mean of `parts` losses, each of one batch."""
@@ -114,18 +124,25 @@ class GradientComputer:
         for part in range(parts):
             batch = next(batches)
             lap("data")
-            with self.autocast():
-                output = self.task(batch, draws(part))
-            lap("forward")
             if part == parts - 1:
                 self.averager.arm()
-            _backward(output.loss, parts)
+            if self.slices is None:
+                output = self._whole(batch, draws(part), parts, lap)
+            else:
+                output = self.slices.backward(batch, draws(part), parts, lap)
             lap("backward")
             outputs.append(_loss_and_metrics(output))
             ids.append(batch.clip_ids)
         self.averager.finish()
         lap("backward")
         return outputs, torch.cat(ids)
+
+    def _whole(self, batch: ClipBatch, generator: ClipGenerator, parts: int, lap: Lap) -> TaskOutput:
+        with self.autocast():
+            output = self.task(batch, generator)
+        lap("forward")
+        _backward(output.loss, parts)
+        return output
 
     def cached(self, batches: Iterator[ClipBatch], parts: int, draws: Draws, lap: Lap = no_lap) -> Gradients:
         """One loss over the clips of `parts` batches, with the activations of one batch at a time.
@@ -151,12 +168,7 @@ class GradientComputer:
             rows = slice(start, start + len(batch))
             start = rows.stop
             again = self._represent(batch, draws(part))
-            pairs = [
-                (piece, joined.grad[rows])
-                for piece, joined in zip(again, whole, strict=True)
-                if piece is not None and joined is not None and joined.grad is not None
-            ]
-            torch.autograd.backward([piece for piece, _ in pairs], [gradient for _, gradient in pairs])
+            torch.autograd.backward(*_with_gradients(again, whole, rows))
         self.averager.finish()
         lap("backward")
         return [_loss_and_metrics(output)], torch.cat([batch.clip_ids for batch in held])
@@ -164,6 +176,95 @@ class GradientComputer:
     def _represent(self, batch: ClipBatch, generator: ClipGenerator) -> Representations:
         with self.autocast():
             return self.task.represent(batch, generator)
+
+
+class BatchSlices:
+    """Passes a batch through the encoders in slices, side by side; the loss is that of the whole batch.
+
+    Slices meet twice a step. Threads that share each operator meet at its end, some thousand times a step, and each
+    time all wait for the one that another program holds up.
+
+    A slice has a copy of the task that shares its parameters but not its running statistics: each batch norm normalises
+    over the slice (Hoffer, Hubara, Soudry, "Train longer, generalize better", NeurIPS 2017: ghost batch norm), and the
+    statistics after the step are the mean of the copies'. Gradients are added up in the order of the slices: what comes
+    out depends on the number of slices, not on the threads' timing.
+
+    Args:
+        task: with `represent` and `score`.
+        count: slices of a batch, at most its clips.
+    """
+
+    def __init__(self, task: ProxyTask, count: int, autocast: Autocast) -> None:
+        self._task, self._autocast = task, autocast
+        self._parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        shared = {id(parameter): parameter for parameter in task.parameters()}
+        self._copies = [copy.deepcopy(task, shared.copy()) for _ in range(count)]
+        threads = torch.get_num_threads()
+        own = (max(1, threads // count),)
+        self._pool = ThreadPoolExecutor(min(count, threads), "slice", torch.set_num_threads, own)
+
+    def backward(self, batch: ClipBatch, generator: ClipGenerator, parts: int, lap: Lap) -> TaskOutput:
+        """The loss of a batch; adds the gradients of loss / parts to the parameters'."""
+        rows = _slices(len(batch), len(self._copies))
+        for each in self._copies:
+            each.train(self._task.training)
+            for own, kept in zip(each.buffers(), self._task.buffers(), strict=True):
+                own.copy_(kept)
+        pieces = list(self._pool.map(partial(self._represent, batch, generator), self._copies, rows))
+        whole = [_join(column) for column in zip(*pieces, strict=True)]
+        with self._autocast():
+            output = self._task.score(whole, _numbers_of([batch]))
+        lap("forward")
+        _backward(output.loss, parts)
+        gradients = list(self._pool.map(partial(self._gradients, whole), pieces, rows))
+        for parameter, terms in zip(self._parameters, zip(*gradients, strict=True), strict=True):
+            for term in terms:
+                if term is not None:
+                    parameter.grad = term if parameter.grad is None else parameter.grad.add_(term)
+        self._take_statistics()
+        return output
+
+    def _represent(self, batch: ClipBatch, generator: ClipGenerator, task: ProxyTask, rows: slice) -> Representations:
+        with self._autocast():
+            return task.represent(batch[rows], generator.of(rows))
+
+    def _gradients(
+        self, whole: Sequence[Tensor | None], pieces: Representations, rows: slice
+    ) -> tuple[Tensor | None, ...]:
+        """Of each of the task's parameters, through the representations of a slice."""
+        outputs, upstream = _with_gradients(pieces, whole, rows)
+        return torch.autograd.grad(outputs, self._parameters, upstream, allow_unused=True)
+
+    @torch.no_grad()
+    def _take_statistics(self) -> None:
+        for kept, *copies in zip(self._task.buffers(), *(each.buffers() for each in self._copies), strict=True):
+            kept.copy_(torch.stack(copies).mean(0) if kept.is_floating_point() else copies[0])
+
+
+def _takes_slices(config: PretrainConfig, task: ProxyTask, processes: Processes) -> bool:
+    """Whether batches are cut: on a CPU where nothing asks for whole ones or replaces the task's modules."""
+    scale = config.scale
+    changed = scale.cached_negatives or scale.activation_checkpointing or scale.compile
+    alone = processes.size == 1 and processes.device.type == "cpu"
+    return alone and not changed and task.has_representations and 1 < scale.batch_slices <= config.batch_size
+
+
+def _slices(clips: int, count: int) -> list[slice]:
+    """So many slices of a batch, whose lengths differ by one at most."""
+    bounds = [clips * number // count for number in range(count + 1)]
+    return [slice(first, end) for first, end in itertools.pairwise(bounds)]
+
+
+def _with_gradients(
+    pieces: Representations, whole: Sequence[Tensor | None], rows: slice
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The representations of these rows, and the gradients that the loss of the whole batch left for them."""
+    pairs = [
+        (piece, joined.grad[rows])
+        for piece, joined in zip(pieces, whole, strict=True)
+        if piece is not None and joined is not None and joined.grad is not None
+    ]
+    return [piece for piece, _ in pairs], [gradient for _, gradient in pairs]
 
 
 def _backward(loss: Tensor, parts: int) -> None:
@@ -177,7 +278,7 @@ def _loss_and_metrics(output: TaskOutput) -> dict[str, Tensor]:
 
 
 def _join(column: tuple[Tensor | None, ...]) -> Tensor | None:
-    present = [piece for piece in column if piece is not None]
+    present = [piece.detach() for piece in column if piece is not None]
     return torch.cat(present).requires_grad_() if present else None
 
 
