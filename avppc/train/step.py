@@ -71,9 +71,8 @@ class TrainingStep:
     ) -> None:
         self._config, self._task, self._optimizer, self._processes = config, task, optimizer, processes
         context = partial(autocast, processes.device, use_bf16(config.precision, processes.device))
-        slices = (
-            BatchSlices(task, config.scale.batch_slices, context) if _takes_slices(config, task, processes) else None
-        )
+        count = slices_of(config, task, processes)
+        slices = None if count is None else BatchSlices(task, count, context)
         gradients = GradientComputer(task, GradientAverager(task.parameters(), processes), context, slices)
         self._compute = gradients.cached if config.scale.cached_negatives else gradients.separate
         clips = processes.share(config.batch_size) * config.accumulate
@@ -207,7 +206,8 @@ class BatchSlices:
         """The loss of a batch; adds the gradients of loss / parts to the parameters'."""
         rows = _slices(len(batch), len(self._copies))
         for each in self._copies:
-            each.train(self._task.training)
+            for module, original in zip(each.modules(), self._task.modules(), strict=True):
+                module.training = original.training
             for own, kept in zip(each.buffers(), self._task.buffers(), strict=True):
                 own.copy_(kept)
         pieces = list(self._pool.map(partial(self._represent, batch, generator), self._copies, rows))
@@ -241,12 +241,14 @@ class BatchSlices:
             kept.copy_(torch.stack(copies).mean(0) if kept.is_floating_point() else copies[0])
 
 
-def _takes_slices(config: PretrainConfig, task: ProxyTask, processes: Processes) -> bool:
-    """Whether batches are cut: on a CPU where nothing asks for whole ones or replaces the task's modules."""
+def slices_of(config: PretrainConfig, task: ProxyTask, processes: Processes) -> int | None:
+    """How many slices a batch is cut into; None where it is not: off the CPU, in several processes, where whole batches
+    are asked for or the task's modules replaced, and for tasks without representations of single clips."""
     scale = config.scale
     changed = scale.cached_negatives or scale.activation_checkpointing or scale.compile
     alone = processes.size == 1 and processes.device.type == "cpu"
-    return alone and not changed and task.has_representations and 1 < scale.batch_slices <= config.batch_size
+    fits = alone and not changed and task.has_representations and 1 < scale.batch_slices <= config.batch_size
+    return scale.batch_slices if fits else None
 
 
 def _slices(clips: int, count: int) -> list[slice]:

@@ -7,12 +7,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.evaluate.lipreading.heads import HEADS, MultiScaleHead, make_head
+from avppc.models import batch_norm
 from avppc.models.audio import AudioEncoder
-from avppc.models.backbones import ResNet
+from avppc.models.backbones import ResNet, use_channels_last
+from avppc.models.batch_norm import FusedSequential
 from avppc.models.encoder_file import save_encoder
+from avppc.ops import _library
 from avppc.ops.clips import motion_frames
 from avppc.tasks.base import ElementPool
 
@@ -134,6 +138,44 @@ def test_gradients_are_those_of_float64(config: EncoderConfig, threads: int) -> 
         assert true.grad is not None, name
         error = (parameter.grad - true.grad).norm() / true.grad.norm().clamp_min(1e-12)
         assert error < 1e-3, name
+
+
+def conv_layers(kind: type[nn.Sequential]) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = kind(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4))
+    use_channels_last(layers)
+    return layers
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+def test_norm_and_relu_in_one_are_what_they_are_apart(training: bool) -> None:
+    fused, plain = (conv_layers(kind).train(training) for kind in (FusedSequential, nn.Sequential))
+    for seed in range(2):
+        x = torch.randn(5, 3, 9, 9, generator=torch.Generator().manual_seed(seed))
+        y, expected = fused(x), plain(x)
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        y.square().sum().backward()
+        expected.square().sum().backward()
+    for (name, value), other in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(
+            value.grad, other.grad, rtol=1e-4, atol=1e-3, msg=lambda text, name=name: name + text
+        )
+    torch.testing.assert_close(dict(fused.state_dict()), dict(plain.state_dict()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not _library.has_cpp_ops(), reason=f"compiled operators: {_library.missing_reason('cpp')}")
+def test_norm_and_relu_are_one_only_while_nobody_looks_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, calls = conv_layers(FusedSequential), []
+    whole = batch_norm.batch_norm_relu
+    monkeypatch.setattr(batch_norm, "batch_norm_relu", lambda *arguments: calls.append(0) or whole(*arguments))
+    x = torch.randn(5, 3, 9, 9)
+    layers(x)
+    assert len(calls) == 1
+    for place in (1, 2):
+        handle = layers[place].register_forward_hook(lambda *_: calls.append("hook"))
+        layers(x)
+        handle.remove()
+    assert calls == [0, "hook", "hook"]
 
 
 def test_audio_encoder_follows_the_video_clock_and_ignores_level() -> None:

@@ -17,12 +17,22 @@ from avppc.config import EncoderConfig, ObjectiveConfig, PretrainConfig, ScaleCo
 from avppc.draws import ClipGenerator
 from avppc.models.backbones import use_activation_checkpointing
 from avppc.models.batch_norm import frozen_statistics
+from avppc.tasks import registry
 from avppc.tasks.base import ProxyTask
+from avppc.tasks.baselines import MultiwayTask
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.visual import ChunkTask
 from avppc.train.distributed import GradientAverager, Processes
 from avppc.train.log import Meter
-from avppc.train.step import GradientComputer, TrainingStep, make_optimizer, prepare_model, step_unless
+from avppc.train.step import (
+    BatchSlices,
+    GradientComputer,
+    TrainingStep,
+    make_optimizer,
+    prepare_model,
+    slices_of,
+    step_unless,
+)
 
 PARTS, CLIPS = 3, 4  # clips a part
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -94,14 +104,7 @@ def test_cached_gradients_with_labels_that_leave_out_negatives() -> None:
 
 
 def test_cached_step_without_batch_statistics_equals_the_plain_large_step() -> None:
-    def without_statistics() -> ProxyTask:
-        task = make_task()
-        for module in task.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return task
-
-    plain = without_statistics()
+    plain = frozen_norms(make_task())
     batches = make_batches()
     whole = ClipBatch(
         **{
@@ -111,7 +114,71 @@ def test_cached_step_without_batch_statistics_equals_the_plain_large_step() -> N
     )
     loss = plain(whole, ClipGenerator(9, 0, PARTS * CLIPS)).loss
     loss.backward()
-    assert_close(cached_gradients(without_statistics()), {"loss": loss.detach(), **gradients_of(plain)})
+    assert_close(cached_gradients(frozen_norms(make_task())), {"loss": loss.detach(), **gradients_of(plain)})
+
+
+def frozen_norms(task: ProxyTask) -> ProxyTask:
+    """The task, its batch norms in eval mode: then no clip touches another before the loss."""
+    for module in task.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return task
+
+
+def sliced(task: ProxyTask, count: int) -> dict[str, torch.Tensor]:
+    """Loss and gradients of half the loss of one batch, which passes through the encoders in slices."""
+    slices = BatchSlices(task, count, contextlib.nullcontext)
+    output = slices.backward(make_batch(PARTS * CLIPS), ClipGenerator(9, 0, PARTS * CLIPS), 2, lambda name: None)
+    return {"loss": output.loss.detach(), **gradients_of(task)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("kind", [PermutativeTask, MultiwayTask, ChunkTask])
+def test_slices_give_the_gradients_of_the_whole_batch(kind: type[ProxyTask], count: int) -> None:
+    whole = frozen_norms(make_task(kind))
+    loss = whole(make_batch(PARTS * CLIPS), ClipGenerator(9, 0, PARTS * CLIPS)).loss
+    (loss / 2).backward()
+    assert_close(sliced(frozen_norms(make_task(kind)), count), {"loss": loss.detach(), **gradients_of(whole)})
+
+
+def test_batch_norms_see_a_slice_and_their_statistics_are_the_mean() -> None:
+    task, twin = make_task(), make_task()
+    copies = [copy.deepcopy(twin) for _ in range(PARTS)]
+    got = sliced(task, PARTS)
+    assert_close({"loss": got["loss"]}, {"loss": at_once(twin)["loss"]})  # whose parts have the same clips
+    for number, each in enumerate(copies):
+        each.represent(make_batch(PARTS * CLIPS)[number * CLIPS : (number + 1) * CLIPS], draws(number))
+    for name, value in task.named_buffers():
+        every = [dict(each.named_buffers())[name] for each in copies]
+        expected = torch.stack(every).mean(0) if value.is_floating_point() else every[0]
+        torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_slices_give_the_same_bits_again() -> None:
+    first, *others = (sliced(make_task(), 2) for _ in range(3))
+    for other in others:
+        assert all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "slices"),
+    [
+        ({}, 2),
+        ({"scale": ScaleConfig(batch_slices=3)}, 3),
+        ({"scale": ScaleConfig(batch_slices=1)}, None),
+        ({"scale": ScaleConfig(cached_negatives=True)}, None),
+        ({"scale": ScaleConfig(activation_checkpointing=True)}, None),
+        ({"scale": ScaleConfig(batch_slices=5), "batch_size": 4}, None),
+        ({"task": "time-arrow"}, None),
+    ],
+    ids=["default", "three", "whole", "cached", "checkpointing", "more than clips", "no representations"],
+)
+def test_which_batches_are_cut(changes: dict[str, object], slices: int | None) -> None:
+    config = dataclasses.replace(CONFIG, **changes)
+    task = registry.make_task(config.task, config)
+    assert slices_of(config, task, ALONE) == slices
+    assert slices_of(config, task, Processes(0, 2, torch.device("cpu"))) is None
+    assert slices_of(config, task, Processes(0, 1, torch.device("meta"))) is None
 
 
 def test_cached_step_repeats_dropout() -> None:
