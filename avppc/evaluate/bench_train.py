@@ -9,6 +9,8 @@ import contextlib
 import copy
 import json
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -60,6 +62,8 @@ class BenchResult:
     peak_mib: float
     """The most memory that the process had at once; on a GPU, the most that torch had allocated there."""
     precision: str
+    beside_clips_per_second: float | None
+    """The rate beside as many busy programs as were asked for; None: beside none."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
 def measure(config: BenchTrainConfig) -> BenchResult:
     """Times the step; ValueError where the data set has too few clips."""
     with _started(config) as stepper:
-        return _measure(stepper, config.steps)
+        return _measure(stepper, config)
 
 
 @contextlib.contextmanager
@@ -147,20 +151,18 @@ class Stepper:
         self._taken += 1
 
 
-def _measure(stepper: Stepper, steps: int) -> BenchResult:
+def _measure(stepper: Stepper, config: BenchTrainConfig) -> BenchResult:
     wait = partial(synchronise, stepper.device)
     for _ in range(WARM_UP_STEPS):
         stepper.step()
     wait()
     # The rate is measured without laps, which would make a GPU wait for the host.
-    start = time.perf_counter()
     waited = stepper.loader.wait_seconds
-    for _ in range(steps):
-        stepper.step()
-    wait()
-    seconds = (time.perf_counter() - start) / steps
-    data_wait = (stepper.loader.wait_seconds - waited) / steps / seconds
-    parts = _parts(stepper, min(steps, 10), wait)
+    seconds = _step_seconds(stepper, config.steps)
+    data_wait = (stepper.loader.wait_seconds - waited) / config.steps / seconds
+    with busy_programs(config.beside):
+        beside = stepper.config.batch_size / _step_seconds(stepper, config.steps) if config.beside else None
+    parts = _parts(stepper, min(config.steps, 10), wait)
     total = sum(parts.values())
     subtasks = len(stepper.task.loss.subtasks) if isinstance(stepper.task, PermutativeTask) else 0
     whole = replace(stepper.config, scale=replace(stepper.config.scale, batch_slices=1))  # other threads go uncounted
@@ -179,7 +181,28 @@ def _measure(stepper: Stepper, steps: int) -> BenchResult:
         model_flop_utilisation=tflop / seconds / ceiling,
         peak_mib=peak_mib(stepper.device),
         precision="bf16" if bf16 else "fp32",
+        beside_clips_per_second=beside,
     )
+
+
+def _step_seconds(stepper: Stepper, steps: int) -> float:
+    start = time.perf_counter()
+    for _ in range(steps):
+        stepper.step()
+    synchronise(stepper.device)
+    return (time.perf_counter() - start) / steps
+
+
+@contextlib.contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Inside, so many other programs each keep a processor busy."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def _parts(stepper: Stepper, steps: int, wait: Callable[[], None]) -> dict[str, float]:

@@ -180,6 +180,8 @@ class BenchTrainConfig:
     """Computes the encoders' blocks again in the backward pass, to save memory."""
     moments: MomentsName = "clip"
     """What the step scores moment by moment, as objective.moments of a pretraining."""
+    beside: int = 0
+    """Times the steps once more beside so many programs that each keep a processor busy."""
     until: float = 0.0
     """Pretrains until this share of the test words is read (0 to 1) with 10 labels a word, and says how many seconds
     that took; it looks every `steps` steps. 0: times steps alone."""
@@ -190,6 +192,7 @@ class BenchTrainConfig:
         check_types(self)
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
+        check_integer("beside", self.beside, 0, MAX_THREADS)
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_number("until", self.until, 0, 1)
         check_integer("pretrain_steps", self.pretrain_steps, 0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -62,6 +64,40 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager[object]:
     """A context in which torch computes in bfloat16 where that is safe; without bf16 it does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+class OtherPrograms:
+    """How much of this machine's processors other programs take, by Linux's count of their time."""
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def lap(self) -> float | None:
+        """The share of all processors' time, 0 to 1, since this was last asked; None where the system does not tell."""
+        now, before = _processor_seconds(), self._before
+        self._before = now
+        if now is None or before is None or now.all <= before.all:
+            return None
+        others = (now.busy - before.busy) - (now.own - before.own)
+        return min(1.0, max(0.0, others / (now.all - before.all)))
+
+
+class _ProcessorSeconds(NamedTuple):
+    all: float
+    busy: float
+    own: float
+    """Of this process and the children that it waited for."""
+
+
+def _processor_seconds() -> _ProcessorSeconds | None:
+    """Since the machine started, of all processors together."""
+    try:
+        numbers = [int(word) for word in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+    whole, idle = sum(numbers), sum(numbers[3:5])  # idle, and idle while a disk was waited for
+    return _ProcessorSeconds(whole / ticks, (whole - idle) / ticks, sum(os.times()[:4]))
 
 
 @contextlib.contextmanager

@@ -32,12 +32,14 @@ from avppc.train.checkpoint import (
 )
 from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes, StopRequest, join_processes
-from avppc.train.hardware import set_up_cpu
+from avppc.train.hardware import OtherPrograms, set_up_cpu
 from avppc.train.log import SKIPPED_FILE, Meter, RunLog, SkippedReport, SkippedSteps, Stopwatch
 from avppc.train.run_folder import check_same_training, open_run
 from avppc.train.step import TrainingStep, make_optimizer, prepare_model
 
 logger = logging.getLogger(__name__)
+
+SHARED_MACHINE = 0.1  # share of the processors' time in other programs from which the progress tells it
 
 
 def execute(config: PretrainConfig) -> int:
@@ -75,6 +77,7 @@ def pretrain(config: PretrainConfig) -> Path:
     an undisturbed one. The number of processes changes nothing but rounding, except what uses each process's own clips:
 
     - the negatives with gather="none", and the statistics without scale.sync_batch_norm;
+    - the statistics of one process that takes its batches in slices, unless scale.batch_slices is 1;
     - the false pairs of the task correspondence and of the first stage of baselines.sync_mode="curriculum" (so one clip
       a process is a ValueError);
     - the norms of which objective.weighting="gradient-norm" takes the mean.
@@ -108,6 +111,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
     training_step = TrainingStep(config, task, optimizer, processes, skipped_before)
     report = SkippedReport(config.out, dataset, task, processes)
     saver, meter, watch, logged_step, waited = CheckpointSaver(store), Meter(), Stopwatch(), step, 0.0
+    others = OtherPrograms()
     task.train()
     with (
         RunLog(config.out, config.steps, step, main) as log,
@@ -128,7 +132,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
                 row["skipped"] = _check_skipped(config, training_step.skipped, report, step)
                 row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
                 logged_step, waited = step, loader.wait_seconds
-                log.write(row, _progress_text(row, task))
+                log.write(row, _progress_text(row, task, others.lap() if processes.size == 1 else None))
             log.count_step()
             if main and (step % config.checkpoint_every == 0 or step == config.steps or stopping):
                 tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
@@ -263,11 +267,13 @@ def _speed(config: PretrainConfig, steps: int, seconds: float, wait_seconds: flo
     return {"clips_per_second": clips / seconds, "data_wait": wait_seconds / seconds}
 
 
-def _progress_text(row: dict[str, Any], task: ProxyTask) -> str:
-    """What the progress bar shows of a row of metrics."""
+def _progress_text(row: dict[str, Any], task: ProxyTask, others: float | None) -> str:
+    """What the progress bar shows of a row of metrics, and of other programs on the same processors."""
     text = f"loss {row['loss']:.3f}  {row['clips_per_second']:.0f} clips/s  data wait {row['data_wait']:.0%}"
     if row["skipped"]:
         text += f"  {row['skipped']} skipped"
+    if others is not None and others >= SHARED_MACHINE:
+        text += f"  other programs take {others:.0%} of the processors"
     return "  ".join([text, *(f"{group} {share:.0%}" for group, share in task.group_metrics(row).items())])
 
 

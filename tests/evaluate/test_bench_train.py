@@ -107,8 +107,8 @@ def test_figures_of_the_step_fit_each_other(
     utilisation = found["step_tflop"] / found["step_seconds"] / found["ceiling_tflops"]
     assert found["model_flop_utilisation"] == pytest.approx(utilisation)
     assert found["peak_mib"] > 100
-    assert len(made) == 1  # the one that is timed
-    assert taken == list(range(WARM_UP_STEPS + 2 + 2 + 1))  # as `pretrain` takes them: timed, by parts, and counted
+    assert len(made) == 2  # the one that is timed, and one whose operations are counted, all in one thread
+    assert taken == [*range(WARM_UP_STEPS + 2 + 2), 0]  # as `pretrain` takes them: timed and by parts
 
 
 def test_the_loss_is_counted_by_its_formula() -> None:
@@ -116,3 +116,30 @@ def test_the_loss_is_counted_by_its_formula() -> None:
     first, second = torch.ones(3, 5), torch.ones(5, 7)
     assert step_flop(config, lambda: first @ second, 0) == 2 * 3 * 5 * 7
     assert step_flop(config, lambda: first @ second, 42) == 2 * 3 * 5 * 7 + 6 * 42 * 8 * 16 * (8 + 16)
+
+
+def test_the_step_beside_busy_programs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run while the steps are timed once more, and at no other time; a failure ends them, too."""
+    running: list[int] = []
+    programs = bench_train.subprocess.Popen
+    taken = TrainingStep.take
+
+    def take(step: TrainingStep, *arguments: object) -> StepResult:
+        running.append(sum(program.poll() is None for program in started))
+        return taken(step, *arguments)  # type: ignore[arg-type]
+
+    started: list[bench_train.subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(
+        bench_train.subprocess, "Popen", lambda command: started.append(programs(command)) or started[-1]
+    )
+    monkeypatch.setattr(TrainingStep, "take", take)
+    result = bench_train.measure(config_for(data, beside=2))
+    assert result.beside_clips_per_second is not None
+    assert result.beside_clips_per_second > 0
+    first = running.index(2)
+    assert running[first : first + 2] == [2, 2]
+    assert sum(running) == 4
+    assert bench_train.measure(config_for(data)).beside_clips_per_second is None
+    with pytest.raises(KeyError), bench_train.busy_programs(1):
+        raise KeyError
+    assert all(program.poll() is not None for program in started)

@@ -27,6 +27,7 @@ CASES = {
 def config_of(case: str, data: Path, out: Path) -> PretrainConfig:
     settings = {"batch_size": 12, "log_every": 1, "steps": STEPS, "precision": "fp32", "checkpoint_every": 100}
     settings["optimizer"] = OptimizerConfig(learning_rate=RATE)
+    settings["scale"] = ScaleConfig(batch_slices=1)  # batch norms of several processes see the whole batch
     return tiny_config(data, out, **settings | CASES[case])
 
 

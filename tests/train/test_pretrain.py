@@ -22,8 +22,10 @@ from tiny_runs import tiny_config, write_tiny_set
 
 from avppc import load_encoder
 from avppc.cli import main
-from avppc.config import BaselineConfig, OptimizerConfig
+from avppc.config import BaselineConfig, OptimizerConfig, PretrainConfig
 from avppc.settings import config_to_dict, read_checked_json
+from avppc.tasks.registry import make_task
+from avppc.train import hardware, loop
 from avppc.train.log import read_metrics
 from avppc.train.loop import pretrain
 from avppc.train.run_folder import read_run_config
@@ -290,3 +292,32 @@ def test_command_line_gives_the_same_settings(tiny_set: Path, tmp_path: Path, ca
     assert (saved["steps"], saved["encoder"]["width"], saved["preset"]) == (2, 4, "laptop")
     assert main(["pretrain", "--data", str(tiny_set), "--out", str(out), *flags, "--seed", "3"]) == 2
     assert "seed is 0 there, 3 here" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_progress_tells_of_other_programs() -> None:
+    row = {"loss": 1.0, "clips_per_second": 100.0, "data_wait": 0.0, "skipped": 0, "right": 0.5}
+    task = make_task("time-arrow", dataclasses.replace(PretrainConfig(Path("data"), Path("out")), task="time-arrow"))
+    said = "other programs take 37% of the processors"
+    assert said in loop._progress_text(row, task, 0.374)
+    assert "other programs" not in loop._progress_text(row, task, 0.09)
+    assert "other programs" not in loop._progress_text(row, task, None)
+
+
+def test_the_share_of_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 seconds of all processors, 60 were busy, of which 25 in this process."""
+    readings = [hardware._ProcessorSeconds(1000.0, 400.0, 50.0), hardware._ProcessorSeconds(1100.0, 460.0, 75.0)]
+    monkeypatch.setattr(hardware, "_processor_seconds", lambda: readings.pop(0) if readings else None)
+    others = hardware.OtherPrograms()
+    assert others.lap() == pytest.approx(0.35)
+    assert others.lap() is None
+
+
+def test_the_processors_seconds_grow() -> None:
+    before = hardware._processor_seconds()
+    if before is None:
+        pytest.skip("this system has no /proc/stat")
+    sum(range(10**6))
+    now = hardware._processor_seconds()
+    assert now.all >= before.all
+    assert now.own > before.own
+    assert 0 <= before.busy <= before.all
