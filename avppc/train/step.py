@@ -184,27 +184,29 @@ class BatchSlices:
     time all wait for the one that another program holds up.
 
     A slice has a copy of the task that shares its parameters but not its running statistics: each batch norm normalises
-    over the slice (Hoffer, Hubara, Soudry, "Train longer, generalize better", NeurIPS 2017: ghost batch norm), and the
-    statistics after the step are the mean of the copies'. Gradients are added up in the order of the slices: what comes
-    out depends on the number of slices, not on the threads' timing.
+    over the slice, and the statistics after the step are the mean of the copies'. Gradients are added up in the order
+    of the slices: what comes out depends on their number, not on the threads' timing.
 
     Args:
         task: with `represent` and `score`.
         count: slices of a batch, at most its clips.
+
+    Reference: Hoffer, Hubara, Soudry, "Train longer, generalize better", NeurIPS 2017 (ghost batch norm).
     """
 
     def __init__(self, task: ProxyTask, count: int, autocast: Autocast) -> None:
         self._task, self._autocast = task, autocast
         self._parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
         shared = {id(parameter): parameter for parameter in task.parameters()}
-        self._copies = [copy.deepcopy(task, shared.copy()) for _ in range(count)]
+        self._copies = [copy.deepcopy(task, dict(shared)) for _ in range(count)]
         threads = torch.get_num_threads()
         own = (max(1, threads // count),)
         self._pool = ThreadPoolExecutor(min(count, threads), "slice", torch.set_num_threads, own)
 
     def backward(self, batch: ClipBatch, generator: ClipGenerator, parts: int, lap: Lap) -> TaskOutput:
         """The loss of a batch; adds the gradients of loss / parts to the parameters'."""
-        rows = _slices(len(batch), len(self._copies))
+        bounds = [len(batch) * number // len(self._copies) for number in range(len(self._copies) + 1)]
+        rows = [slice(first, end) for first, end in itertools.pairwise(bounds)]
         for each in self._copies:
             for module, original in zip(each.modules(), self._task.modules(), strict=True):
                 module.training = original.training
@@ -242,19 +244,12 @@ class BatchSlices:
 
 
 def slices_of(config: PretrainConfig, task: ProxyTask, processes: Processes) -> int | None:
-    """How many slices a batch is cut into; None where it is not: off the CPU, in several processes, where whole batches
-    are asked for or the task's modules replaced, and for tasks without representations of single clips."""
+    """How many slices a batch is cut into; None where it passes whole: ScaleConfig.batch_slices says when."""
     scale = config.scale
     changed = scale.cached_negatives or scale.activation_checkpointing or scale.compile
     alone = processes.size == 1 and processes.device.type == "cpu"
     fits = alone and not changed and task.has_representations and 1 < scale.batch_slices <= config.batch_size
     return scale.batch_slices if fits else None
-
-
-def _slices(clips: int, count: int) -> list[slice]:
-    """So many slices of a batch, whose lengths differ by one at most."""
-    bounds = [clips * number // count for number in range(count + 1)]
-    return [slice(first, end) for first, end in itertools.pairwise(bounds)]
 
 
 def _with_gradients(
