@@ -314,6 +314,7 @@ def _card(record: RunRecord, encoder: VideoEncoder, encoder_sha256: str, files: 
         name=record.run.resolve().name,
         config=config,
         encoder=encoder.config,
+        reach=encoder.reach,
         task=TASKS[config.task].title,
         data=_describe_data(record.run, config.data),
         command=_command(config),

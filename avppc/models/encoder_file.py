@@ -22,6 +22,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 FORMAT, VERSION = "avppc-encoder", 1
 ENCODER_FILE = "encoder.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"  # encoders that the package brings, by the names of their files
 
 
 def save_encoder(encoder: VideoEncoder, path: Path) -> None:
@@ -40,32 +41,51 @@ def write_model(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, 
     write_atomically(path, save(tensors, metadata))
 
 
+def pretrained_names() -> list[str]:
+    """Names of the encoders that the package brings."""
+    return sorted(file.stem for file in PRETRAINED.glob("*.safetensors"))
+
+
 def find_encoder(path: str | os.PathLike[str]) -> Path:
-    """The encoder file at a path, or in the directory of a finished run or an export; FileNotFoundError without one."""
+    """The encoder file at a path, in the directory of a finished run or an export, or of a pretrained encoder's name.
+
+    A file or directory comes before a pretrained encoder of the same name.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     check_path("path", path)
     file = Path(path)
+    if not file.exists() and os.fspath(path) in pretrained_names():
+        return PRETRAINED / f"{os.fspath(path)}.safetensors"
     if file.is_dir():
         file = file / ENCODER_FILE
     if not file.is_file():
         raise FileNotFoundError(
-            f"there is no encoder at {file}: give an encoder file, or the directory of a finished run or of an export "
-            "with safetensors"
+            f"there is no encoder at {file}: give an encoder file, the directory of a finished run or of an export "
+            f"with safetensors, or the name of a pretrained encoder ({', '.join(pretrained_names())})"
         )
     return file
 
 
 def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
-    """A pretrained VideoEncoder in eval mode, from an encoder file or the directory of a finished run or of an export.
+    """A pretrained VideoEncoder in eval mode.
 
     `crop_video` of avppc.data.augment makes its input from the stored [N, T, 96, 96] uint8 crops.
 
+    Args:
+        path: an encoder file; the directory of a finished run or of an export; or "talking-mouths", the encoder that
+            comes with the package, trained on synthetic mouths as `make demo` trains its own.
+
     Raises:
-        FileNotFoundError: there is no such file, or the run has not finished.
+        FileNotFoundError: there is no such file or name, or the run has not finished.
         ValueError: the file is not an encoder file, or is damaged; the text names it.
 
     Examples:
+        >>> encoder = load_encoder("talking-mouths")
+        >>> encoder(torch.zeros(2, 29, 32, 32)).shape
+        torch.Size([2, 29, 64])
         >>> encoder = load_encoder("runs/demo")                             # doctest: +SKIP
-        >>> features = encoder(crop_video(clips, 64, 32))                   # doctest: +SKIP
     """
     file = find_encoder(path)
     values, weights = read_model(file, FORMAT, VERSION)

@@ -107,6 +107,13 @@ def test_the_description_says_what_the_files_are(exported: Path) -> None:
         assert 0 <= file["largest_difference"] <= 1e-4
 
 
+def test_the_card_says_on_which_frames_a_feature_depends(exported: Path) -> None:
+    encoder, card = load_encoder(exported), (exported / "README.md").read_text()
+    assert ("subtracts each clip's mean frame" in card) == (encoder.config.channels == "motion")
+    local = f"depend on the {encoder.reach}\n  frames before and after it" in card
+    assert local == (encoder.config.channels == "local-motion")
+
+
 def test_no_file_tells_of_the_machine(exported: Path) -> None:
     for file in exported.iterdir():
         content = file.read_bytes()
@@ -129,6 +136,7 @@ def test_the_card_has_the_rates_of_this_encoder_alone(tmp_path: Path) -> None:
     assert "9.8.7" in card  # the version that trained it
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"encoder.safetensors", "encoder.json", "README.md"}
     assert "onnxruntime" not in card.split("## Loading")[1]
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: avppc\n")  # what the Hugging Face Hub reads
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,24 @@ def test_encoder_file_keeps_every_bit(tmp_path) -> None:
     assert torch.equal(loaded(video), encoder(video))
 
 
+def test_the_encoder_that_comes_with_the_package(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder("talking-mouths")
+    assert encoder.config == EncoderConfig()
+    assert not encoder.training
+    opening = torch.linspace(0.2, 0.8, 29)[:, None, None].expand(29, 32, 32).clone()
+    opening[:, 12:20, 8:24] = 0.1  # a mouth in a face that brightens
+    features = encoder(torch.stack([opening, opening.flip(0)]))
+    assert features.isfinite().all()
+    assert (features[0] - features[1]).abs().max() > 0.1
+    monkeypatch.chdir(tmp_path)
+    save_encoder(VideoEncoder(EncoderConfig(width=4)), tmp_path / "talking-mouths")
+    assert load_encoder("talking-mouths").config.width == 4  # a file of that name comes first
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no encoder at talking.*pretrained encoder \(talking-mouths\)"
+    ):
+        load_encoder("talking")
+
+
 def test_no_flipped_bit_of_an_encoder_file_is_taken(tmp_path) -> None:
     path = tmp_path / "encoder.safetensors"
     save_encoder(VideoEncoder(EncoderConfig(features=8)), path)
