@@ -2,8 +2,7 @@
 // thread's rounding mode says, as AMX does: what is below 1.2e-38 is lost, which no loss or gradient notices.
 #include "gemm_bfloat16_kernel.h"
 
-#include <immintrin.h>
-
+#include "avx512_transpose.h"
 #include "rounding.h"
 
 namespace avppc::cpu_avx512_bf16 {
@@ -13,8 +12,7 @@ constexpr int LANES = 16;  // words of a register
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The first `count` of 16 or 32 lanes: all of them, or none of a negative count.
-__mmask16 first16(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1; }
+// The first `count` of 32 lanes: all of them, or none of a negative count.
 __mmask32 first32(int64_t count) { return count >= 32 ? 0xffffffff : count <= 0 ? 0 : (1u << count) - 1; }
 
 // Elements 0 to 15 of two registers in turns: those of the second count from 32 on.
@@ -39,30 +37,6 @@ void pack_panel(const uint16_t* x, int64_t k, int64_t columns, int64_t stride, i
       store_pairs(_mm512_maskz_loadu_epi16(mask, x + j), _mm512_maskz_loadu_epi16(has_second ? mask : 0, next + j),
                   panel + j);
     }
-  }
-}
-
-// x[i] lane j becomes x[j] lane i.
-void transpose(__m512i (&x)[16]) {
-  __m512i y[16];
-  for (int i = 0; i < 16; i += 2) {  // 2 x 2 words inside each quarter of a register
-    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {  // 4 x 4
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {  // the quarters themselves: x[4 b + i] quarter a goes to x[4 a + i] quarter b
-    const __m512i even = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88), odd = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xdd);
-    const __m512i even2 = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x88);
-    const __m512i odd2 = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xdd);
-    x[i] = _mm512_shuffle_i32x4(even, even2, 0x88);
-    x[4 + i] = _mm512_shuffle_i32x4(odd, odd2, 0x88);
-    x[8 + i] = _mm512_shuffle_i32x4(even, even2, 0xdd);
-    x[12 + i] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
   }
 }
 

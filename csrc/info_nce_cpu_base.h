@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "info_nce_cpu_kernel.h"
@@ -36,11 +37,7 @@ class SolverBase {
     return {s, q, q + q_size_, halves, halves + q_size_};
   }
 
-  // The two halves of a tensor [2, ...], and what belongs to its rows or columns from n on.
-  static LogSumExp halves(const Tensor& lse) {
-    float* maximum = lse.mutable_data_ptr<float>();
-    return {maximum, maximum + lse.numel() / 2};
-  }
+  // What belongs to the rows or columns from n on.
   static LogSumExp at(const LogSumExp& lse, int64_t n) { return {lse.maximum + n, lse.log_sum + n}; }
 
   static bool any(const float* x, int64_t count) {
@@ -69,13 +66,12 @@ class SolverBase {
   }
 
   // Memory for the gradients wanted; contexts that no sub-task has get zeros.
-  void start(const Wanted& wanted, Gradients* gradients) {
-    using Shape = std::vector<int64_t>;
-    const auto empty_if = [&](bool is_wanted, Shape shape) { return empty_floats(is_wanted ? shape : Shape{0}); };
-    *gradients = {empty_if(wanted.contexts, {p_.C, p_.N, p_.Dc}), empty_if(wanted.targets, {p_.U, p_.M, p_.Dz}),
-                  empty_if(wanted.weights, {p_.K, p_.Dz, p_.Dc}), empty_if(wanted.scale, Shape())};
+  void start(const Wanted& wanted) {
+    if (wanted.contexts) gradients_.contexts = empty_floats(p_.contexts_shape);
+    if (wanted.targets) gradients_.targets = empty_floats(p_.targets_shape);
+    if (wanted.weights) gradients_.weights = empty_floats(p_.weights_shape);
+    if (wanted.scale) gradients_.scale = empty_floats({});
     wanted_ = wanted;
-    gradients_ = gradients;
     scale_terms_.assign(row_blocks_.size(), 0.0);
     std::vector<bool> used(p_.C);
     for (const Pair& pair : p_.pairs) used[pair.context] = true;
@@ -84,15 +80,16 @@ class SolverBase {
     }
   }
 
-  float* dcontexts(int64_t c) const { return gradients_->contexts.mutable_data_ptr<float>() + c * p_.N * p_.Dc; }
-  float* dtargets(int64_t u) const { return gradients_->targets.mutable_data_ptr<float>() + u * p_.M * p_.Dz; }
-  float* dweights(int64_t k) const { return gradients_->weights.mutable_data_ptr<float>() + k * p_.Dz * p_.Dc; }
+  float* dcontexts(int64_t c) const { return gradients_.contexts->mutable_data_ptr<float>() + c * p_.N * p_.Dc; }
+  float* dtargets(int64_t u) const { return gradients_.targets->mutable_data_ptr<float>() + u * p_.M * p_.Dz; }
+  float* dweights(int64_t k) const { return gradients_.weights->mutable_data_ptr<float>() + k * p_.Dz * p_.Dc; }
 
-  void finish() const {
-    if (!wanted_.scale) return;
-    double sum = 0.0;
-    for (const double term : scale_terms_) sum += term;
-    *gradients_->scale.mutable_data_ptr<float>() = static_cast<float>(sum);
+  Gradients finish() const {
+    if (wanted_.scale) {
+      const double sum = std::accumulate(scale_terms_.begin(), scale_terms_.end(), 0.0);
+      *gradients_.scale->mutable_data_ptr<float>() = static_cast<float>(sum);
+    }
+    return gradients_;
   }
 
   // The locks of a block of dc and of dW.
@@ -153,7 +150,7 @@ class SolverBase {
   int64_t s_size_ = 0, q_size_ = 0;
   Tensor scratch_;
   Wanted wanted_{};
-  Gradients* gradients_ = nullptr;
+  Gradients gradients_;
   std::vector<double> scale_terms_;  // one a block, so that they are summed in one order
 };
 

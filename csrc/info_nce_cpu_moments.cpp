@@ -44,37 +44,29 @@ class MomentSolver : SolverBase {
       : MomentSolver(problem, moments, choose_threads(problem, moments)) {}
 
   // Losses and statistics of all rows; with du [K, N Tc], the gradient by each row's loss, the other gradients as well.
-  Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
-    Statistics result{empty_floats({p_.K, p_.N}), empty_floats({p_.K, p_.N}), empty_floats({2, p_.K, p_.N}),
-                      empty_floats({2, p_.K, 0})};
+  Gradients forward(const Statistics& result, const float* du, const Wanted& wanted) {
     const bool at_once = du != nullptr && wanted.any();
-    if (gradients != nullptr) start(wanted, gradients);
-    const LogSumExp lse = halves(result.row_lse);
+    if (at_once) start(wanted);
     run_in_order(row_blocks_.size(), threads_, lock_count(), [&](int64_t index, int64_t thread, TicketLocks& locks) {
       const OnThisThread products(true);
       const RowBlock& block = row_blocks_[index];
       const int64_t row = block.task * p_.N + block.first;
       const Scratch scratch = scratch_of(thread);
       const Factor q = compute_logits(block, scratch);
-      float* loss = result.rows.mutable_data_ptr<float>() + row;
-      float* correct = result.correct.mutable_data_ptr<float>() + row;
       const bool gradient = at_once && any(du + row, block.rows);
       for_logit_blocks(block, scratch, [&](int64_t n, const LogitBlock& part) {
         AVPPC_CPU_SELECT(info_nce_rows)
-        (part, at(lse, row + n), loss + n, correct + n,
+        (part, at(result.row_lse, row + n), result.loss + row + n, result.correct + row + n,
          gradient ? du + row + n : nullptr, p_.element);
       });
       if (at_once) add_gradients(index, q, scratch, gradient, locks);
     });
-    if (at_once) finish();
-    return result;
+    return finish();
   }
 
   // The gradients from du and the log-sum-exps of an earlier forward.
-  Gradients backward(const float* du, const Tensor& row_lse, const Wanted& wanted) {
-    Gradients gradients;
-    start(wanted, &gradients);
-    const LogSumExp lse = halves(row_lse);
+  Gradients backward(const float* du, const LogSumExp& row_lse, const Wanted& wanted) {
+    start(wanted);
     run_in_order(row_blocks_.size(), threads_, lock_count(), [&](int64_t index, int64_t thread, TicketLocks& locks) {
       const OnThisThread products(true);
       const RowBlock& block = row_blocks_[index];
@@ -86,14 +78,13 @@ class MomentSolver : SolverBase {
         q = compute_logits(block, scratch);
         for_logit_blocks(block, scratch, [&](int64_t n, const LogitBlock& part) {
           AVPPC_CPU_SELECT(info_nce_gradient)
-          (part, at(lse, row + n), du + row + n, {nullptr, nullptr}, nullptr,
+          (part, at(row_lse, row + n), du + row + n, {nullptr, nullptr}, nullptr,
            p_.element);
         });
       }
       add_gradients(index, q, scratch, gradient, locks);
     });
-    finish();
-    return gradients;
+    return finish();
   }
 
  private:
@@ -197,8 +188,8 @@ class MomentSolver : SolverBase {
     }
   }
 
-  void start(const Wanted& wanted, Gradients* gradients) {
-    SolverBase::start(wanted, gradients);
+  void start(const Wanted& wanted) {
+    SolverBase::start(wanted);
     if (wanted.targets) std::fill_n(dtargets(0), p_.U * p_.M * p_.Dz, 0.0f);  // few moments may be all that is added
   }
 
@@ -290,13 +281,13 @@ int64_t Moments::widest() const {
   return result;
 }
 
-Statistics info_nce_moments_forward(const InfoNCEProblem& problem, const Moments& moments, const float* du,
-                                    const Wanted& wanted, Gradients* gradients) {
-  return MomentSolver(problem, moments).forward(du, wanted, gradients);
+Gradients info_nce_moments_forward(const InfoNCEProblem& problem, const Moments& moments, const Statistics& result,
+                                   const float* du, const Wanted& wanted) {
+  return MomentSolver(problem, moments).forward(result, du, wanted);
 }
 
 Gradients info_nce_moments_backward(const InfoNCEProblem& problem, const Moments& moments, const float* du,
-                                    const Tensor& row_lse, const Wanted& wanted) {
+                                    const LogSumExp& row_lse, const Wanted& wanted) {
   return MomentSolver(problem, moments).backward(du, row_lse, wanted);
 }
 

@@ -30,9 +30,9 @@ struct Moments {
 };
 
 // As info_nce_forward and info_nce_backward; `problem` has no positive_offset, ids or symmetric loss of its own.
-Statistics info_nce_moments_forward(const InfoNCEProblem& problem, const Moments& moments, const float* du,
-                                    const Wanted& wanted, Gradients* gradients);
+Gradients info_nce_moments_forward(const InfoNCEProblem& problem, const Moments& moments, const Statistics& result,
+                                   const float* du, const Wanted& wanted);
 Gradients info_nce_moments_backward(const InfoNCEProblem& problem, const Moments& moments, const float* du,
-                                    const Tensor& row_lse, const Wanted& wanted);
+                                    const LogSumExp& row_lse, const Wanted& wanted);
 
 }  // namespace avppc

@@ -50,14 +50,12 @@ class Solver : SolverBase {
   Solver(const InfoNCEProblem& problem, bool gradients) : Solver(problem, gradients, choose_threads(problem)) {}
 
   // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the other gradients as well.
-  Statistics forward(const float* du, const Wanted& wanted, Gradients* gradients) {
+  Gradients forward(const Statistics& result, const float* du, const Wanted& wanted) {
     const int64_t columns = p_.symmetric ? p_.M : 0;
-    Statistics result{empty_floats({p_.K, p_.N}), empty_floats({p_.K, p_.N}), empty_floats({2, p_.K, p_.N}),
-                      empty_floats({2, p_.K, columns})};
     const bool any_wanted = du != nullptr && wanted.any();
-    const bool at_once = any_wanted && !p_.symmetric, later = any_wanted && p_.symmetric;
-    if (gradients != nullptr && !later) start(wanted, gradients);
-    const LogSumExp row_lse = halves(result.row_lse), column_lse = halves(result.column_lse);
+    const bool at_once = any_wanted && !p_.symmetric;
+    if (at_once) start(wanted);
+    const auto& [losses, correct, row_lse, column_lse] = result;
     std::fill_n(column_lse.maximum, p_.K * columns, std::numeric_limits<float>::lowest());
     std::fill_n(column_lse.log_sum, p_.K * columns, 0.0f);  // the sum, until it is whole
     run_in_order(row_blocks_.size(), threads_, lock_count(), [&](int64_t index, int64_t thread, TicketLocks& locks) {
@@ -74,25 +72,21 @@ class Solver : SolverBase {
         const TicketLocks::Turn turn(locks, task_lock(block), block.task_turn);
         merge_columns(s, at(column_lse, column));
       }
-      float* loss = result.rows.mutable_data_ptr<float>() + row;
-      float* correct = result.correct.mutable_data_ptr<float>() + row;
       for_rows(s, [&](int64_t n, const LogitBlock& part) {
         AVPPC_CPU_SELECT(info_nce_rows)
-        (part, at(row_lse, row + n), loss + n, correct + n, gradient ? du + row + n : nullptr, p_.element);
+        (part, at(result.row_lse, row + n), result.loss + row + n, result.correct + row + n, gradient ? du + row + n : nullptr, p_.element);
       });
       if (at_once) add_gradients(index, q, scratch, gradient, locks);
     });
-    if (p_.symmetric) finish_columns(result.rows.mutable_data_ptr<float>(), row_lse, column_lse);
-    if (at_once) finish();
-    if (later) *gradients = backward(du, result.row_lse, result.column_lse, wanted, keeps_logits_);
-    return result;
+    if (p_.symmetric) finish_columns(result);
+    if (any_wanted && p_.symmetric) return backward(du, result.row_lse, result.column_lse, wanted, keeps_logits_);
+    return finish();
   }
 
   // Gradients from du and the log-sum-exps of an earlier forward; the logits are there where it has left them.
-  Gradients backward(const float* du, const Tensor& row_lse, const Tensor& column_lse, const Wanted& wanted,
+  Gradients backward(const float* du, const LogSumExp& row_lse, const LogSumExp& column_lse, const Wanted& wanted,
                      bool has_logits = false) {
-    Gradients gradients;
-    start(wanted, &gradients);
+    start(wanted);
     std::vector<float> half(p_.symmetric ? p_.K * p_.N : 0);  // the loss is the mean of a row's and a column's
     std::transform(du, du + half.size(), half.begin(), [](float x) { return x / 2; });
     const float* weight = p_.symmetric ? half.data() : du;
@@ -109,14 +103,13 @@ class Solver : SolverBase {
         if (!has_logits) compute_logits(block, q, scratch);
         for_rows(logits(block, scratch), [&](int64_t n, const LogitBlock& part) {
           AVPPC_CPU_SELECT(info_nce_gradient)
-          (part, at(halves(row_lse), row + n), weight + row + n, at(halves(column_lse), column),
+          (part, at(row_lse, row + n), weight + row + n, at(column_lse, column),
            p_.symmetric ? weight + column : nullptr, p_.element);
         });
       }
       add_gradients(index, q, scratch, gradient, locks);
     });
-    finish();
-    return gradients;
+    return finish();
   }
 
  private:
@@ -161,16 +154,17 @@ class Solver : SolverBase {
     torch::stable::parallel_for(0, count, ceil_div(SHARED_LOGITS, logits), body);
   }
 
-  void finish_columns(float* rows, const LogSumExp& row_lse, const LogSumExp& column_lse) const {
+  void finish_columns(const Statistics& result) const {
+    const auto& [loss, correct, row_lse, column_lse] = result;
     for (int64_t n = 0; n < p_.K * p_.N; ++n) {
       column_lse.log_sum[n] = std::log(column_lse.log_sum[n]);
       const float maxima = column_lse.maximum[n] - row_lse.maximum[n];
-      rows[n] += (maxima + column_lse.log_sum[n] - row_lse.log_sum[n]) / 2;  // (row_lse + column_lse) / 2 - positive
+      loss[n] += (maxima + column_lse.log_sum[n] - row_lse.log_sum[n]) / 2;  // (row_lse + column_lse) / 2 - positive
     }
   }
 
-  void start(const Wanted& wanted, Gradients* gradients) {
-    SolverBase::start(wanted, gradients);
+  void start(const Wanted& wanted) {
+    SolverBase::start(wanted);
     // the first block overwrites what it adds to; what no block adds to is zero
     std::vector<bool> used(p_.U);
     for (const Pair& pair : p_.pairs) used[pair.target] = true;
@@ -222,13 +216,13 @@ class Solver : SolverBase {
 
 }  // namespace
 
-Statistics info_nce_forward(const InfoNCEProblem& problem, const float* du, const Wanted& wanted,
-                            Gradients* gradients) {
-  return Solver(problem, du != nullptr && wanted.any()).forward(du, wanted, gradients);
+Gradients info_nce_forward(const InfoNCEProblem& problem, const Statistics& result, const float* du,
+                           const Wanted& wanted) {
+  return Solver(problem, du != nullptr && wanted.any()).forward(result, du, wanted);
 }
 
-Gradients info_nce_backward(const InfoNCEProblem& problem, const float* du, const Tensor& row_lse,
-                            const Tensor& column_lse, const Wanted& wanted) {
+Gradients info_nce_backward(const InfoNCEProblem& problem, const float* du, const LogSumExp& row_lse,
+                            const LogSumExp& column_lse, const Wanted& wanted) {
   return Solver(problem, true).backward(du, row_lse, column_lse, wanted);
 }
 

@@ -1,6 +1,7 @@
 // The losses of an InfoNCEProblem on the CPU, and their gradients.
 #pragma once
 
+#include "info_nce_cpu_kernel.h"
 #include "info_nce_problem.h"
 
 namespace avppc {
@@ -10,20 +11,22 @@ struct Wanted {
   bool any() const { return contexts || targets || weights || scale; }
 };
 
+// Where a forward writes what it finds of all rows: memory of the caller.
 struct Statistics {
-  Tensor rows, correct;        // [K, N]: losses, and 1 where the positive beats every negative
-  Tensor row_lse, column_lse;  // [2, K, N]: maximum and log of the sum; [2, K, M] of a symmetric loss, else empty
+  float *loss, *correct;          // [K, N]; `correct` is 1 where the positive beats every negative
+  LogSumExp row_lse, column_lse;  // [K, N]; [K, M] of a symmetric loss
 };
 
 struct Gradients {
-  Tensor contexts, targets, weights, scale;  // float32; empty where not wanted
+  std::optional<Tensor> contexts, targets, weights, scale;  // float32, shaped like what they belong to; where wanted
 };
 
 // Losses and statistics of all rows; with du [K, N], the gradient by each row's loss, the gradients wanted as well.
-Statistics info_nce_forward(const InfoNCEProblem& problem, const float* du, const Wanted& wanted, Gradients* gradients);
+Gradients info_nce_forward(const InfoNCEProblem& problem, const Statistics& result, const float* du,
+                           const Wanted& wanted);
 
 // The gradients wanted, from du and the log-sum-exps of an earlier forward.
-Gradients info_nce_backward(const InfoNCEProblem& problem, const float* du, const Tensor& row_lse,
-                            const Tensor& column_lse, const Wanted& wanted);
+Gradients info_nce_backward(const InfoNCEProblem& problem, const float* du, const LogSumExp& row_lse,
+                            const LogSumExp& column_lse, const Wanted& wanted);
 
 }  // namespace avppc

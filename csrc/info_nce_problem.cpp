@@ -14,6 +14,26 @@ Tensor as_contiguous(const Tensor& tensor, ScalarType dtype) {
   return converted.is_contiguous() ? converted : torch::stable::contiguous(converted);  // asked, it takes 1 us
 }
 
+// The shape of a tensor of matrices, or of a single one.
+std::vector<int64_t> read_shape(const char* name, const Tensor& tensor) {
+  const int64_t dim = tensor.dim();
+  AVPPC_CHECK(dim == 2 || dim == 3, name, " must have 2 or 3 dimensions, got ", dim);
+  std::vector<int64_t> shape(dim);
+  for (int64_t d = 0; d < dim; ++d) shape[d] = tensor.size(d);
+  return shape;
+}
+
+int64_t matrices(const std::vector<int64_t>& shape) { return shape.size() == 3 ? shape[0] : 1; }
+
+// Sub-task k uses context k and target k.
+std::vector<Pair> own_pairs(int64_t contexts, int64_t targets) {
+  AVPPC_CHECK(contexts == targets, "pairs may be left out only where each context has its target, got ", contexts,
+              " contexts and ", targets, " targets");
+  std::vector<Pair> pairs(contexts);
+  for (int64_t k = 0; k < contexts; ++k) pairs[k] = {k, k};
+  return pairs;
+}
+
 std::vector<Pair> read_pairs(const Tensor& tensor, int64_t contexts, int64_t targets) {
   check_dim("pairs", tensor, 2);
   check_dtype("pairs", tensor, ScalarType::Long);
@@ -66,14 +86,16 @@ Tensor empty_floats(const std::vector<int64_t>& shape) {
 }
 
 InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targets_tensor,
-                               const std::optional<Tensor>& weights_tensor, const Tensor& pairs_tensor,
-                               const Tensor& scale_tensor, int64_t offset, const std::optional<Tensor>& context_ids,
+                               const std::optional<Tensor>& weights_tensor,
+                               const std::optional<Tensor>& pairs_tensor, const Tensor& scale_tensor, int64_t offset, const std::optional<Tensor>& context_ids,
                                const std::optional<Tensor>& target_ids, bool both_ways)
-    : positive_offset(offset), symmetric(both_ways), dtype(contexts_tensor.scalar_type()) {
-  check_dim("contexts", contexts_tensor, 3);
-  check_dim("targets", targets_tensor, 3);
-  C = contexts_tensor.size(0), N = contexts_tensor.size(1), Dc = contexts_tensor.size(2);
-  U = targets_tensor.size(0), M = targets_tensor.size(1), Dz = targets_tensor.size(2);
+    : contexts_shape(read_shape("contexts", contexts_tensor)),
+      targets_shape(read_shape("targets", targets_tensor)),
+      positive_offset(offset),
+      symmetric(both_ways),
+      dtype(contexts_tensor.scalar_type()) {
+  C = matrices(contexts_shape), N = contexts_tensor.size(-2), Dc = contexts_tensor.size(-1);
+  U = matrices(targets_shape), M = targets_tensor.size(-2), Dz = targets_tensor.size(-1);
   AVPPC_CHECK(contexts_tensor.numel() > 0 && targets_tensor.numel() > 0, "contexts and targets must not be empty");
   AVPPC_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
               "contexts must be float32, bfloat16 or float16, got ", torch::headeronly::toString(dtype));
@@ -84,7 +106,7 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
   AVPPC_CHECK(offset == NO_POSITIVE || (0 <= offset && offset <= M - N), "positive_offset must be from 0 to M - N = ",
               M - N, ", got ", offset);
   AVPPC_CHECK(!symmetric || (M == N && offset == 0), "symmetric needs M == N, got ", M, " and ", N);
-  pairs = read_pairs(pairs_tensor, C, U);
+  pairs = pairs_tensor.has_value() ? read_pairs(*pairs_tensor, C, U) : own_pairs(C, U);
   K = pairs.size();
   check_dim("scale", scale_tensor, 0);
   check_dtype("scale", scale_tensor, ScalarType::Float);
@@ -101,9 +123,9 @@ InfoNCEProblem::InfoNCEProblem(const Tensor& contexts_tensor, const Tensor& targ
   targets = hold(targets_tensor);
   weights = nullptr;
   if (weights_tensor.has_value()) {
-    check_dim("weights", *weights_tensor, 3);
+    weights_shape = read_shape("weights", *weights_tensor);
     check_dtype("weights", *weights_tensor, dtype);
-    AVPPC_CHECK(weights_tensor->size(0) == K && weights_tensor->size(1) == Dz && weights_tensor->size(2) == Dc,
+    AVPPC_CHECK(matrices(weights_shape) == K && weights_tensor->size(-2) == Dz && weights_tensor->size(-1) == Dc,
                 "weights must have shape [", K, ", ", Dz, ", ", Dc, "]");
     weights = hold(*weights_tensor);
   } else {

@@ -29,10 +29,11 @@ Tensor empty_floats(const std::vector<int64_t>& shape);
 class InfoNCEProblem {
  public:
   InfoNCEProblem(const Tensor& contexts, const Tensor& targets, const std::optional<Tensor>& weights,
-                 const Tensor& pairs, const Tensor& scale, int64_t positive_offset,
+                 const std::optional<Tensor>& pairs, const Tensor& scale, int64_t positive_offset,
                  const std::optional<Tensor>& context_ids, const std::optional<Tensor>& target_ids, bool symmetric);
 
   int64_t C, N, Dc, U, M, Dz, K;  // contexts [C, N, Dc], targets [U, M, Dz], weights [K, Dz, Dc]
+  std::vector<int64_t> contexts_shape, targets_shape, weights_shape;  // as they came: [N, Dc] is a single set
   Element element;                // of the three
   const void* contexts;
   const void* targets;

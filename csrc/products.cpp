@@ -7,6 +7,7 @@
 #include "checks.h"
 #include "cpu_dispatch.h"
 #include "gemm_bfloat16.h"
+#include "gemm_float32.h"
 
 namespace avppc {
 namespace {
@@ -72,7 +73,13 @@ Tensor borrow(const Factor& factor) {
                            : borrow(factor.data, factor.rows, factor.columns, factor.stride, 1);
 }
 
+// Whether an OnThisThread lives.
+thread_local bool is_alone = false;
+
 void multiply_floats(const Factor& a, const Factor& b, float alpha, float beta, float* c, int64_t stride) {
+  if (has_gemm_float32()) {
+    return gemm_float32(a, b, alpha, beta, c, stride, is_alone ? 1 : torch::stable::get_num_threads());
+  }
   if (gemm_floats_of_mkl() != nullptr) return multiply_with(gemm_floats_of_mkl(), a, b, alpha, beta, c, stride);
   const Tensor out = borrow(c, a.rows, b.columns, stride, 1);
   TORCH_ERROR_CODE_CHECK(
@@ -81,12 +88,16 @@ void multiply_floats(const Factor& a, const Factor& b, float alpha, float beta, 
 
 }  // namespace
 
-OnThisThread::OnThisThread(bool wanted) : wanted_(wanted && set_threads() != nullptr) {
-  if (wanted_) before_ = set_threads()(1);
+OnThisThread::OnThisThread(bool wanted) : wanted_(wanted), alone_before_(is_alone) {
+  if (!wanted_) return;
+  is_alone = true;
+  if (set_threads() != nullptr) mkl_before_ = set_threads()(1);
 }
 
 OnThisThread::~OnThisThread() {
-  if (wanted_) set_threads()(before_);
+  if (!wanted_) return;
+  is_alone = alone_before_;
+  if (set_threads() != nullptr) set_threads()(mkl_before_);
 }
 
 bool products_share_threads(Element type) { return type == Element::float32 || has_amx_products(); }

@@ -24,8 +24,8 @@ void multiply(Element type, const Factor& a, const Factor& b, float alpha, float
 // Whether a product outside any parallel region runs on all threads.
 bool products_share_threads(Element type);
 
-// While one lives (and is `wanted`), MKL keeps to the calling thread. Inside a parallel region it does anyway; outside,
-// as with a single thread at work, each small product would wake and await the others.
+// While one lives (and is `wanted`), products keep to the calling thread. Inside a parallel region they do anyway;
+// outside, as with a single thread at work, each small product would wake and await the others.
 class OnThisThread {
  public:
   explicit OnThisThread(bool wanted);
@@ -34,8 +34,8 @@ class OnThisThread {
   OnThisThread& operator=(const OnThisThread&) = delete;
 
  private:
-  const bool wanted_;
-  int before_ = 0;
+  const bool wanted_, alone_before_;
+  int mkl_before_ = 0;
 };
 
 // Whether products of bfloat16 factors with float32 sums are there and fast: AMX in the CPU and MKL in torch, or

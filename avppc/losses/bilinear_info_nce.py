@@ -16,7 +16,7 @@ from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
 from avppc.ops.info_nce.distributed import solve_gathered, solve_moments_gathered
 from avppc.ops.info_nce.moments import Candidates, make_moment_problem, solve_moments
-from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve
+from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve, solve_at_once
 from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, as_pairs, make_problem, product_dtype
 
 NORMALIZATIONS = ("none", "layer_norm")
@@ -179,6 +179,11 @@ class BilinearInfoNCE(nn.Module):
         """Whether the targets of other processes are negatives here."""
         return self.gather != "none" and has_others()
 
+    @property
+    def _is_bare(self) -> bool:
+        """Whether a call is one of bilinear_info_nce and nothing else."""
+        return self.normalize == "none" and self.task_weights is None and not self.gathers
+
     def refusal_told(self, device: torch.device) -> AbstractContextManager[None]:
         """A context for the checks of a call: the other processes, which wait for this one, learn of an error."""
         return refusal_told(device) if self.gathers else contextlib.nullcontext()
@@ -193,8 +198,13 @@ class BilinearInfoNCE(nn.Module):
         return_stats: bool | None = None,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss, or (loss, InfoNCEStats); the arguments are those of bilinear_info_nce."""
+        with_stats = self.return_stats if return_stats is None else return_stats
+        if self._is_bare and context_ids is None and target_ids is None and isinstance(with_stats, bool):
+            arguments = contexts, targets, self.weight, self.pairs, self.scale, 0, self.symmetric
+            found = solve_at_once(*arguments, self.reduction, self.backend, with_stats)
+            if found is not None:
+                return found
         with self.refusal_told(self.weight.device):
-            with_stats = self.return_stats if return_stats is None else return_stats
             check_bool("return_stats", with_stats)
             check_like_module("contexts", contexts, self.weight)
             problem = make_problem(

@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.nn import Parameter
 
 from avppc.ops import _library
+
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 
 
 def plain_torch_alone(*inputs: Tensor | None) -> str | None:
@@ -19,6 +22,28 @@ def plain_torch_alone(*inputs: Tensor | None) -> str | None:
         return recording
     # also those that torch.compile traces: it drops the backward of an autograd function
     return "torch.func transforms" if _transforms_are_active() else _forward_mode(inputs)
+
+
+def is_plain_cpu_call(*inputs: object) -> bool:
+    """Whether the inputs are plain tensors on the CPU, in a call that nothing but autograd's backward looks into.
+
+    So nothing traces, records, transforms or intercepts it, there is no autocast and no forward-mode derivative. Small
+    losses ask this first, instead of all else that may be under way.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    for value in inputs:
+        if type(value) not in (Tensor, Parameter) or not value.is_cpu:  # type: ignore[attr-defined]  # it is a Tensor
+            return False
+    return (
+        forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._get_tracing_state() is None
+        and torch._ops._get_dispatch_mode_pre_dispatch(_PROXY) is None
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_exporting()
+    )
 
 
 def derivative_of(*inputs: Tensor | None) -> str | None:
@@ -44,8 +69,8 @@ def _recording() -> str | None:
         return "gradients in torch.export"
     if torch.compiler.is_compiling():
         return None
-    proxy = torch._C._TorchDispatchModeKey.PROXY
-    if torch._C._get_dispatch_mode(proxy) is not None or torch._ops._get_dispatch_mode_pre_dispatch(proxy) is not None:
+    modes = torch._C._get_dispatch_mode(_PROXY), torch._ops._get_dispatch_mode_pre_dispatch(_PROXY)
+    if modes != (None, None):
         return "gradients in make_fx"
     if torch._C._get_tracing_state() is not None:
         return "gradients in torch.jit.trace"

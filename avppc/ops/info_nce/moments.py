@@ -141,8 +141,8 @@ def solve_moments(
             rows, correct = moment_rows_reference(problem)
             loss = reduce_rows(rows, reduction, task_weights)
     elif picked == "cpp" and reduction == "mean":
-        loss, task_loss, accuracy = info_nce_cpu_mean(problem, shares_of(task_weights, tasks, problem.scale))
-        return loss, InfoNCEStats(task_loss.detach(), accuracy)
+        loss, statistics = info_nce_cpu_mean(problem, shares_of(task_weights, tasks, problem.scale))
+        return loss, InfoNCEStats(*statistics.unbind())
     else:
         rows, correct = _ROWS[picked](problem)
         loss = reduce_rows(rows, reduction, task_weights)

@@ -100,6 +100,11 @@ def bilinear_info_nce(
         RuntimeError: the backend asked for is not available here.
     """
     check_bool("return_stats", return_stats)
+    if context_ids is None and target_ids is None:
+        arguments = contexts, targets, weights, pairs, scale, positive_offset, symmetric
+        found = solve_at_once(*arguments, reduction, backend, return_stats)
+        if found is not None:
+            return found
     problem = make_problem(
         contexts,
         targets,
@@ -113,6 +118,30 @@ def bilinear_info_nce(
     )
     loss, stats = solve(problem, reduction, None, backend, return_stats)
     return loss if stats is None else (loss, stats)
+
+
+def solve_at_once(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    pairs: Pairs | None,
+    scale: float | Tensor,
+    positive_offset: int,
+    symmetric: bool,
+    reduction: str,
+    backend: str,
+    with_stats: bool,
+) -> Tensor | tuple[Tensor, InfoNCEStats] | None:
+    """What bilinear_info_nce returns, without a look at each argument where the C++ operator can do that; else None."""
+    if not (isinstance(reduction, str) and reduction == "mean"):
+        return None
+    if not (isinstance(backend, str) and backend in ("auto", "cpp")):
+        return None
+    found = cpu.info_nce_cpu_at_once(contexts, targets, weights, pairs, scale, positive_offset, symmetric)
+    if found is None or not with_stats:
+        return found and found[0]
+    loss, statistics = found
+    return loss, InfoNCEStats(*statistics.unbind())
 
 
 @overload
@@ -199,11 +228,10 @@ def _solve_reference(
 def _solve_cpp(problem: Problem, reduction: str, task_weights: Sequence[float] | None) -> tuple[Tensor, InfoNCEStats]:
     if reduction == "mean":
         shares = shares_of(task_weights, problem.tasks, problem.scale)
-        loss, task_loss, accuracy = cpu.info_nce_cpu_mean(problem, shares)
-    else:
-        rows, correct = cpu.info_nce_cpu_rows(problem)
-        loss, task_loss, accuracy = reduce_rows(rows, reduction, None), rows.mean(1), correct.mean(1)
-    return loss, InfoNCEStats(task_loss.detach(), accuracy)
+        loss, statistics = cpu.info_nce_cpu_mean(problem, shares)
+        return loss, InfoNCEStats(*statistics.unbind())
+    rows, correct = cpu.info_nce_cpu_rows(problem)
+    return reduce_rows(rows, reduction, None), InfoNCEStats(rows.detach().mean(1), correct.mean(1))
 
 
 def _solve_triton(

@@ -192,8 +192,7 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
             "own pairs", tasks, lambda: torch.arange(tasks, device="cpu").unsqueeze(1).repeat(1, 2), contexts
         )
     if not isinstance(pairs, Tensor) and not hasattr(pairs, "__array__"):
-        rows = _read_pairs(pairs)
-        pairs = constant("pairs", rows, lambda: as_pairs(_to_tensor(rows)), contexts)
+        pairs = constant_pairs(pairs, contexts)
     else:
         pairs = as_pairs(pairs)
     if weights is not None and weights.shape[0] != pairs.shape[0]:
@@ -204,6 +203,12 @@ def _check_pairs(pairs: Pairs | None, contexts: Tensor, targets: Tensor, weights
     if not torch.compiler.is_compiling():  # a compiled graph must not read values; the backends check again
         _check_pair_range(pairs, *sets)
     return pairs
+
+
+def constant_pairs(pairs: Sequence[Sequence[int]], contexts: Tensor) -> Tensor:
+    """as_pairs of pairs that are no tensor, kept for further calls."""
+    rows = _read_pairs(pairs)
+    return constant("pairs", rows, lambda: as_pairs(_to_tensor(rows)), contexts)
 
 
 def as_pairs(pairs: Pairs) -> Tensor:
@@ -303,15 +308,7 @@ def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
     if not isinstance(scale, Tensor):
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise TypeError(f"scale must be a number or a 0-d torch.Tensor, got {type(scale).__name__}")
-        dtype = loss_dtype(contexts)
-        # one compiled graph serves all floats, unless they are checked or go through torch.full
-        if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(dtype).max:
-            raise ValueError(f"scale must be finite in {_names([dtype])}, got {scale}")
-        factor = float(scale) if isinstance(scale, int) else scale  # torch takes no int of more than 64 bits
-        device = contexts.device
-        return constant(
-            "scale", (factor, dtype, device), lambda: factor * torch.ones((), dtype=dtype, device=device), contexts
-        )
+        return scale_tensor(scale, contexts)
     check_tensor("scale", scale)
     if scale.ndim != 0:
         raise ValueError(f"scale must be a number or a 0-d tensor, got shape {list(scale.shape)}")
@@ -320,6 +317,20 @@ def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:
     if scale.device != contexts.device:
         raise ValueError(f"scale must be on {contexts.device} like contexts, got {scale.device}")
     return scale.to(loss_dtype(contexts))
+
+
+def scale_tensor(scale: float, contexts: Tensor) -> Tensor:
+    """The number as a 0-d tensor in the precision of the losses, kept for further calls; raises unless it is finite."""
+
+    def make() -> Tensor:
+        dtype = loss_dtype(contexts)
+        # one compiled graph serves all floats, unless they are checked or go through torch.full
+        if not torch.compiler.is_compiling() and not abs(scale) <= torch.finfo(dtype).max:
+            raise ValueError(f"scale must be finite in {_names([dtype])}, got {scale}")
+        factor = float(scale) if isinstance(scale, int) else scale  # torch takes no int of more than 64 bits
+        return factor * torch.ones((), dtype=dtype, device=contexts.device)
+
+    return constant("scale", (scale, contexts.dtype, contexts.device), make, contexts)
 
 
 def loss_dtype(embeddings: Tensor) -> torch.dtype:
