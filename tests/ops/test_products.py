@@ -99,3 +99,16 @@ def test_what_it_cannot_multiply_is_refused(change: dict[str, Tensor], text: str
     arguments = {"a": torch.ones(4, 6), "b": torch.ones(6, 3), "out": torch.empty(4, 3), **change}
     with pytest.raises(RuntimeError, match=text):
         multiply(**arguments)
+
+
+@pytest.mark.parametrize("layouts", [(False, True), (True, False)], ids=str)
+def test_the_sums_do_not_depend_on_the_threads(layouts: tuple[bool, bool]) -> None:
+    a, b = make_factor(250, 600, F32, layouts[0], 0), make_factor(600, 700, F32, layouts[1], 1)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(multiply(a, b, torch.empty(250, 700)))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[1:], [found[0], found[0]], rtol=0, atol=0)

@@ -27,14 +27,7 @@ from avppc.ops.info_nce.autograd import (
     rows_fake,
     solve_rows,
 )
-from avppc.ops.info_nce.problem import (
-    MomentProblem,
-    Pairs,
-    Problem,
-    constant_pairs,
-    scale_tensor,
-    without_aliases,
-)
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, constant_pairs, scale_tensor, without_aliases
 
 MISSING = _library.missing_reason("cpp")
 """Why these operators cannot be used here, with what to do about it; None when they can."""
