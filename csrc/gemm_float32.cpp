@@ -1,8 +1,8 @@
 // Panels of 64 columns of b stay in the second-level cache while the rows of a pass by, six at once. Both factors are
 // read as they lie where they are row-major; what is not is transposed first, b a panel at a time.
 //
-// Zen 4 on one thread, GFLOP/s, MKL's in brackets: [128, 128] x [128, 128] 108 to 110 (97 to 101), 256 110 to 113 (103), 512
-// 109 to 111 (98 to 101).
+// Square factors on one thread of a Zen 4, GFLOP/s, in brackets MKL's: 128 108 to 110 (97 to 101), 256 110 to 113 (103),
+// 512 109 to 111 (98 to 101).
 #include "gemm_float32.h"
 
 #include <torch/csrc/stable/ops.h>
