@@ -266,7 +266,13 @@ class LineFile:
         self._file = io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
         self._end = self._file.seek(0, os.SEEK_END)
         self._file.seek(max(0, self._end - 1))
-        self._waiting = b"" if self._file.read(1) in (b"", b"\n") else b"\n"  # a kill may have cut the last line short
+        try:
+            with name_in_errors(path):
+                last = self._file.read(1)
+        except OSError:
+            self._file.close()
+            raise
+        self._waiting = b"" if last in (b"", b"\n") else b"\n"  # a kill may have cut the last line short
 
     def add(self, line: str) -> None:
         """Adds a line behind those that wait; OSError where the disk does not take it for now."""

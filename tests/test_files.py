@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -259,3 +260,18 @@ def test_lines_that_a_disk_does_not_take_wait_for_the_next(tmp_path: Path, monke
         with pytest.raises(OSError, match="Input/output error"):
             end()
     assert path.read_bytes() == b"one\ntw\nthree\n"
+
+
+def test_lines_name_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a file that is there is read, to see whether its last line is whole."""
+
+    class Unreadable(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "lines"
+    path.write_bytes(b"one\n")
+    monkeypatch.setattr(io, "FileIO", Unreadable)
+    with pytest.raises(OSError, match=rf"Input/output error: '{path}'"):
+        LineFile(path)
+    assert path.read_bytes() == b"one\n"

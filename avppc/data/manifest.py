@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from avppc.files import parse_json
+from avppc.files import name_in_errors, parse_json
 
 MANIFEST_NAME = "manifest.jsonl"
 INDEX_COMMAND = "`avppc index`"
@@ -87,7 +87,7 @@ def read_manifest_lines(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     if not path.is_file():
         return found
-    with path.open("rb") as lines:
+    with name_in_errors(path), path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

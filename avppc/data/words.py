@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from avppc.clip import VIDEO_FPS
 from avppc.data.config import SharedWork
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, folder_of_speaker, is_word_file
+from avppc.files import read_bytes
 
 _ALIGN_UNITS_PER_FRAME = 25_000 / VIDEO_FPS  # GRID counts 1/25000 s
 _TIMES = (("start_frame", "end_frame", 1.0), ("start_seconds", "end_seconds", float(VIDEO_FPS)))
@@ -97,7 +98,7 @@ def _problem(word: Word) -> str:
 
 def text_of(path: Path) -> str:
     """The text of a file in UTF-8, or in UTF-16 with a byte order mark; ValueError for others, OSError as usual."""
-    content = path.read_bytes()
+    content = read_bytes(path)
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
         text = content.decode(encoding)

@@ -200,14 +200,16 @@ def make_film(path: Path, picture: Picture, out: Path, most_bytes: int, advance:
     Raises:
         DecodeError: there is no picture before the damage.
         ValueError: no encoder that browsers play is there.
+        OSError: the disk does not take the film, or cannot be read.
     """
     form, media_type, encoder, options, sound_encoder = _find_encoder()
-    with open(out, "wb") as file, av.open(file, "w", format=form) as target:
+    with _FilmFile(out) as file, av.open(file, "w", format=form) as target:
         written = 0
         try:
             with damage_as_decode_error(path), open_video(path) as container:
                 maker = _FilmMaker(container, picture, target, encoder, options, sound_encoder, most_bytes)
                 for seconds in maker.run():
+                    file.check()
                     written += 1
                     advance(seconds)
         except DecodeError:
@@ -215,6 +217,58 @@ def make_film(path: Path, picture: Picture, out: Path, most_bytes: int, advance:
                 raise
         maker.finish()
     return media_type
+
+
+class _FilmFile:
+    """A file that PyAV writes to; used as a context manager.
+
+    PyAV tells an error of a file in many ways, some of them without its cause, or not at all. It is told none: after
+    the first one nothing more is written, and `check` and the end of the block raise that one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)  # by which FFmpeg opens it once more, to put the index first
+        self._file = path.open("w+b")
+        self._error: OSError | None = None
+        self._place = 0
+
+    def __enter__(self) -> _FilmFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self._file.close()
+        except OSError as closing:
+            self._error = self._error or closing
+        if kind is None or (error is not None and issubclass(kind, OSError | RuntimeError)):
+            self.check()
+
+    def check(self) -> None:
+        """Raises the first error of the file, if it had any."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, piece: bytes) -> int:
+        """Takes bytes; returns their number."""
+        if self._error is None:
+            try:
+                self._file.write(piece)
+            except OSError as error:
+                self._error = error
+        return len(piece)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Goes on elsewhere; returns where."""
+        if self._error is None:
+            try:
+                self._place = self._file.seek(offset, whence)
+            except OSError as error:  # of what was not written yet
+                self._error = error
+        return self._place
+
+    def tell(self) -> int:
+        """Where the next bytes go."""
+        return self._file.tell() if self._error is None else self._place
 
 
 def _find_encoder() -> tuple[str, str, str, dict[str, str], str]:

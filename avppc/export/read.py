@@ -32,7 +32,7 @@ from avppc.evaluate.lipreading.heads import LipReader, load_reader
 from avppc.evaluate.media import look_at
 from avppc.export.config import ReadConfig
 from avppc.export.read_page import GENERATOR, Reading, SpokenWord, TrueWord, Windows, as_json, write_page
-from avppc.files import check_writable, write_json
+from avppc.files import check_writable, name_in_errors, write_json
 from avppc.printing import ProgressBar
 from avppc.train.hardware import resolve_device, set_up_cpu, use_bf16
 
@@ -79,7 +79,7 @@ def execute(config: ReadConfig) -> int:
 
 def _check_page(out: Path) -> None:
     """ValueError where the page would replace a file that is none of ours."""
-    with contextlib.suppress(FileNotFoundError), out.open("rb") as file:
+    with contextlib.suppress(FileNotFoundError), name_in_errors(out), out.open("rb") as file:
         if GENERATOR.encode() not in file.read(1000):
             raise ValueError(f"{out} is there already, and not a page of this command: give another --out")
 

@@ -25,7 +25,7 @@ from avppc.evaluate.lipreading.heads import LipReader
 from avppc.evaluate.media import Picture, make_film
 from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
 from avppc.export.config import ReadConfig
-from avppc.files import replace_file
+from avppc.files import replace_file, temporary_place
 from avppc.printing import ProgressBar
 
 SHOWN = 5
@@ -188,8 +188,10 @@ def _offset_json(reading: Reading) -> dict[str, Any]:
 def write_page(reading: Reading, out: Path) -> None:
     """Writes the page. The video in it is copied piece by piece."""
     config, picture = reading.config, reading.picture
-    with tempfile.TemporaryDirectory(prefix="avppc-read-") as folder:
-        film = Path(folder) / "film"
+    # What a command leaves here that is killed, the next one removes.
+    with temporary_place(Path(tempfile.gettempdir()) / "avppc-read") as folder:
+        folder.mkdir(mode=0o700)
+        film = folder / "film"
         with ProgressBar("video of the page", int(picture.seconds), "seconds") as progress:
             most_bytes = int(config.video_megabytes * 1e6)
             media_type = make_film(config.video, picture, film, most_bytes, _whole_steps(progress.advance))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import itertools
 import json
+import os
 import re
+import tempfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -158,6 +162,42 @@ def test_no_other_file_is_replaced(run: Path, tmp_path: Path, monkeypatch, capsy
     Path("v.html").unlink()
     for _ in range(2):  # one of its own is
         assert main(["read", "v.mp4", "--run", str(run), "--device", "cpu"]) == 0
+
+
+class Full(io.BytesIO):
+    """A file on a disk that has room for so many bytes."""
+
+    room = 0
+
+    def write(self, piece: bytes) -> int:
+        if self.tell() + len(piece) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(piece)
+
+
+@pytest.mark.parametrize("room", [0, 30, 6000])
+def test_a_full_disk_is_told_with_the_file_and_nothing_stays(
+    run: Path, tmp_path: Path, monkeypatch, capsys, room: int
+) -> None:
+    """Whether it is full at the film's head, among its pictures or at its end."""
+    video = write_video(tmp_path / "v.mp4", frames=60, pattern=talking, **EXACT)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(Full, "room", room)
+    opened = Path.open
+
+    def open_file(path: Path, mode: str = "r", **given: Any) -> Any:
+        return Full() if path.name == "film" and "w" in mode else opened(path, mode, **given)
+
+    monkeypatch.setattr(Path, "open", open_file)
+    page = tmp_path / "v.html"
+    assert main(["read", str(video), "--run", str(run), "--out", str(page), "--device", "cpu", "--threads", "1"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"No space left on device: '{temporary / 'avppc-read'}'" in told
+    assert "Traceback" not in told
+    assert not page.exists()
+    assert [*temporary.iterdir()] == []
 
 
 def page_parts(page: str) -> tuple[bytes, dict]:
