@@ -39,10 +39,6 @@ class Case:
     """Patterns of files that may differ or be missing where a disk has failed and the command has gone on."""
     refuses: int | None = None
     """Exit code of a command that has left out what it could not read, if it does; it tries that again."""
-    most: int | None = None
-    """Operations that go wrong in the suite, for each kind of fault; None: all."""
-    has_slow_functions: bool = False
-    """Whether the command calls functions that warm.py remembers."""
 
 
 CASES = (
@@ -92,9 +88,14 @@ CASES = (
             *("--draws", "1", "--training-draws", "1", "--most-clips", "1", "--threads", "1", "--workers", "1"),
         ],
         may_lose=tuple(f"table/runs/*/{name}" for name in _LOST),
-        most=80,
     ),
-    Case("diagnose", lambda inputs, work: ["diagnose", "--run", str(work / "run"), "--device", "cpu"], needs_run=True),
+    Case(
+        "diagnose",
+        lambda inputs, work: [
+            *("diagnose", "--run", str(work / "run"), "--device", "cpu", "--threads", "1", "--conflict-batches", "1"),
+        ],
+        needs_run=True,
+    ),
     Case(
         "check-sync",
         lambda inputs, work: ["check-sync", "--data", str(inputs / "packed"), "--out", str(work / "sync")],
@@ -113,18 +114,28 @@ CASES = (
             *("export", str(work / "run"), "--out", str(work / "exported"), "--formats", "torch-export", "onnx"),
         ],
         needs_run=True,
-        has_slow_functions=True,
+    ),
+    Case(
+        "read",
+        lambda inputs, work: [
+            *("read", str(_video(inputs)), "--run", str(inputs / "measured"), "--out", str(work / "read.html")),
+            *("--json", str(work / "read.json"), "--device", "cpu", "--threads", "1"),
+        ],
     ),
     Case("embed npz", lambda inputs, work: _embed(inputs, work, "npz"), needs_run=True),
     Case("embed parquet", lambda inputs, work: _embed(inputs, work, "parquet"), needs_run=True),
     Case(
         "features",
         lambda inputs, work: [
-            *("features", str(inputs / "videos" / "OPEN" / "train" / "OPEN_00001.mp4"), "--out"),
-            *(str(work / "features.npy"), "--plot", str(work / "features.png")),
+            *("features", str(_video(inputs)), "--out", str(work / "features.npy")),
+            *("--plot", str(work / "features.png")),
         ],
     ),
 )
+
+
+def _video(inputs: Path) -> Path:
+    return inputs / "videos" / "OPEN" / "train" / "OPEN_00001.mp4"
 
 
 def _embed(inputs: Path, work: Path, ending: str) -> list[str]:
@@ -133,10 +144,12 @@ def _embed(inputs: Path, work: Path, ending: str) -> list[str]:
 
 
 def write_inputs(folder: Path, command: Callable[[list[str]], int | None]) -> None:
-    """Makes videos, a packed set and, by the command, a finished run."""
+    """Makes videos, a packed set and, by the command, a finished run and one with a lip reader."""
     write_lrw_tree(folder / "videos", ["OPEN"], {"train": 2, "val": 1})
     write_tiny_set(folder / "packed")
     assert command(["pretrain", "--data", str(folder / "packed"), "--out", str(folder / "run"), *TINY]) == 0
+    shutil.copytree(folder / "run", folder / "measured")
+    assert command(["evaluate", "--run", str(folder / "measured"), *QUICK, "--workers", "1"]) == 0
 
 
 def clear_work(case: Case, inputs: Path, work: Path) -> None:

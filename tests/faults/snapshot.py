@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Collection
+import zipfile
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 _TIMES = {"seconds", "clips_per_second", "data_wait", "checksum"}  # of a file with such a time
 _SYNTHETIC = {"path", "word", "split", "speaker", "face", "voice", "seed"}
 """What is the same of a synthetic clip however often it is made: espeak-ng says nothing twice alike."""
+_DRAWN = re.compile(r"(?<=\.)[0-9a-f]{8}-\d+-[0-9a-f]{8}(?=/|$)|(?<=/events\.out\.tfevents\.).*")
 _DURATION = re.compile(r"\b[\d.]+[ \u00a0](s|min|h)\b")  # as pages write it
 
 
@@ -33,6 +35,33 @@ def snapshot(folder: Path) -> dict[str, Any]:
         else:
             found[name] = _content(path, any(root in path.parents for root in synthetic))
     return found
+
+
+def state(folders: Iterable[Path], root: Path) -> str:
+    """All that a command which starts now can see in the folders: equal texts mean that it will do the same.
+
+    More than snapshot has: also what is half written. Left out are times of day and what is drawn by lot: the numbers
+    in temporary names; and a checksum of such times.
+
+    Args:
+        root: what the paths in the files may begin with, left out, too.
+    """
+    lines = []
+    for folder in folders:
+        for path in folder.rglob("*"):
+            found = path.lstat()
+            name = _DRAWN.sub("drawn", str(path))
+            if "/pymp-" in name:  # Python's own folder, which multiprocessing makes and removes
+                continue
+            if not path.is_file():
+                lines.append(f"{name} {found.st_mode}")
+                continue
+            try:  # no command reads TensorBoard's files, which hold times
+                content = None if path.parent.name == "tensorboard" else _content(path, synthetic=False)
+            except (ValueError, zipfile.BadZipFile):  # half of it
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+            lines.append(f"{name} {found.st_mode} {content!r}")
+    return "\n".join(sorted(lines)).replace(str(root), "")
 
 
 def _content(path: Path, synthetic: bool) -> Any:

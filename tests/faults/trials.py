@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from cases import Case, clear_work, write_inputs
 from preload import Fault, Plan, build
-from snapshot import differences, snapshot
+from snapshot import differences, snapshot, state
 
 _HERE = Path(__file__).parent
 _CAUSES = {
@@ -46,7 +46,14 @@ class Trial:
 class Trials:
     """Runs commands in forks of one process that has imported everything; used as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, afterwards: dict[tuple[str, Sequence[str], str], list[str]]) -> None:
+        """
+        Args:
+            folder: a new one for all files.
+            afterwards: filled with what is wrong after a command's second run, by what the first one left; shared
+                between places, so that nothing is tried twice.
+        """
+        self._afterwards = afterwards
         self.inputs, self.work = folder / "root" / "inputs", folder / "root" / "work"
         self._output, self._scratch = folder / "output", folder / "root" / "scratch"
         for new in (self.inputs, self.work, self._scratch):
@@ -111,9 +118,8 @@ class Trials:
         """What is there after an undisturbed command."""
         if case.name not in self._expected:
             self.clear(case)
-            if case.has_slow_functions:
-                self.command(list(case.arguments(self.inputs, self.work)), stay=True)
-                self.clear(case)
+            self.command(list(case.arguments(self.inputs, self.work)), stay=True)
+            self.clear(case)
             self.plan.set(Fault.COUNT)
             code, text = self.run(case)
             assert code in case.codes, text
@@ -135,14 +141,21 @@ class Trials:
         problems = [*self._manners(case, fault, code, text)]
         if fault is Fault.FULL and code not in case.codes:
             problems += [f"left {path.relative_to(self.work)}" for path in self.work.rglob(".*")]
-        again, text_again = self.run(case)
-        if again not in case.codes:
-            problems.append(f"the same command again: exit code {again}: {_end(text_again)}")
-        problems += [f"the same command again prints {mark!r}" for mark in _TRACES if mark in text_again]
-        if again in case.codes:
-            lost = case.may_lose if fault is not Fault.KILL and code in case.codes else ()
-            problems += differences(expected, snapshot(self.work), lost)
+        lost = case.may_lose if fault is not Fault.KILL and code in case.codes else ()
+        now = case.name, lost, state((self.work, self._scratch), self.work.parent)
+        if now not in self._afterwards:
+            self._afterwards[now] = [*self._again(case, lost, expected)]
+        problems += self._afterwards[now]
         return Trial(at, what, problems)
+
+    def _again(self, case: Case, lost: Collection[str], expected: dict[str, Any]) -> Iterator[str]:
+        """What is wrong after the same command, undisturbed."""
+        code, text = self.run(case)
+        yield from (f"the same command again prints {mark!r}" for mark in _TRACES if mark in text)
+        if code in case.codes:
+            yield from differences(expected, snapshot(self.work), lost)
+        else:
+            yield f"the same command again: exit code {code}: {_end(text)}"
 
     def _manners(self, case: Case, fault: Fault, code: int | None, text: str) -> Iterator[str]:
         """How a command that failed says so."""
@@ -175,7 +188,8 @@ class SideBySide:
 
     def __init__(self, folder: Path, places: int = PLACES) -> None:
         self._threads = ThreadPoolExecutor(places)
-        self._all = list(self._threads.map(lambda number: Trials(folder / str(number)), range(places)))
+        afterwards: dict[tuple[str, Sequence[str], str], list[str]] = {}
+        self._all = list(self._threads.map(lambda number: Trials(folder / str(number), afterwards), range(places)))
         self._idle: queue.SimpleQueue[Trials] = queue.SimpleQueue()
         for trials in self._all:
             self._idle.put(trials)

@@ -2,7 +2,7 @@
 
 Reads one JSON object a line, {"arguments": [...], "output": path, "stderr": path}, and answers each with the exit code
 of the command, negative for a signal, once all its processes are gone; null if they had to be ended. With "stay": true
-the command runs in this process, and later ones do not compute anew what _REMEMBERED has.
+the command runs in this process: later ones find loaded, compiled and remembered what it needed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import hashlib
 import importlib
 import io
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -23,6 +25,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any
 
 _SECONDS = 120.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -30,8 +34,8 @@ _MODULES = ("cv2", "matplotlib.backends.backend_agg", "matplotlib.backends.backe
 _MODULES += ("pyarrow.compute", "pyarrow.parquet", "onnx", "onnxscript", "torch.export", "torch.onnx")
 _MODULES += ("networkx", "numpy.fft", "torch._dynamo", "torch.utils.tensorboard", "typeguard")
 _MODULES += ("avppc.synth.worker", "avppc.data.prepare.worker")
-_REMEMBERED = ("torch.export.export", "torch.export.load", "torch.onnx.export")
-"""Slow functions that write nothing, and of which a command has to get the same each time."""
+_FIRST = ("torch.export.export", "torch.export.load", "torch.onnx.export")
+"""Slow functions that give what they gave first: they write nothing, and a command has to get the same each time."""
 
 
 def main() -> None:
@@ -49,8 +53,12 @@ def main() -> None:
         for name in _MODULES:
             importlib.import_module(name)
         PIL.Image.preinit()
-    for name in _REMEMBERED:
-        _remember(name)
+    for name in _FIRST:
+        _replace(name, _first)
+    _replace("avppc.cli._parse", _by_arguments)
+    _replace("avppc.evaluate.lipreading.fits.fit_classifier", _fit_by_arguments)
+    _replace("avppc.evaluate.report.plots._draw", _by_arguments)
+    _replace("matplotlib.figure.Figure.savefig", _draw_by_figure)
     save = PIL.Image.Image.save
     quick = {"optimize": False, "compress_level": 1}  # the smallest PNG takes longer than all else that a command does
     PIL.Image.Image.save = lambda *given, **settings: save(*given, **settings | quick)
@@ -76,18 +84,93 @@ def main() -> None:
         print(json.dumps(_wait(child)), flush=True)
 
 
-def _remember(name: str) -> None:
-    """Has a function give what it gave first."""
+def _replace(name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     module, _, function_name = name.rpartition(".")
-    owner = importlib.import_module(module)
-    function, kept = getattr(owner, function_name), []
+    try:
+        owner = importlib.import_module(module)
+    except ModuleNotFoundError:  # a method
+        outer, _, class_name = module.rpartition(".")
+        owner = getattr(importlib.import_module(outer), class_name)
+    setattr(owner, function_name, wrapper(getattr(owner, function_name)))
+
+
+def _first(function: Callable[..., Any]) -> Callable[..., Any]:
+    kept = []
 
     def remembered(*given: object, **settings: object) -> object:
         if not kept:
             kept.append(function(*given, **settings))
         return kept[0]
 
-    setattr(owner, function_name, remembered)
+    return remembered
+
+
+def _by_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that writes nothing: what it gave for the same arguments, it gives again."""
+    kept: dict[bytes, object] = {}
+
+    def remembered(*given: object, **settings: object) -> object:
+        key = _digest(given, settings)
+        if key not in kept:
+            kept[key] = function(*given, **settings)
+        return kept[key]
+
+    return remembered
+
+
+def _fit_by_arguments(function: Callable[..., float]) -> Callable[..., float]:
+    """As _by_arguments, for a function that trains the module that comes first."""
+    kept: dict[bytes, tuple[float, Any]] = {}
+
+    def remembered(model: Any, groups: Any, *given: object) -> float:
+        rates = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        key = _digest(model, rates, given)
+        if key not in kept:
+            rate = function(model, groups, *given)
+            kept[key] = rate, {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(kept[key][1])
+        return kept[key][0]
+
+    return remembered
+
+
+def _draw_by_figure(function: Callable[..., None]) -> Callable[..., None]:
+    """Remembers the files of matplotlib's figures, by what is to be drawn."""
+    kept: dict[bytes, bytes] = {}
+
+    def remembered(figure: Any, buffer: io.BytesIO, **settings: object) -> None:
+        key = _digest(figure, settings)
+        if key not in kept:
+            function(figure, buffer, **settings)
+            kept[key] = buffer.getvalue()
+        else:
+            buffer.write(kept[key])
+
+    return remembered
+
+
+def _digest(*given: object) -> bytes:
+    content = io.BytesIO()
+    _Content(content).dump(given)
+    return hashlib.sha256(content.getbuffer()).digest()
+
+
+class _Content(pickle.Pickler):
+    """What objects hold, the same for the same content: without addresses in memory."""
+
+    def reducer_override(self, value: object) -> Any:
+        import torch
+        from matplotlib.transforms import TransformNode
+
+        if isinstance(value, torch.Tensor):
+            array = value.detach().numpy()
+            return str, (f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}",)
+        if isinstance(value, TransformNode):
+            parts = {name: part for name, part in vars(value).items() if name != "_parents"}
+            return str, (type(value).__name__,), parts
+        if isinstance(value, FunctionType):
+            return str, (value.__qualname__,), [cell.cell_contents for cell in value.__closure__ or ()]
+        return NotImplemented
 
 
 def _become(order: dict[str, object]) -> None:
