@@ -32,8 +32,9 @@ demo: setup
 	$(BIN)/avppc evaluate --run $(DEMO) --trajectories $(DATA)/videos
 	$(BIN)/avppc report --run $(DEMO)
 
+# Two processes of one thread each: most tests are too small for two threads.
 test: setup $(VENV)/opencv4/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # OpenCV 4 has the cascades that 5 lacks, and no environment holds both: it gets a folder that the tests of it ask for.
 $(VENV)/opencv4/.ready: requirements-opencv4.txt | setup

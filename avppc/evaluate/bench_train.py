@@ -102,7 +102,12 @@ def execute(config: BenchTrainConfig) -> int:
 def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
     """The pretraining whose step is timed."""
     chosen = PretrainConfig.from_preset(config.preset, config.data, config.data)
-    scale = replace(chosen.scale, compile=config.compile, activation_checkpointing=config.activation_checkpointing)
+    scale = replace(
+        chosen.scale,
+        batch_slices=config.batch_slices or chosen.scale.batch_slices,
+        compile=config.compile,
+        activation_checkpointing=config.activation_checkpointing,
+    )
     objective = replace(chosen.objective, moments=config.moments)
     return replace(
         chosen,

@@ -180,6 +180,8 @@ class BenchTrainConfig:
     """Computes the encoders' blocks again in the backward pass, to save memory."""
     moments: MomentsName = "clip"
     """What the step scores moment by moment, as objective.moments of a pretraining."""
+    batch_slices: int = 0
+    """Slices of a batch, as scale.batch_slices of a pretraining; 0: the preset's."""
     beside: int = 0
     """Times the steps once more beside so many programs that each keep a processor busy."""
     until: float = 0.0
@@ -192,6 +194,7 @@ class BenchTrainConfig:
         check_types(self)
         check_integer("batch_size", self.batch_size, 0)
         check_integer("steps", self.steps, 1)
+        check_integer("batch_slices", self.batch_slices, 0)
         check_integer("beside", self.beside, 0, MAX_THREADS)
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_number("until", self.until, 0, 1)

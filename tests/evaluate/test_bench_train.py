@@ -111,6 +111,14 @@ def test_figures_of_the_step_fit_each_other(
     assert taken == [*range(WARM_UP_STEPS + 2 + 2), 0]  # as `pretrain` takes them: timed and by parts
 
 
+def test_slices_are_the_presets_or_those_asked_for(data: Path) -> None:
+    assert [bench_train.pretrain_config(config_for(data, batch_slices=n)).scale.batch_slices for n in (0, 1, 4)] == [
+        2,
+        1,
+        4,
+    ]
+
+
 def test_the_loss_is_counted_by_its_formula() -> None:
     config = PretrainConfig(Path("data"), Path("out"), batch_size=8, objective=ObjectiveConfig(dim=16))
     first, second = torch.ones(3, 5), torch.ones(5, 7)
