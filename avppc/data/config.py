@@ -219,10 +219,15 @@ WORD_SETTINGS = {each.name: each.default for each in fields(PrepareConfig) if ea
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How the training clips are varied; past and future of a clip never share a draw."""
+    """How the training clips are varied, each anew in each step.
+
+    Past and future of a clip are varied apart, but for pictures that pass through the encoder once for both, as local
+    motion's do: they keep one crop and one light.
+    """
 
     shift_pixels: int = 6
-    """Largest shift of the crop's centre, in pixels of the stored crop."""
+    """Largest shift, up or down and left or right, of the square that is cut out of the stored picture, in its pixels;
+    the square stays inside the picture."""
     flip_probability: float = 0.5
     """Probability of mirroring left and right."""
     gamma_range: float = 0.0

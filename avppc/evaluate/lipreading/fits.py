@@ -211,7 +211,7 @@ def _fit_pictures(inputs: FitInputs, fit: Fit) -> Fitted:
     groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
     if trains:
         groups.insert(0, {"params": encoder.parameters(), "lr": fit.trial.encoder_learning_rate})
-    augment = AugmentConfig(time_mask_frames=config.recipe.time_mask_frames)  # else as pretraining does
+    augment = AugmentConfig(time_mask_frames=config.recipe.time_mask_frames)  # else the defaults, whatever the run's
     pictures = MouthPictures(inputs.splits, encoder, inputs.device, augment)
     epochs = config.training_epochs if trains else config.epochs
     if fit.selects:
@@ -257,6 +257,7 @@ def draw_labelled_clips(labels: Tensor, per_word: int, seed: int, words: Sequenc
     Args:
         labels: [clips] int64, the label of each clip of the training split; -1: none.
         per_word: clips to draw of each word; 0: all.
+        seed: another one draws other clips.
         words: the vocabulary, for the text of an error.
 
     Raises:

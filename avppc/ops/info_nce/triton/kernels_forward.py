@@ -1,8 +1,9 @@
 """Triton kernels of the bilinear InfoNCE; forward.py calls them, info_nce/reference.py defines the result.
 
-Letters as everywhere (N rows, M columns, D width of targets and queries, K sub-tasks, U targets). Sub-tasks are sorted
-by target, so that the queries [K, N, D] of one target's sub-tasks lie side by side; the sub-task at `position` is
-sorted_tasks[position]. A row tile is BLOCK_N rows of one sub-task; tile t belongs to position t // T, T = ceil(N /
+Letters as everywhere (N rows, M columns, D width of targets and queries, K sub-tasks, U targets). A query q is a
+context times its sub-task's weights, a logit s = scale q z for a target z, dS the gradient of the logits. Sub-tasks are
+sorted by target, so that the queries [K, N, D] of one target's sub-tasks lie side by side; the sub-task at `position`
+is sorted_tasks[position]. A row tile is BLOCK_N rows of one sub-task; tile t belongs to position t // T, T = ceil(N /
 BLOCK_N). In names `i_` is a program's index, `o_` offsets, `m_` masks, `p_` pointers, `b_` blocks. Logits are float32
 and never leave the chip; only `info_nce_bwd_ds_kernel` writes their gradient. There are no atomics: every sum has one
 order.
