@@ -80,18 +80,21 @@ COMMANDS = {
         "Pretrains a visual encoder without labels.",
         "PretrainConfig",
         "avppc.train.loop",
-        _names("data out preset task steps batch_size seed device optimizer.learning_rate"),
+        _names("data out loader preset task steps batch_size seed device optimizer.learning_rate"),
         goes_on=True,
     ),
     "evaluate": Command(
         "Measures lip reading, frozen and fine-tuned.",
         "EvaluateConfig",
         "avppc.evaluate.lipreading.evaluate",
-        _names("run data trajectories rows labels_per_word draws heads device"),
+        _names("run data loader trajectories rows labels_per_word draws heads device"),
         goes_on=True,
     ),
     "bench-train": Command(
-        "Times the training step on this machine.", "BenchTrainConfig", "avppc.evaluate.bench_train"
+        "Times the training step on this machine.",
+        "BenchTrainConfig",
+        "avppc.evaluate.bench_train",
+        _names("data loader preset batch_size steps device threads compile moments beside until pretrain_steps"),
     ),
     "table": Command(
         "Compares the proxy tasks, in one table.",
