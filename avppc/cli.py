@@ -91,7 +91,10 @@ COMMANDS = {
         goes_on=True,
     ),
     "bench-train": Command(
-        "Times the training step on this machine.", "BenchTrainConfig", "avppc.evaluate.bench_train"
+        "Times the training step on this machine.",
+        "BenchTrainConfig",
+        "avppc.evaluate.bench_train",
+        _names("data preset batch_size steps device threads batch_slices beside until pretrain_steps"),
     ),
     "table": Command(
         "Compares the proxy tasks, in one table.",
