@@ -25,7 +25,7 @@ $(VENV)/.ready: $(SOURCES)
 # Talking mouths -> packed shards -> pretraining without labels -> lip reading with 10 labels a word -> a page.
 # Each step keeps what is finished: the same command goes on after an interruption.
 demo: setup
-	@echo "== demo: about ten minutes on two cores"
+	@echo "== demo: about twelve minutes on two cores"
 	$(BIN)/avppc synth --out $(DATA)/videos --words 20 --clips-per-word 100
 	$(BIN)/avppc prepare --data $(DATA)/videos --out $(DATA)/packed
 	$(BIN)/avppc pretrain --data $(DATA)/packed --out $(DEMO)

@@ -36,8 +36,8 @@ class ScaleConfig:
     clips, with the memory of one batch (each passes through the encoders twice). Batch norms still see one batch."""
     batch_slices: int = 2
     """On a CPU, the batch passes through the encoders in so many slices at a time, each on its share of the threads:
-    faster than all threads on each operator, most of all beside other programs. The loss is that of the whole batch;
-    batch norms see a slice. 1: the batch whole, as it is in any case with several processes, cached_negatives,
+    as fast as all threads on each operator, and faster beside another busy program. The loss is that of the whole
+    batch; batch norms see a slice. 1: the batch whole, as it is in any case with several processes, cached_negatives,
     activation_checkpointing, compile, and for tasks whose loss is not taken from features of single clips."""
     activation_checkpointing: bool = False
     """Keeps only the inputs of the encoders' blocks and computes the rest again in the backward pass."""
