@@ -1,7 +1,7 @@
 // Compiled for AVX-512.
 #include "gemm_float32_kernel.h"
 
-#include "avx512_transpose.h"
+#include "avx512_tiles.h"
 #include "rounding.h"
 
 namespace avppc::cpu_avx512_float32 {
@@ -9,19 +9,12 @@ namespace {
 
 constexpr int LANES = 16;
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // c [ROWS, up to 16 VECTORS] = alpha a b + beta c, all sums in registers.
 template <int ROWS, int VECTORS>
 void tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t depth, float alpha, float beta,
           float* c, int64_t c_stride, __mmask16 last) {
   __m512 sum[ROWS][VECTORS];
-  for (int r = 0; r < ROWS; ++r) {
-    for (int v = 0; v < VECTORS; ++v) {
-      sum[r][v] = _mm512_setzero_ps();
-      __builtin_prefetch(c + r * c_stride + v * LANES, 1);  // it comes into the cache while the sums grow
-    }
-  }
+  begin_tile(sum, c, c_stride);
   for (int64_t k = 0; k < depth; ++k, ++a, b += b_stride) {
     __m512 right[VECTORS];
     for (int v = 0; v < VECTORS; ++v) right[v] = _mm512_loadu_ps(b + v * LANES);
@@ -30,16 +23,7 @@ void tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, in
       for (int v = 0; v < VECTORS; ++v) sum[r][v] = _mm512_fmadd_ps(left, right[v], sum[r][v]);
     }
   }
-  for (int r = 0; r < ROWS; ++r, c += c_stride) {
-    for (int v = 0; v < VECTORS; ++v) {
-      const __mmask16 lanes = v + 1 < VECTORS ? 0xffff : last;
-      __m512 x = _mm512_mul_ps(sum[r][v], _mm512_set1_ps(alpha));
-      if (beta != 0.0f) {
-        x = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(lanes, c + v * LANES), _mm512_set1_ps(beta), x);
-      }
-      _mm512_mask_storeu_ps(c + v * LANES, lanes, x);
-    }
-  }
+  store_tile(sum, alpha, beta, c, c_stride, last);
 }
 
 using Tile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float, float, float*, int64_t, __mmask16);

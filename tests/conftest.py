@@ -15,6 +15,7 @@ for folder in (
     "data/prepare",
     "data/video",
     "evaluate/report",
+    "ops",
     "ops/info_nce",
     "ops/info_nce/triton",
     "ops/log_mel",

@@ -10,21 +10,10 @@ from torch.nn import functional
 from avppc.ops import _library
 from avppc.ops.batch_norm import MOST_CHANNELS, batch_norm_relu, batch_norm_relu_reference, has_fused_form
 
-LEVELS = ("baseline", "avx2", "avx512")
 pytestmark = pytest.mark.skipif(
     not _library.has_cpp_ops(), reason=f"compiled operators: {_library.missing_reason('cpp')}"
 )
 SHAPES = [(1, 1, 1, 2), (5, 3, 7, 9), (40, 16, 5, 5), (9, 64, 4, 4), (7, 97, 6, 11), (2, 1024, 3, 3), (600, 2, 2, 1)]
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AVPPC_CPU_LEVEL", request.param)
-    try:
-        _library.build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    return request.param
 
 
 def make_arguments(

@@ -24,7 +24,6 @@ from avppc.ops.clips import (
     motion_frames_reference,
 )
 
-LEVELS = ("baseline", "avx2", "avx512")
 needs_cpp = pytest.mark.skipif(
     not _library.has_cpp_ops(), reason=f"compiled operators: {_library.missing_reason('cpp')}"
 )
@@ -55,16 +54,6 @@ class Crops:
 
     def arguments(self, video: Tensor | None = None) -> tuple[Tensor, int, int, Tensor, Tensor, Tensor]:
         return self.video if video is None else video, self.crop, self.out, self.rows, self.columns, self.flips
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AVPPC_CPU_LEVEL", request.param)
-    try:
-        _library.build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    return request.param
 
 
 @needs_cpp

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from cpu_levels import set_level
 from info_nce_cases import (
     BACKENDS,
     Case,
@@ -19,7 +20,6 @@ from info_nce_cases import (
     with_gradients,
 )
 
-from avppc.ops import _library
 from avppc.ops.info_nce.op import REDUCTIONS, bilinear_info_nce
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -77,15 +77,6 @@ def check_against_truth(case: Case, backend: str) -> None:
             assert name == "loss" or got[name].dtype == arguments[name].dtype
             dtype = F32 if name == "loss" else case.dtype  # the scale's gradient is float32, a sum of products
             assert_as_good_as(got[name], plain[reduction][name], expected, f"{reduction}: {name}", dtype)
-
-
-def set_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the kernels use this instruction set and no better one; skips where the machine lacks it."""
-    monkeypatch.setenv("AVPPC_CPU_LEVEL", level)
-    try:
-        _library.build_info()
-    except RuntimeError as error:
-        pytest.skip(str(error))
 
 
 @needs_cpp

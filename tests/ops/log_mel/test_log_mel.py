@@ -12,20 +12,8 @@ from log_mel_configs import DALI, MFCC, NEMO, NEMO_2_4, PRESETS, SNIPPED_DB, con
 from make_audio import hard_cases, real_speech, speech_like
 from torch import Tensor
 
-from avppc import _C, LogMelConfig, log_mel
+from avppc import LogMelConfig, log_mel
 from avppc.ops.log_mel.reference import log_mel_reference
-
-LEVELS = ("baseline", "avx2", "avx512")
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each vector extension that this machine has, in turn."""
-    best = LEVELS.index(_C.build_info()["cpu_level"])
-    if LEVELS.index(request.param) > best:
-        pytest.skip(f"this CPU has {LEVELS[best]}, not {request.param}")
-    monkeypatch.setenv("AVPPC_CPU_LEVEL", request.param)
-    return str(request.param)
 
 
 def assert_equals_definition(waveform: Tensor, config: LogMelConfig, lengths: Tensor | None = None) -> None:
