@@ -122,7 +122,7 @@ COMMANDS = {
         "Writes the encoder's features of a packed data set.",
         "EmbedConfig",
         "avppc.export.embed",
-        _names("data encoder out splits per batch_size device"),
+        _names("data encoder out loader splits per batch_size device"),
     ),
     "features": Command(
         "Computes and draws the features of a file's sound.",

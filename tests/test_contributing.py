@@ -107,13 +107,20 @@ def decode_clip_black(source, start_frame, num_frames, crop):
 """,
         ),
     ],
+    "data/config.py": [("DecoderName", 'VideoDecoder = Literal[VideoDecoder, "black"]\n')],
 }
 DECODER_PROGRAM = """
+from pathlib import Path
+
+from avppc.config import EmbedConfig, PrepareConfig, PretrainConfig
 from avppc.data.on_the_fly.videos import VideoClip, VideoDataset
 import torch
 
 batch = VideoDataset([VideoClip("a.mp4")], backend="black", threads=1).batch(torch.tensor([0]))
 assert (batch.video == 16).all()
+assert PrepareConfig(Path("a"), Path("b"), decoder="black").backend == "black"
+PretrainConfig(Path("a"), Path("b"), loader="black")
+EmbedConfig(Path("a"), Path("b"), Path("c.npz"), loader="black")
 """
 
 COMMAND: Addition = {

@@ -13,24 +13,33 @@ from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
 from avppc.ops.log_mel.config import Framing, LogMelConfig, Padding, Preset, Window
 from avppc.processes import count_cores
 
-__all__ = ["AugmentConfig", "FeaturesConfig", "IndexConfig", "PrepareConfig"]
+__all__ = ["AugmentConfig", "FeaturesConfig", "IndexConfig", "PrepareConfig", "VideoConfig"]
 
 Layout = Literal["auto", "words", "tree"]
 SplitUnit = Literal["sentence", "speaker"]
 SentenceClips = Literal["rest", "all", "none"]
 CropName = Literal["auto", "window", "centre", "box", "mesh", "cascade"]
 TRACKED_CROPS = ("mesh", "cascade")
+VideoDecoder = Literal["pyav", "torchcodec"]  # those of video/decode.py that commands offer
+DecoderName = Literal["auto", VideoDecoder]
+ReaderName = Literal["auto", "packed", VideoDecoder]
+LoaderName = Literal[ReaderName, "dali"]  # which hands out batches for training alone
 # Number and count of the processes of a launcher, and a variable that is only there where it started this one.
 _LAUNCHERS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
 
 
 @dataclass(frozen=True)
-class SharedWork:
-    """Settings of work on videos that several processes, or machines, share."""
+class _DataFolder:
+    """What `--help` shows first."""
 
     data: Path
     """Folder of the videos."""
-    _: KW_ONLY
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoSelection:
+    """Which videos are taken, which words are in them, and to which split they belong."""
+
     paths: Path | None = None
     """A list of the videos to take: a text file with one path below DATA a line, or a manifest as `avppc index` writes
     it. None: all below DATA."""
@@ -61,23 +70,11 @@ class SharedWork:
     """Another number draws other splits."""
     frames: int = CLIP_FRAMES
     """Frames of a clip, of 1/25 s each; shorter videos give none."""
-    workers: int = 0
-    """Processes; 0: one for each core."""
-    shard: str = ""
-    """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
-    one that ends last writes the manifest or index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
-    environment has them, else everything."""
-    timeout_seconds: float = 120.0
-    """A video that twice gives nothing for so long is refused, and tried again by the next command. It is the decoder's
-    own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_integer("frames", self.frames, 1, 10_000)
-        check_integer("workers", self.workers, 0, 1024)
-        check_number("timeout_seconds", self.timeout_seconds, 1.0)
         self._check_words()
-        self.share()
 
     def _check_words(self) -> None:
         if self.words is not None and self.layout == "words":
@@ -93,6 +90,28 @@ class SharedWork:
                 raise TypeError(f"{name} must be texts, got {getattr(self, name)!r}")
         if both := set(self.val_names) & set(self.test_names):
             raise ValueError(f"val_names and test_names must have no name in common, got {sorted(both)[0]!r} in both")
+
+
+@dataclass(frozen=True)
+class SharedWork(VideoSelection, _DataFolder):
+    """Settings of work on videos that several processes, or machines, share."""
+
+    _: KW_ONLY
+    workers: int = 0
+    """Processes; 0: one for each core."""
+    shard: str = ""
+    """"i/n" (0/4 to 3/4, say): do the i-th of n shares of the work, each on a machine of its own with the same OUT; the
+    one that ends last writes the manifest or index. Empty: RANK / WORLD_SIZE or SLURM_PROCID / SLURM_NTASKS where the
+    environment has them, else everything."""
+    timeout_seconds: float = 120.0
+    """A video that twice gives nothing for so long is refused, and tried again by the next command. It is the decoder's
+    own processor time, or its waiting: a machine that sleeps meanwhile does no harm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("workers", self.workers, 0, 1024)
+        check_number("timeout_seconds", self.timeout_seconds, 1.0)
+        self.share()
 
     @property
     def processes(self) -> int:
@@ -174,17 +193,10 @@ class CropSettings:
         check_number("centre_fraction", self.centre_fraction, 0.01, 1.0)
 
 
-@dataclass(frozen=True)
-class PrepareConfig(CropSettings, SharedWork):
-    """Decodes videos once into packed shards; after an interruption the same command goes on where it stopped."""
+@dataclass(frozen=True, kw_only=True)
+class CutSettings:
+    """Which clips a video gives."""
 
-    data: Path
-    """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
-    of videos (without labels; folders named train, val or test set the split). A DATA/manifest.jsonl may give the
-    speaker or the mouth's box of each; videos that `avppc index` found to be of no use are left out, and those
-    that have changed since are refused."""
-    out: Path
-    """Folder of the packed data set."""
     stride: int = CLIP_FRAMES
     """Unlabelled videos are cut into clips that start this many frames apart; 0: only the clip at the start. A labelled
     video gives one clip, its first frames; one with words inside it a clip a word, and what sentence_clips says."""
@@ -194,6 +206,28 @@ class PrepareConfig(CropSettings, SharedWork):
     sentence_clips: SentenceClips = "rest"
     """Clips without label that training videos with words give beside those of the words, stride frames apart. "rest":
     where no word's clip lies; "all": from the whole video; "none": none."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_integer("stride", self.stride, 0)
+        if self.word_context is not None:
+            check_integer("word_context", self.word_context, 0, 10_000)
+
+
+@dataclass(frozen=True)
+class PrepareConfig(CropSettings, CutSettings, SharedWork):
+    """Decodes videos once into packed shards; after an interruption the same command goes on where it stopped."""
+
+    data: Path
+    """Folder of the videos: DATA/WORD/{train,val,test}/*.mp4 as in LRW (labelled), DATA/_UNLABELED/** or any other tree
+    of videos (without labels; folders named train, val or test set the split). A DATA/manifest.jsonl may give the
+    speaker or the mouth's box of each; videos that `avppc index` found to be of no use are left out, and those
+    that have changed since are refused."""
+    out: Path
+    """Folder of the packed data set."""
+    decoder: DecoderName = "auto"
+    """"pyav" reads the luma where FFmpeg left it; "torchcodec" (an extra) computes it from colours, which may differ by
+    a few units, and refuses more files; "auto": PyAV, which is the quicker one on a CPU."""
     clips_per_shard: int = 512
     """The most clips of a shard; each process holds one shard in memory (0.3 MB a clip of 29 frames)."""
     upload: str = ""
@@ -203,12 +237,25 @@ class PrepareConfig(CropSettings, SharedWork):
     """Replace a data set in OUT that was made from another folder or with other settings; otherwise it is refused."""
 
     def __post_init__(self) -> None:
-        SharedWork.__post_init__(self)
-        CropSettings.__post_init__(self)
-        check_integer("stride", self.stride, 0)
-        if self.word_context is not None:
-            check_integer("word_context", self.word_context, 0, 10_000)
+        for part in (SharedWork, CutSettings, CropSettings):
+            part.__post_init__(self)
         check_integer("clips_per_shard", self.clips_per_shard, 1, 1_000_000)
+        if self.backend != "pyav" and self.crop in TRACKED_CROPS:
+            raise ValueError(f"decoder {self.decoder!r} follows no mouths, crop is {self.crop!r}: give --decoder pyav")
+
+    @property
+    def backend(self) -> VideoDecoder:
+        """What decodes."""
+        return "pyav" if self.decoder == "auto" else self.decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig(CropSettings, CutSettings, VideoSelection):
+    """Which clips are cut out of videos that are not packed: those of `avppc prepare` with the same settings."""
+
+    def __post_init__(self) -> None:
+        for part in (VideoSelection, CutSettings, CropSettings):
+            part.__post_init__(self)
 
 
 _OF_WORDS = {"words", "words_ignore", "words_least", "word_context", "sentence_clips"}

@@ -15,15 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from avppc.data.packed.dataset import PackedDataset
-from avppc.data.packed.loader import ClipLoader
 from avppc.data.packed.sampler import EpochSampler
+from avppc.data.source import DataSource
 from avppc.evaluate.config import EvaluateConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, encode_features, fit_classifier, predict
 from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
@@ -111,6 +109,7 @@ def pretrain_config(config: BenchTrainConfig) -> PretrainConfig:
     objective = replace(chosen.objective, moments=config.moments)
     return replace(
         chosen,
+        loader=config.loader,
         batch_size=config.batch_size or chosen.batch_size,
         steps=config.pretrain_steps or chosen.steps,
         scale=scale,
@@ -143,9 +142,10 @@ class Stepper:
 
     def __init__(self, config: PretrainConfig, processes: Processes) -> None:
         self.config, self.processes, self.device = config, processes, processes.device
-        dataset = PackedDataset(config.data, "train", verify=False)
-        sampler = EpochSampler(len(dataset), config.batch_size, seed=0)
-        self.loader = ClipLoader(dataset, sampler, device=self.device)
+        self.source = DataSource(config.data, config.loader, config.videos, config.workers)
+        self._dataset = self.source.open("train", verify=False)
+        sampler = EpochSampler(len(self._dataset), config.batch_size, seed=0)
+        self.loader = self.source.stream(self._dataset, sampler, self.device)
         torch.manual_seed(0)
         self.task = prepare_model(make_task(config.task, config), config.scale, processes).train()
         self._step = TrainingStep(config, self.task, make_optimizer(self.task, config.optimizer), processes)
@@ -278,7 +278,7 @@ def measure_until(config: BenchTrainConfig) -> Record:
         ValueError: the data have no words, or a word has fewer than 10 labelled training clips.
     """
     with _started(config) as stepper:
-        reader = _Reader(config.data, use_bf16(stepper.config.precision, stepper.device))
+        reader = _Reader(stepper.source, use_bf16(stepper.config.precision, stepper.device))
         return _pretrain_until(config, stepper, reader)
 
 
@@ -314,12 +314,12 @@ def _pretrain_until(config: BenchTrainConfig, stepper: Stepper, reader: _Reader)
 class _Reader:
     """Measures how many words of the test clips an encoder lets one read, by the recipe of `avppc evaluate`."""
 
-    def __init__(self, data: Path, bf16: bool) -> None:
+    def __init__(self, source: DataSource, bf16: bool) -> None:
         self.bf16 = bf16
-        self.config = EvaluateConfig(data, labels_per_word=LABELS_PER_WORD, draws=DRAWS)
-        self.splits = {split: PackedDataset(data, split, verify=False) for split in ("train", *HELD_OUT_SPLITS)}
+        self.config = EvaluateConfig(source.data, labels_per_word=LABELS_PER_WORD, draws=DRAWS)
+        self.splits = {split: source.open(split, verify=False) for split in ("train", *HELD_OUT_SPLITS)}
         words = self.splits["train"].words
-        check_words(data, words)
+        check_words(source.data, words)
         labels = self.splits["train"].labels
         self.draws = [draw_labelled_clips(labels, LABELS_PER_WORD, seed, words) for seed in range(DRAWS)]
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SplitName
+from avppc.data.config import ReaderName
 from avppc.processes import count_cores
 from avppc.tasks.config import TASK_NAMES
 from avppc.train.config import Precision, PresetName
@@ -71,7 +72,10 @@ class EvaluateConfig:
     preset: EvaluatePreset = "few-labels"
     """Defaults of all other settings: "few-labels" for minutes on a CPU, "lrw" for all labels of LRW on a GPU."""
     data: Path | None = None
-    """Packed shards with train, val and test splits; the run's own data by default."""
+    """Packed shards, or a folder of videos, with train, val and test splits; the run's own data by default."""
+    loader: ReaderName = "auto"
+    """How clips are read: "packed" shards; or videos by "pyav" or "torchcodec", cut as those of the run; "auto": as
+    they lie there, videos by the run's decoder (PyAV in place of DALI)."""
     results: Path | None = None
     """Directory whose folder evaluation/ gets the results; the run's by default."""
     verify_data: bool = True

@@ -25,8 +25,7 @@ from torch import Tensor
 
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME
 from avppc.data.contact_sheet import png_bytes, strip
-from avppc.data.packed.dataset import PackedDataset, local_folder
-from avppc.data.packed.index import PackedIndex
+from avppc.data.source import DataSource
 from avppc.data.video.clock import AudioTimeline
 from avppc.data.video.crop import Geometry, geometry_of
 from avppc.data.video.pictures import PictureDecoder, decode_packet, decode_pictures
@@ -77,15 +76,15 @@ class ClipSheet:
     strips: list[ClipStrip]
 
 
-def make_clip_sheet(directory: Path, cut: CutConfig, features: LogMelConfig, clips: int = 6) -> ClipSheet:
+def make_clip_sheet(source: DataSource, cut: CutConfig, features: LogMelConfig, clips: int = 6) -> ClipSheet:
     """Clips of as many different words as possible, from the test split if there is one; the same clips each time.
 
     Raises:
-        FileNotFoundError, ValueError: there is no packed data set, or it is damaged.
+        FileNotFoundError, ValueError: there is no data set, or it is damaged.
     """
-    available = PackedIndex.read(local_folder(directory, [])).splits
+    available = source.splits()
     split = next((name for name in ("test", "val", "train") if available.get(name)), "train")
-    with PackedDataset(directory, split, verify=False) as dataset:
+    with source.open(split, verify=False) as dataset:
         rows = _spread_over_words(dataset.labels, clips)
         batch = dataset.batch(rows)
         frames = dataset.shape.frames

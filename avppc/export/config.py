@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
 from avppc.checks import MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SPLITS, SplitName
-from avppc.data.config import CropName, CropSettings
+from avppc.data.config import CropName, CropSettings, ReaderName, VideoConfig
 from avppc.train.config import Precision
 
 __all__ = ["EmbedConfig", "ExportConfig", "ReadConfig"]
@@ -37,15 +37,21 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Writes the encoder's features of every clip of a packed data set into one file, for other programs."""
+    """Writes the encoder's features of every clip of a data set into one file, for other programs."""
 
     data: Path
-    """Directory (or address) of packed shards, as `avppc prepare` writes it."""
+    """Directory (or address) of packed shards, as `avppc prepare` writes it; or a folder of videos."""
     encoder: Path
     """Directory of a finished run or of an export, or an encoder file."""
     out: Path
     """File to write: NAME.npz, or NAME.parquet (needs the extra [parquet]). Clips that could not be embedded are listed
     beside it, in NAME.npz.skipped.jsonl."""
+    loader: ReaderName = "auto"
+    """How clips are read: "packed" shards; or videos by "pyav" or "torchcodec"; "auto": as they lie there."""
+    videos: VideoConfig = field(default_factory=VideoConfig)
+    """How clips are cut out of videos; unless one of these is given, as those of the run, where encoder is one."""
+    workers: int = 0
+    """Processes that decode videos; 0: one for each core."""
     splits: tuple[SplitName, ...] = ()
     """Splits to take; if none is named, all that there are."""
     per: Literal["clip", "frame"] = "clip"
@@ -67,6 +73,7 @@ class EmbedConfig:
             raise ValueError(f"out must end in {' or '.join(EMBEDDING_SUFFIXES)}, got {str(self.out)!r}")
         for split in self.splits:
             check_choice("splits", split, SPLITS)
+        check_integer("workers", self.workers, 0, 1024)
         check_integer("batch_size", self.batch_size, 1)
         check_integer("threads", self.threads, 0, MAX_THREADS)
 

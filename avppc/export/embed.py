@@ -1,4 +1,4 @@
-"""`avppc embed`: the encoder's features of every clip of a packed data set, in one file, whole or absent.
+"""`avppc embed`: the encoder's features of every clip of a data set, in one file, whole or absent.
 
 It is an .npz for numpy, without pickled objects, or a .parquet for tables.
 """
@@ -12,9 +12,9 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -24,11 +24,13 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from avppc._version import __version__
-from avppc.clip import SPLITS, VIDEO_FPS, ClipBatch
+from avppc.clip import CROP_SIZE, SPLITS, VIDEO_FPS, ClipBatch
 from avppc.data.augment import crop_video
+from avppc.data.config import VideoConfig
 from avppc.data.packed.dataset import open_shard
 from avppc.data.packed.index import PackedIndex
 from avppc.data.packed.remote import fetch_packed, remote_url
+from avppc.data.source import DataSource
 from avppc.export.config import EmbedConfig
 from avppc.files import check_writable, remove_files, replace_file, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
@@ -36,6 +38,7 @@ from avppc.models.video import VideoEncoder
 from avppc.printing import Console, ProgressBar, as_line
 from avppc.settings import config_to_dict
 from avppc.train.hardware import autocast, resolve_device, set_up_cpu, use_bf16
+from avppc.train.run_folder import read_run_config, videos_of
 
 T = TypeVar("T")
 _ROWS_PER_GROUP = 16_384
@@ -84,11 +87,10 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     set_up_cpu(config.threads)
     check_writable(config.out)
     encoder = load_encoder(config.encoder).to(resolve_device(config.device))
-    directory, index = _open_index(config, encoder)
+    total, items = _open_data(config, encoder)
     skipped: list[SkippedClip] = []
-    total = sum(record.clips for split in _splits(config, index) for record in index.splits[split])
     with ProgressBar("embed", total, "clips") as progress:
-        batches = _embed_all(config, _load(config, directory, index), encoder, skipped, progress.advance)
+        batches = _embed_all(config, items, encoder, skipped, progress.advance)
         clips = write_embeddings(config.out, batches, _about(config, encoder))
     lines = "".join(json.dumps(asdict(clip), ensure_ascii=False) + "\n" for clip in skipped)
     if skipped:
@@ -101,22 +103,50 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     return clips, skipped
 
 
-def _open_index(config: EmbedConfig, encoder: VideoEncoder) -> tuple[Path, PackedIndex]:
-    """The data set's folder on this machine and its index; ValueError where it does not fit settings or encoder."""
+def _open_data(config: EmbedConfig, encoder: VideoEncoder) -> tuple[int, Iterator[_LoadedClips | list[SkippedClip]]]:
+    """How many clips there are, and the clips; ValueError where the data do not fit settings or encoder."""
+    source = _source(config)
+    if source.is_packed:
+        directory, index = _open_index(config)
+        _check_pixels(config, encoder, min(index.shape.height, index.shape.width))
+        total = sum(record.clips for split in _splits(config, index.splits) for record in index.splits[split])
+        return total, _load(config, directory, index)
+    _check_pixels(config, encoder, CROP_SIZE)
+    counts = source.splits()
+    for split in config.splits:
+        if split not in counts:
+            source.open(split)  # refuses one without clips
+    splits = _splits(config, counts)
+    return sum(counts[split] for split in splits), _decode(config, source, splits)
+
+
+def _source(config: EmbedConfig) -> DataSource:
+    """Where the clips are; videos are cut as those of the run whose encoder it is, unless the settings say how."""
+    source = DataSource(config.data, config.loader, config.videos, config.workers)
+    if config.videos != VideoConfig() or source.is_packed or videos_of(config.encoder) is None:
+        return source
+    return replace(source, videos=read_run_config(config.encoder).videos)
+
+
+def _check_pixels(config: EmbedConfig, encoder: VideoEncoder, side: int) -> None:
+    crop = encoder.config.crop_pixels
+    if side < crop:
+        raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
+
+
+def _open_index(config: EmbedConfig) -> tuple[Path, PackedIndex]:
+    """The data set's folder on this machine and its index; ValueError where it lacks a split that is asked for."""
     url = remote_url(config.data)
     directory = config.data if url is None else fetch_packed(url, config.splits or None)
     index = PackedIndex.read(directory)
     for split in config.splits:
         index.shards_of(split, config.data)  # refuses one without clips
-    crop, side = encoder.config.crop_pixels, min(index.shape.height, index.shape.width)
-    if side < crop:
-        raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
     return directory, index
 
 
-def _splits(config: EmbedConfig, index: PackedIndex) -> list[str]:
+def _splits(config: EmbedConfig, available: Collection[str]) -> list[str]:
     """The splits to embed."""
-    return [split for split in config.splits or SPLITS if split in index.splits]
+    return [split for split in config.splits or SPLITS if split in available]
 
 
 @dataclass(frozen=True)
@@ -131,7 +161,7 @@ class _LoadedClips:
 
 def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[_LoadedClips | list[SkippedClip]]:
     """The clips shard by shard: batches of a sound shard, and one list of all clips of a damaged one."""
-    for split in _splits(config, index):
+    for split in _splits(config, index.splits):
         for record in index.splits[split]:
             try:
                 dataset = open_shard(directory, index, split, record, config.verify_data)
@@ -143,6 +173,24 @@ def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[
                     batch = dataset.batch(clips)
                     words = [dataset.words[label] if label >= 0 else "" for label in batch.labels.tolist()]
                     yield _LoadedClips(split, batch, [dataset.sources[clip] for clip in clips.tolist()], words)
+
+
+def _decode(
+    config: EmbedConfig, source: DataSource, splits: Sequence[str]
+) -> Iterator[_LoadedClips | list[SkippedClip]]:
+    """The clips of videos: batches of those that can be decoded, and lists of the others."""
+    from avppc.data.on_the_fly.videos import ListedDataset  # only here: it imports the decoder
+
+    for split in splits:
+        with source.open(split) as dataset:
+            assert isinstance(dataset, ListedDataset)
+            for clips in torch.arange(len(dataset)).split(config.batch_size):
+                batch, rows, failed = dataset.batch_of_good(clips)
+                if failed:
+                    yield [SkippedClip(split, dataset.sources[row], reason) for row, reason in failed.items()]
+                if batch is not None:
+                    words = [dataset.words[label] if label >= 0 else "" for label in batch.labels.tolist()]
+                    yield _LoadedClips(split, batch, [dataset.sources[row] for row in rows], words)
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_integer, check_number, check_types
-from avppc.data.config import AugmentConfig
+from avppc.data.config import AugmentConfig, LoaderName, VideoConfig
 from avppc.losses.config import MomentsName, ObjectiveConfig
 from avppc.models.config import EncoderConfig
 from avppc.ops.log_mel.config import LogMelConfig
@@ -85,7 +85,7 @@ class _Places:
     """Where a run reads and writes, and its preset: what `--help` shows first."""
 
     data: Path
-    """Directory of packed shards, as `avppc prepare` writes it."""
+    """Directory of packed shards, as `avppc prepare` writes it; or a folder of videos, decoded as training goes on."""
     out: Path
     """Directory of this run; a run that was stopped goes on from its last checkpoint."""
     preset: PresetName = "laptop"
@@ -96,6 +96,14 @@ class _Places:
 class PretrainConfig(TaskConfig, _Places):
     """Pretrains a visual speech encoder from unlabeled clips."""
 
+    loader: LoaderName = "auto"
+    """How clips are read: "packed" shards; or videos by "pyav", "torchcodec" or "dali" (extras [codec] and [dali]),
+    which decode ahead of the training, in processes or on the GPU; "auto": as they lie there, videos by DALI where it
+    can decode all of them on the GPU, else by PyAV."""
+    videos: VideoConfig = field(default_factory=VideoConfig)
+    """How clips are cut out of videos: the clips that `avppc prepare` packs with the same settings."""
+    workers: int = 0
+    """Processes that decode videos; 0: one for each core, which the processes of a run on a machine share."""
     batch_size: int = 128
     """Clips of one loss, on all processes together; each is told apart from the others."""
     speakers_per_batch: int = 0
@@ -125,6 +133,7 @@ class PretrainConfig(TaskConfig, _Places):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_integer("workers", self.workers, 0, 1024)
         check_integer("batch_size", self.batch_size, 2)
         check_integer("speakers_per_batch", self.speakers_per_batch, 0)
         check_integer("seed", self.seed, 0, MAX_SEED)
@@ -163,7 +172,9 @@ class BenchTrainConfig:
     """Times the training step on this machine: clips a second, where the time goes, share of the arithmetic ceiling."""
 
     data: Path
-    """Directory of packed shards, as `avppc prepare` writes it."""
+    """Directory of packed shards, or a folder of videos."""
+    loader: LoaderName = "auto"
+    """How clips are read, as for `avppc pretrain`."""
     preset: PresetName = "laptop"
     """Size of everything: "laptop" for a CPU, "gpu" for ResNet-34 at 88 pixels."""
     batch_size: int = 0

@@ -22,7 +22,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset import Clips
 from avppc.draws import ClipGenerator
 from avppc.files import LineFile, read_json_objects, write_json_lines
 from avppc.printing import ProgressBar
@@ -262,7 +262,7 @@ class SkippedSteps:
 class SkippedReport:
     """Names the clips of skipped steps in RUN/skipped_clips.jsonl."""
 
-    def __init__(self, run: Path, dataset: PackedDataset, task: ProxyTask, processes: Processes) -> None:
+    def __init__(self, run: Path, dataset: Clips, task: ProxyTask, processes: Processes) -> None:
         self.path = run / SKIPPED_FILE
         self._dataset, self._task, self._processes = dataset, task, processes
         self._rows: dict[int, int] | None = None

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from avppc.data.packed.dataset import PackedDataset, check_data_apart, local_folder, split_sha256, verify_shards
-from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
-from avppc.data.packed.loader import ClipLoader
+from avppc.data.packed.dataset import Clips
 from avppc.data.packed.sampler import EpochSampler
+from avppc.data.source import DataSource
 from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.ops.info_nce.agreement import rows_known_even
@@ -34,7 +33,7 @@ from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes, StopRequest, join_processes
 from avppc.train.hardware import OtherPrograms, set_up_cpu
 from avppc.train.log import SKIPPED_FILE, Meter, RunLog, SkippedReport, SkippedSteps, Stopwatch
-from avppc.train.run_folder import check_same_training, open_run
+from avppc.train.run_folder import check_same_training, open_run, videos_of
 from avppc.train.step import TrainingStep, make_optimizer, prepare_model
 
 logger = logging.getLogger(__name__)
@@ -89,18 +88,22 @@ def pretrain(config: PretrainConfig) -> Path:
         OSError: the last checkpoint could not be written.
         Stopped: SIGTERM or Ctrl-C came, and a checkpoint is written.
     """
-    check_data_apart(config.out, config.data)
+    kept = videos_of(config.out) if config.out.is_dir() else None
+    source = DataSource(config.data, config.loader, config.videos, config.workers, kept)
+    source.check(config.out)
+    if not source.is_packed:
+        _ = source.listing  # before processes wait for each other: it may take long
     with join_processes(config.device) as processes, contextlib.ExitStack() as held:
-        return _pretrain(config, processes, held)
+        return _pretrain(config, source, processes, held)
 
 
-def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack) -> Path:
+def _pretrain(config: PretrainConfig, source: DataSource, processes: Processes, held: contextlib.ExitStack) -> Path:
     device, main = processes.device, processes.main
     set_up_cpu(config.threads)
-    dataset = processes.all_or_none(partial(_open_data, config, processes))
-    check_same_training(config, split_sha256(config.data, "train"), processes)
+    dataset = held.enter_context(processes.all_or_none(partial(_open_data, config, source, processes)))
+    check_same_training(config, dataset.sha256, processes)
     sampler = _make_sampler(config, dataset, processes)
-    task = _open_task(config, processes, held, dataset.shape.frames)
+    task = _open_task(config, source, dataset, processes, held)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     step, skipped_before = processes.all_or_none(partial(_restore, config, store, task, optimizer, sampler))
@@ -115,7 +118,7 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
     task.train()
     with (
         RunLog(config.out, config.steps, step, main) as log,
-        ClipLoader(dataset, sampler, device=device) as loader,
+        source.stream(dataset, sampler, device) as loader,
         StopRequest(processes) as stop,
         rows_known_even(),  # the sampler deals every batch out evenly
     ):
@@ -145,13 +148,11 @@ def _pretrain(config: PretrainConfig, processes: Processes, held: contextlib.Exi
     return _finish(config, task, processes)
 
 
-def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
+def _open_data(config: PretrainConfig, source: DataSource, processes: Processes) -> Clips:
     """The training clips, checked; each process checks its share of the shards."""
-    folder = local_folder(config.data, ["train"])
     if config.verify_data:
-        records = PackedIndex.read(folder).splits.get("train", ())
-        verify_shards(folder / SHARD_FOLDER, records[processes.rank :: processes.size])
-    dataset = PackedDataset(folder, "train", verify=False)
+        source.verify("train", processes.rank, processes.size)
+    dataset = source.open("train", verify=False)
     if len(dataset) < config.batch_size:
         raise ValueError(f"batch_size is {config.batch_size}, but {config.data} has {len(dataset)} training clips")
     if min(dataset.shape.height, dataset.shape.width) < config.encoder.crop_pixels:
@@ -162,8 +163,11 @@ def _open_data(config: PretrainConfig, processes: Processes) -> PackedDataset:
     return dataset
 
 
-def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.ExitStack, frames: int) -> ProxyTask:
+def _open_task(
+    config: PretrainConfig, source: DataSource, dataset: Clips, processes: Processes, held: contextlib.ExitStack
+) -> ProxyTask:
     """The task with its initial weights. Makes the run's directory, and locks it until `held` is closed."""
+    frames = dataset.shape.frames
     torch.manual_seed(config.seed)
     task = make_task(config.task, config)
     if config.scale.cached_negatives and not task.has_representations:
@@ -178,16 +182,15 @@ def _open_task(config: PretrainConfig, processes: Processes, held: contextlib.Ex
 
     def claim() -> None:
         if processes.main:
-            clips = split_sha256(config.data, "train")
             config.out.mkdir(parents=True, exist_ok=True)
             held.enter_context(sole_use(config.out))  # before a word is written: two runs may want one new directory
-            open_run(config, clips, task.describe())
+            open_run(config, dataset.sha256, task.describe(), *source.record("train"))
 
     processes.all_or_none(claim)
     return prepare_model(task, config.scale, processes)
 
 
-def _make_sampler(config: PretrainConfig, dataset: PackedDataset, processes: Processes) -> EpochSampler:
+def _make_sampler(config: PretrainConfig, dataset: Clips, processes: Processes) -> EpochSampler:
     return EpochSampler(
         len(dataset),
         processes.share(config.batch_size),

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 
 from avppc._version import __version__
-from avppc.data.packed.dataset import split_sha256
+from avppc.data.config import LoaderName
 from avppc.data.packed.remote import remote_url
+from avppc.data.source import DataSource
+from avppc.files import parse_json, read_bytes, write_json_lines
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes
@@ -30,14 +32,30 @@ CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 TASK_FILE = "task.json"
 ENVIRONMENT_FILE = "environment.json"
+REFUSED_FILE = "refused.jsonl"
+VIDEOS_FILE = "videos.jsonl"
+"""The training videos of a run on a folder of videos, whose clips it sees when it goes on, too."""
 _ROUNDING_ALONE = ("device", "threads")  # settings that change what is learned by no more than rounding
-_OF_THE_CALL = ("out", "start_anew")  # settings of one call of the command; a run's directory may move
+_OF_THE_CALL = ("out", "start_anew", "workers")  # settings of one call of the command; a run's directory may move
+_FIRST_FILES = {DATA_FILE, VIDEOS_FILE, REFUSED_FILE, TASK_FILE, ENVIRONMENT_FILE}  # written before config.json
 logger = logging.getLogger(__name__)
 
-_OF_EACH_PROCESS = ("data", "out", "device", "threads")  # may differ: what lies in `data` is compared by its checksum
+_OF_EACH_PROCESS = (
+    "data",
+    "out",
+    "device",
+    "threads",
+    "workers",
+)  # may differ: what lies in `data` is compared by its checksum
 
 
-def open_run(config: PretrainConfig, clips: str, task: Mapping[str, Any]) -> None:
+def open_run(
+    config: PretrainConfig,
+    clips: str,
+    task: Mapping[str, Any],
+    videos: Mapping[str, str] | None = None,
+    refused: Iterable[tuple[str, str]] = (),
+) -> None:
     """Makes a run of the directory config.out, which is there, or checks that the run in it is this one.
 
     config.json is written last: with it the run is there, whole. What an interrupted call has left before that is
@@ -46,6 +64,8 @@ def open_run(config: PretrainConfig, clips: str, task: Mapping[str, Any]) -> Non
     Args:
         clips: split_sha256 of the training clips.
         task: the task's own description of its metrics.
+        videos: SHA-256 by path of the training videos, where the clips are not packed.
+        refused: videos that could not be used, or clips of them, and why.
 
     Raises:
         ValueError: the directory holds a run with other settings, which the text names, or on other clips.
@@ -65,6 +85,10 @@ def open_run(config: PretrainConfig, clips: str, task: Mapping[str, Any]) -> Non
     elif not _may_begin(config.out, known):
         raise ValueError(f"{config.out} is not empty and holds no run: give another --out")
     if known != clips:
+        if videos is not None:
+            lines = ({"path": path, "sha256": digest} for path, digest in videos.items())
+            write_json_lines(config.out / VIDEOS_FILE, lines)
+            write_json_lines(config.out / REFUSED_FILE, ({"path": path, "reason": reason} for path, reason in refused))
         write_checked_json(config.out / DATA_FILE, {"train_sha256": clips})
     write_checked_json(config.out / TASK_FILE, task)
     if not exists or not (config.out / ENVIRONMENT_FILE).exists():
@@ -98,7 +122,7 @@ def _check_same_run(
 def _may_begin(run: Path, known_clips: str | None) -> bool:
     """Whether a directory is empty but for what a call that was interrupted before it wrote config.json has left."""
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}  # hidden: it may be half written
-    return not names or (known_clips is not None and names <= {DATA_FILE, TASK_FILE, ENVIRONMENT_FILE})
+    return not names or (known_clips is not None and names <= _FIRST_FILES)
 
 
 def _has_checkpoints(run: Path) -> bool:
@@ -123,37 +147,75 @@ def clips_of(run: Path) -> str | None:
     return content.get("train_sha256")
 
 
-def data_of(run: Path, given: Path | None) -> Path:
-    """The packed set that goes with a run: the one given by hand, else the run's own.
+def videos_of(run: Path) -> dict[str, str] | None:
+    """SHA-256 by path of the training videos of a run; None where its clips were packed.
+
+    Raises:
+        ValueError: a line of the file is damaged.
+    """
+    path = run / VIDEOS_FILE
+    if not path.exists() or clips_of(run) is None:  # a call that was interrupted may have left a part of it
+        return None
+    try:
+        lines = [parse_json(line) for line in read_bytes(path).splitlines()]
+        return {str(line["path"]): str(line["sha256"]) for line in lines}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def find_source(run: Path, given: Path | None, loader: LoaderName = "auto") -> DataSource:
+    """The data set given by hand, else the run's own, whatever is there; videos are cut as the run's were.
+
+    Args:
+        loader: "auto": of videos the run's own decoder, but for DALI, which decodes for training alone.
+
+    Raises:
+        ValueError: videos are given for a run on packed clips, which does not say how these were cut.
+    """
+    config, by_videos = read_run_config(run), (run / VIDEOS_FILE).exists()
+    source = DataSource(given or config.data, loader, config.videos)
+    if loader == "auto" and by_videos and config.loader != "dali" and not source.is_packed:
+        source = replace(source, loader=config.loader)
+    if given is not None and not by_videos and not source.is_packed:
+        raise ValueError(
+            f"{run} was trained on packed clips, which do not say how they were cut: pack the videos of {given}, too "
+            "(`avppc prepare`)"
+        )
+    return source
+
+
+def source_of(run: Path, given: Path | None, loader: LoaderName = "auto") -> DataSource:
+    """The data set that goes with a run: as find_source, but the run's own is there and what it was.
 
     That another set was given than the run was trained on is logged.
 
     Raises:
-        ValueError: none was given, and what lies at the place of the run's clips are other clips, or none.
+        ValueError: as find_source; or none was given, and what lies at the place of the run's clips are other clips, or
+            none.
     """
-    known = clips_of(run)
+    known, source = clips_of(run), find_source(run, given, loader)
     if given is not None:
-        if known is not None and _train_sha256(given) not in (None, known):
+        if known is not None and _train_sha256(source) not in (None, known):
             logger.warning("%s was trained on other clips than those of %s", run, given)
-        return given
-    data = read_run_config(run).data
+        return source
     if known is None:
-        return data
-    found = _train_sha256(data)
+        return source
+    data, found = source.data, _train_sha256(source)
     if found != known:
         where = "" if data.is_absolute() or remote_url(data) else f" (seen from {Path.cwd()})"
-        what = "no packed training clips are there" if found is None else f"the clips there have the checksum {found}"
+        kind = "training clips" if (run / VIDEOS_FILE).exists() else "packed training clips"
+        what = f"no {kind} are there" if found is None else f"the clips there have the checksum {found}"
         raise ValueError(
             f"{run} was trained on clips of {data}{where} with the checksum {known}, but {what}: "
             "give the place of its clips by --data"
         )
-    return data
+    return source
 
 
-def _train_sha256(data: Path) -> str | None:
+def _train_sha256(source: DataSource) -> str | None:
     try:
-        return split_sha256(data, "train")
-    except ValueError:  # no packed set, or one without training clips
+        return source.split_sha256("train")
+    except ValueError:  # no such set, or one without training clips
         return None
 
 

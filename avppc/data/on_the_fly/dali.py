@@ -21,6 +21,8 @@ from torch import Tensor
 
 from avppc.checks import check_integer
 from avppc.clip import CLIP_FRAMES, ClipBatch
+from avppc.data.config import TRACKED_CROPS
+from avppc.data.on_the_fly.listing import ClipList
 from avppc.data.on_the_fly.nvdec import nvdec_problem
 from avppc.data.on_the_fly.videos import VideoClip, as_batch
 from avppc.data.packed.loader import SampledBatches
@@ -77,6 +79,23 @@ def dali_problem(facts: VideoFacts, device: torch.device) -> str | None:
     return nvdec_problem(facts.video_codec, facts.width, facts.height, device)
 
 
+def listed_problem(clips: ClipList, device: torch.device) -> str | None:
+    """Why DALI does not decode all of these clips on a device; None where it does."""
+    if clips.config.crop in TRACKED_CROPS:
+        return "it follows no mouths"
+    if clips.config.word_context is not None:
+        return "it hides no neighbouring words"
+    asked: set[str] = set()
+    for number, video in enumerate(clips.videos):
+        facts = clips.facts(number)
+        if repr(facts) in asked:  # most videos of a set are alike
+            continue
+        asked.add(repr(facts))
+        if (problem := dali_problem(facts, device)) is not None:
+            return f"{problem} ({video.path})"
+    return None
+
+
 def load_dali() -> Any:
     """nvidia.dali; ImportError that says what to install where it is not there."""
     try:
@@ -111,7 +130,7 @@ class ClipSource:
         content = read_bytes(clip.path)
         parts = read_sound_and_frames(content, clip.start_frame, self._num_frames)
         _check_shown_as_stored(clip.path, parts)
-        rows, columns = self._crop.box(parts.height, parts.width)
+        rows, columns = (clip.crop or self._crop).box(parts.height, parts.width)
         corner = np.array([rows.start, columns.start], np.int32)
         shape = np.array([rows.stop - rows.start, columns.stop - columns.start], np.int32)
         return np.frombuffer(content, np.uint8), parts.audio, parts.frames, corner, shape, np.array([row])

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -27,11 +27,43 @@ from avppc.checks import check_bool, check_choice, check_path, check_tensor
 from avppc.clip import NO_LABEL, SPLITS, ClipBatch
 from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
 from avppc.data.packed.remote import fetch_packed, forget_copy, remote_url
-from avppc.data.packed.shard import REMAKE_ADVICE, Shard, ShardRecord, missing_shard
+from avppc.data.packed.shard import REMAKE_ADVICE, ClipShape, Shard, ShardRecord, missing_shard
 from avppc.files import check_apart, real_path, sha256_of
 
 _resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
 _MORE_BATCHES = 16
+
+
+class Clips(Protocol):
+    """One split of a data set, packed or not: what loaders and measures read."""
+
+    split: str
+    shape: ClipShape
+    words: tuple[str, ...]
+    sources: tuple[str, ...]
+    """[n] where each clip comes from."""
+    labels: Tensor
+    """[n] int64 indices into `words`, -1 where not known."""
+    clip_ids: Tensor
+    """[n] int64."""
+    speakers: Tensor
+    """[n] int64, -1 where not known."""
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of which clips these are, in which order."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, *, pin_memory: bool = False) -> ClipBatch:
+        """The clips of the given numbers, in that order."""
+
+    def close(self) -> None:
+        """Lets go of what is open; batches already made stay valid."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class PackedDataset:
@@ -79,6 +111,11 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self.sources)
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the checksums of the split's shards: which clips it has, in which order."""
+        return _sha256_of_records(self._index.shards_of(self.split, self.directory))
+
     def __repr__(self) -> str:
         shape = self.shape
         return (
@@ -96,7 +133,9 @@ class PackedDataset:
         Raises:
             ValueError, TypeError: indices of another type or shape, or out of range.
         """
-        rows = self._check_indices(indices)
+        rows = check_rows(indices, len(self))
+        if not self._shards:
+            raise ValueError("the data set is closed")
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         within = (rows - self._starts[numbers]).tolist()
         places = [(self._shards[n], row) for n, row in zip(numbers.tolist(), within, strict=True)]
@@ -128,7 +167,7 @@ class PackedDataset:
         """Lets go of the shards; batches already made stay valid."""
         self._shards = []  # their maps go with them
 
-    def __enter__(self) -> PackedDataset:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,16 +176,16 @@ class PackedDataset:
     def _numbers(self, name: str) -> Tensor:
         return torch.from_numpy(np.concatenate([shard.numbers(name) for shard in self._shards]))
 
-    def _check_indices(self, indices: Tensor) -> NDArray[np.int64]:
-        check_tensor("indices", indices)
-        if indices.dtype != torch.int64 or indices.ndim != 1 or len(indices) == 0 or indices.is_meta:
-            raise ValueError(f"indices must be int64 [N], N >= 1; got {indices.dtype} {list(indices.shape)}")
-        if not self._shards:
-            raise ValueError("the data set is closed")
-        rows: NDArray[np.int64] = indices.cpu().numpy()
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise ValueError(f"indices must be from 0 to {len(self) - 1}, got {rows.min()} to {rows.max()}")
-        return rows
+
+def check_rows(indices: Tensor, clips: int) -> NDArray[np.int64]:
+    """The numbers of clips in a tensor [N]; ValueError, TypeError where they are of another type or out of range."""
+    check_tensor("indices", indices)
+    if indices.dtype != torch.int64 or indices.ndim != 1 or len(indices) == 0 or indices.is_meta:
+        raise ValueError(f"indices must be int64 [N], N >= 1; got {indices.dtype} {list(indices.shape)}")
+    rows: NDArray[np.int64] = indices.cpu().numpy()
+    if rows.min() < 0 or rows.max() >= clips:
+        raise ValueError(f"indices must be from 0 to {clips - 1}, got {rows.min()} to {rows.max()}")
+    return rows
 
 
 def open_shard(
@@ -189,7 +228,10 @@ def split_sha256(directory: str | os.PathLike[str], split: str) -> str:
     Raises:
         ImportError, ValueError, OSError: as data_sha256; ValueError where the split has no clips.
     """
-    records = PackedIndex.read(local_folder(directory, ())).shards_of(split, directory)
+    return _sha256_of_records(PackedIndex.read(local_folder(directory, ())).shards_of(split, directory))
+
+
+def _sha256_of_records(records: Sequence[ShardRecord]) -> str:
     return hashlib.sha256("\n".join(record.sha256 for record in records).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avppc.checks import check_device, check_integer
 from avppc.clip import ClipBatch
-from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset import Clips
 from avppc.data.packed.sampler import EpochSampler
 
 _POLL_SECONDS = 0.1  # how soon the thread notices that it is to end
@@ -66,7 +66,7 @@ class ClipLoader(SampledBatches):
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: Clips,
         sampler: EpochSampler,
         *,
         device: torch.device | str = "cpu",
@@ -106,7 +106,7 @@ class ClipLoader(SampledBatches):
             self._worker = None
 
 
-def iterate_once(dataset: PackedDataset, batch_size: int = 64) -> Iterator[ClipBatch]:
+def iterate_once(dataset: Clips, batch_size: int = 64) -> Iterator[ClipBatch]:
     """All clips once and in order, for evaluation; the last batch may be smaller."""
     check_integer("batch_size", batch_size, 1)
     _check_dataset(dataset)
@@ -114,7 +114,7 @@ def iterate_once(dataset: PackedDataset, batch_size: int = 64) -> Iterator[ClipB
     return (dataset.batch(clips[start : start + batch_size]) for start in range(0, len(clips), batch_size))
 
 
-def _check_dataset(dataset: PackedDataset) -> None:
+def _check_dataset(dataset: Clips) -> None:
     # By what it can do, not by its class: a wrapper around a data set, or a VideoDataset, does as well.
     if not callable(getattr(dataset, "batch", None)) or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset must be a PackedDataset, got {type(dataset).__name__}")
@@ -123,7 +123,7 @@ def _check_dataset(dataset: PackedDataset) -> None:
 class _Worker:
     """The thread that gathers batches, and the queue in which they wait."""
 
-    def __init__(self, dataset: PackedDataset, sampler: EpochSampler, device: torch.device, prefetch: int) -> None:
+    def __init__(self, dataset: Clips, sampler: EpochSampler, device: torch.device, prefetch: int) -> None:
         self._dataset = dataset
         self._sampler = sampler
         self._device = device

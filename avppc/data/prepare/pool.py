@@ -89,19 +89,29 @@ class Job(Protocol):
         """Removes half-written files of processes that were killed."""
 
 
-def handle_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
-    """Works through the units in worker processes; yields each step forward as it is made.
+class WorkerPool:
+    """Worker processes, each with the job; they stay between the calls of `run`. Used as a context manager.
 
-    Raises:
-        OSError: a result cannot be written (the disk is full, say). Finished units stay.
+    Args:
+        job: pickled once for each process.
+        processes: how many.
+        timeout_seconds: after which a video that gives nothing has failed.
     """
-    pending: deque[tuple[Unit, dict[str, str]]] = deque((unit, {}) for unit in units)
-    failures: Counter[tuple[str, str]] = Counter()
-    workers = [_Worker(job, timeout_seconds) for _ in range(min(processes, len(units)))]
-    try:
-        for worker in workers:
+
+    def __init__(self, job: Job, processes: int, timeout_seconds: float) -> None:
+        self._workers = [_Worker(job, timeout_seconds) for _ in range(processes)]
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Progress]:
+        """Works through the units; yields each step forward as it is made. After an error the pool is to be closed.
+
+        Raises:
+            OSError, ImportError: of the job.
+        """
+        pending: deque[tuple[Unit, dict[str, str]]] = deque((unit, {}) for unit in units)
+        failures: Counter[tuple[str, str]] = Counter()
+        for worker in self._workers[: len(units)]:
             worker.begin(*pending.popleft())
-        while busy := [worker for worker in workers if worker.unit is not None]:
+        while busy := [worker for worker in self._workers if worker.unit is not None]:
             wait([worker.connection for worker in busy], timeout=_TURN_SECONDS)
             for worker in busy:
                 try:
@@ -119,9 +129,29 @@ def handle_units(job: Job, units: Sequence[Unit], processes: int, timeout_second
                     worker.begin(unit, refused)
                 if worker.unit is None and pending:
                     worker.begin(*pending.popleft())
-    finally:
-        for worker in workers:
+
+    def close(self) -> None:
+        """Ends the processes at once."""
+        for worker in self._workers:
             worker.stop()
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def handle_units(job: Job, units: Sequence[Unit], processes: int, timeout_seconds: float) -> Iterator[Progress]:
+    """Works through the units in worker processes; yields each step forward as it is made.
+
+    Raises:
+        OSError: a result cannot be written (the disk is full, say). Finished units stay.
+    """
+    try:
+        with WorkerPool(job, min(processes, len(units)), timeout_seconds) as pool:
+            yield from pool.run(units)
+    finally:
         job.clean_up()
 
 

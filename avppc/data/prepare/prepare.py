@@ -35,9 +35,10 @@ from avppc.data.prepare.pool import PASSING, Unit, handle_units
 from avppc.data.prepare.summary import NOTES_NAME, REFUSED_NAME, SHEET_NAME, print_sentences, print_summary
 from avppc.data.prepare.worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRecord, unit_name
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
-from avppc.data.sentences import find_sentences
+from avppc.data.sentences import Sentences, find_sentences
 from avppc.data.video.faces import make_finder
 from avppc.data.video.source import UNREADABLE
+from avppc.data.video.torchcodec import load_torchcodec
 from avppc.data.video.track import TRACKER_VERSION
 from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_json_lines
 from avppc.printing import Console, ProgressBar
@@ -65,18 +66,14 @@ def execute(config: PrepareConfig) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     check_apart(config.out, config.data)
-    layout: Layout = "tree" if config.words is not None else config.layout
-    found = scan(config.data, config.paths, config.frames, layout)
-    inside = find_sentences(found, config) if found.videos else None
-    if inside is not None:
-        found, sentences = inside
+    found, sentences = find_videos(config)
+    if sentences is not None:
         print_sentences(found, sentences)
     if not found.videos and not found.refused:  # an empty mount point, say: nothing in OUT is touched
         print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
         return 1
     units = plan(config, found.videos)
-    if config.crop in TRACKED_CROPS:
-        make_finder(config.crop)  # what is not installed is reported before anything is begun
+    check_installed(config)
     _begin(config, units)
     number, shares = config.share()
     mine = units[number::shares]
@@ -112,9 +109,27 @@ def execute(config: PrepareConfig) -> int:
     return 3 if refused else 0
 
 
+def find_videos(config: PrepareConfig) -> tuple[Scan, Sentences | None]:
+    """The videos that the settings take, and what is known of words inside them; errors as scan and find_sentences."""
+    layout: Layout = "tree" if config.words is not None else config.layout
+    found = scan(config.data, config.paths, config.frames, layout)
+    inside = find_sentences(found, config) if found.videos else None
+    if inside is not None and config.backend != "pyav":
+        raise ValueError(f"decoder {config.decoder!r} cuts no words out of recordings: give --decoder pyav")
+    return (found, None) if inside is None else inside
+
+
+def check_installed(config: PrepareConfig) -> None:
+    """ImportError where a package that the settings need is not there: to be known before anything is begun."""
+    if config.crop in TRACKED_CROPS:
+        make_finder(config.crop)
+    if config.backend == "torchcodec":
+        load_torchcodec()
+
+
 def plan(config: PrepareConfig, videos: Sequence[Video]) -> list[Unit]:
     """Cuts the videos into units: the same ones whatever the number of processes or shares."""
-    settings = _settings(config)
+    settings = settings_of_clips(config)
     unit_bytes = max(_MIN_UNIT_BYTES, sum(video.bytes for video in videos) // _TARGET_UNITS)
     units: list[Unit] = []
     for split in SPLITS:
@@ -144,7 +159,7 @@ def _facts(video: Video) -> list[Any]:
     return [*facts, *([] if box is None else [box]), *([] if sound is None else [astuple(sound)]), *words]
 
 
-def _settings(config: PrepareConfig) -> dict[str, Any]:
+def settings_of_clips(config: PrepareConfig) -> dict[str, Any]:
     """The settings that change what is in the shards."""
     return {
         "layout": LAYOUT_VERSION,
@@ -158,6 +173,7 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
         "clips_per_shard": config.clips_per_shard,
         **({"tracker": TRACKER_VERSION} if config.crop in TRACKED_CROPS else {}),
         **_changed(config, ("word_context", "sentence_clips")),
+        **({"decoder": config.decoder} if config.backend != "pyav" else {}),
     }
 
 
@@ -175,7 +191,7 @@ def _as_json(value: object) -> object:
 
 def _origin(config: PrepareConfig) -> dict[str, Any]:
     """What a data set is made from: the folder and all settings that change it."""
-    return {"data": str(config.data.resolve())} | _settings(config) | _changed(config, WORD_SETTINGS)
+    return {"data": str(config.data.resolve())} | settings_of_clips(config) | _changed(config, WORD_SETTINGS)
 
 
 def _begin(config: PrepareConfig, units: Sequence[Unit]) -> None:

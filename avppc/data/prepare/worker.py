@@ -16,7 +16,7 @@ from avppc.data.packed.index import SHARD_FOLDER, UNIT_FOLDER
 from avppc.data.packed.shard import ClipShape, ShardRecord, ShardWriter
 from avppc.data.prepare.pool import Report, Unit
 from avppc.data.scan import Video, WordSpan
-from avppc.data.video.crop import Crop
+from avppc.data.video.crop import Crop, Track
 from avppc.data.video.decode import OnRefused, decode_clips, decode_clips_at
 from avppc.data.video.faces import make_crop, make_finder
 from avppc.data.video.reader import DecodedClip
@@ -65,6 +65,8 @@ class DecodeJob:
         self.config = config
         self._writer: ShardWriter | None = None  # made in the process that uses it
         self._finder: FaceFinder | None = None
+        self.track: Track | None = None
+        """Where the mouth of the last video is, if the crop follows it."""
 
     def handle(self, unit: Unit, refused: dict[str, str], report: Report) -> UnitRecord:
         """Writes the unit's shards, then its record."""
@@ -86,13 +88,13 @@ class DecodeJob:
                 report.video_done()
                 continue
             notes = Notes()
-            for label, clip in self.clips_of(video, record, report):
-                source = f"{video.path}#{clip.start_frame}" if clip.start_frame else video.path
+            for word, clip in self.clips_of(video, record, report):
+                source = source_of(video.path, clip.start_frame)
                 writer.add(
                     source,
                     video=clip.video.numpy(),
                     audio=clip.audio.numpy(),
-                    label=label,
+                    label=label_of(video, word),
                     clip_id=clip_id(source),
                     speaker=video.speaker,
                 )
@@ -107,32 +109,40 @@ class DecodeJob:
         write_checked_json(config.out / UNIT_FOLDER / f"{unit.name}.json", asdict(record))
         return record
 
-    def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[tuple[int, DecodedClip]]:
-        """The clips of a video with their labels; what is refused of it goes into the record."""
+    def clips_of(self, video: Video, record: UnitRecord, report: Report) -> Iterator[tuple[int | None, DecodedClip]]:
+        """The clips of a video, each with the number of its word inside the video, None where it has none; what is
+        refused goes into the record."""
         config = self.config
 
         def alive() -> None:
             report.video(video.path)
 
         def refuse(start: int, reason: str) -> None:
-            record.refused.append((f"{video.path}#{start}" if start else video.path, reason))
+            record.refused.append((source_of(video.path, start), reason))
 
         try:
             self._check_content(video)
             crop = self._crop_of(video, record, alive)
+            self.track = crop.track
             if video.words is not None:
                 yield from self._clips_of_words(video, crop, refuse, alive)
                 return
             stride = None if self._single(video) else config.stride
-            path = config.data / video.path
-            for clip in decode_clips(path, num_frames=config.frames, stride=stride, crop=crop, on_refused=refuse):
-                yield video.label, clip
+            clips = decode_clips(
+                config.data / video.path,
+                num_frames=config.frames,
+                stride=stride,
+                crop=crop,
+                on_refused=refuse,
+                backend=config.backend,
+            )
+            yield from ((None, clip) for clip in clips)
         except DecodeError as error:
             record.refused.append((video.path, error.reason))
 
     def _clips_of_words(
         self, video: Video, crop: Crop, refuse: OnRefused, alive: Callable[[], None]
-    ) -> Iterator[tuple[int, DecodedClip]]:
+    ) -> Iterator[tuple[int | None, DecodedClip]]:
         """A clip around the middle of each word in a video; of training videos other clips, too."""
         config, words = self.config, video.words or ()
         for number, clip in decode_clips_at(
@@ -146,11 +156,11 @@ class DecodeJob:
             alive=alive,
         ):
             if number is None:
-                yield NO_LABEL, clip
+                yield None, clip
             elif problem := _beyond_end(words[number], clip):
                 refuse(clip.start_frame, problem)
             else:
-                yield words[number].label, clip_of_word(clip, words[number], config.word_context)
+                yield number, clip_of_word(clip, words[number], config.word_context)
 
     def _check_content(self, video: Video) -> None:
         """DecodeError where a file's checksum is not the manifest's: a decoder does not notice all wrong bits."""
@@ -189,6 +199,16 @@ class DecodeJob:
         """Removes what processes that have ended left half written."""
         for folder in (SHARD_FOLDER, UNIT_FOLDER):
             remove_leftovers(self.config.out / folder)
+
+
+def source_of(path: str, start_frame: int) -> str:
+    """What names a clip: its video's path and, unless it is the first frame, where it starts."""
+    return f"{path}#{start_frame}" if start_frame else path
+
+
+def label_of(video: Video, word: int | None) -> int:
+    """The label of a clip of a video, by the number of its word inside the video."""
+    return video.label if word is None else (video.words or ())[word].label
 
 
 def start_of_clip(word: WordSpan, frames: int) -> int:

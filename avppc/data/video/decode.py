@@ -19,6 +19,7 @@ from avppc.data.video.source import DecodeError, Source, check_container, damage
 Backend = Literal["pyav", "torchcodec"]
 Others = Literal["none", "rest", "all"]
 OnRefused = Callable[[int, str], None]
+TOO_SHORT = "too short"  # begins the reason of a video that ends before its clip
 _MAX_FRAMES = 100_000  # of a clip
 _FRAMES_AT_ONCE = 250  # decoded on the way to a clip far away
 SEEK_BEYOND_FRAMES = 100  # below this, decoding from the start is quicker
@@ -31,6 +32,7 @@ def decode_clip(
     num_frames: int = CLIP_FRAMES,
     crop: Crop | None = None,
     backend: Backend = "pyav",
+    may_seek: bool = True,
 ) -> DecodedClip:
     """One clip of a video, read no further than needed.
 
@@ -41,6 +43,8 @@ def decode_clip(
         crop: which part of each frame is kept, and its size; None: Crop(), LRW's window or the middle square.
         backend: "pyav" reads the luma where the decoder left it; "torchcodec" (an extra) computes it from the colours,
             which may differ by a few units; the sound is the same.
+        may_seek: whether a clip far from the start may be looked up instead of decoding all before it. Its sound may
+            then differ by a unit from what decode_clips gives, and where a file's index is wrong its pictures, too.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type or value.
@@ -54,7 +58,7 @@ def decode_clip(
         from avppc.data.video.torchcodec import decode_clip_torchcodec  # only here: it is an extra
 
         return decode_clip_torchcodec(source, start_frame, num_frames, crop or Crop())
-    if start_frame > SEEK_BEYOND_FRAMES:
+    if may_seek and start_frame > SEEK_BEYOND_FRAMES:
         try:
             return next(_clips(source, num_frames, None, crop or Crop(), None, start_frame, seek=True))
         except DecodeError:
@@ -70,11 +74,12 @@ def decode_clips(
     crop: Crop | None = None,
     on_refused: OnRefused | None = None,
     needs_sound: bool = True,
+    backend: Backend = "pyav",
 ) -> Iterator[DecodedClip]:
     """The clips of a video of any length, in order, in bounded memory; the tail that fills no clip is left out.
 
     Args:
-        source, num_frames, crop: as for decode_clip.
+        source, num_frames, crop, backend: as for decode_clip; all but "pyav" open the file anew for each clip.
         stride: frames of 1/25 s between the starts of clips; None: only the clip at the start.
         on_refused: called with (start_frame, reason) for a clip with missing frames or sound, then the next one
             follows; without it such a clip raises.
@@ -85,7 +90,29 @@ def decode_clips(
     """
     if stride is not None:
         check_integer("stride", stride, 1)
+    check_choice("backend", backend, get_args(Backend))
+    if backend != "pyav":
+        return _one_by_one(source, num_frames, stride, crop or Crop(), on_refused, backend)
     return _clips(source, num_frames, stride, crop or Crop(), on_refused, needs_sound=needs_sound)
+
+
+def _one_by_one(
+    source: Source, num_frames: int, stride: int | None, crop: Crop, on_refused: OnRefused | None, backend: Backend
+) -> Iterator[DecodedClip]:
+    """As decode_clips, each clip by decode_clip."""
+    start = 0
+    while True:
+        try:
+            yield decode_clip(source, start_frame=start, num_frames=num_frames, crop=crop, backend=backend)
+        except DecodeError as error:
+            if start and error.reason.startswith(TOO_SHORT):
+                return
+            if on_refused is None or not isinstance(error.__cause__, ClipError):
+                raise
+            on_refused(start, error.reason)
+        if stride is None:
+            return
+        start += stride
 
 
 def decode_clips_at(
@@ -156,7 +183,7 @@ class _Cutter:
             self._reach(start)
             end = self._reader.end_frame
             if end < count:
-                raise DecodeError(self._name, f"too short: {end} frames of 1/25 s, {count} are needed")
+                raise DecodeError(self._name, f"{TOO_SHORT}: {end} frames of 1/25 s, {count} are needed")
             yield from self._clip(min(start, end - count), number)
             if others == "rest":
                 place = max(place, start + count)
@@ -232,4 +259,4 @@ def _cut(
     reader.check_declared_end()
     if not found:
         needed = start + num_frames
-        raise DecodeError(name, f"too short: {reader.total_frames} frames of 1/25 s, {needed} are needed")
+        raise DecodeError(name, f"{TOO_SHORT}: {reader.total_frames} frames of 1/25 s, {needed} are needed")

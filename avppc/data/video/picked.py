@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from avppc.clip import SAMPLES_PER_FRAME, VIDEO_FPS
 from avppc.data.video.clock import AudioTimeline, FrameGrid
 from avppc.data.video.crop import Geometry, geometry_of
-from avppc.data.video.decode import SEEK_BEYOND_FRAMES
+from avppc.data.video.decode import SEEK_BEYOND_FRAMES, TOO_SHORT
 from avppc.data.video.pictures import HIDDEN_FRAMES, PacketClock, PictureDecoder, decode_packet, frame_grid
 from avppc.data.video.reader import PRE_ROLL_SECONDS, all_present, choose_streams, missing_sound, stream_notes
 from avppc.data.video.source import DecodeError, Source, check_container, damage_as_decode_error, open_video
@@ -65,13 +65,13 @@ def read_sound_and_frames(source: Source, start_frame: int, num_frames: int, *, 
             raise ValueError("the video stream has no pictures")
         origin = stamps[0] * Fraction(video.time_base)
         start, count = start_frame * SAMPLES_PER_FRAME, num_frames * SAMPLES_PER_FRAME
-        sound = _decode_sound(sounds, origin, start_frame, num_frames)
-        samples, missing = sound.take(start, count)
-        notes += missing_sound(missing, count)
         chosen, rate_notes = _nearest_frames(container, video, stamps, start_frame, num_frames)
         if len(chosen) < num_frames:
             total, needed = start_frame + len(chosen), start_frame + num_frames
-            raise DecodeError(name, f"too short: {total} frames of 1/25 s, {needed} are needed")
+            raise DecodeError(name, f"{TOO_SHORT}: {total} frames of 1/25 s, {needed} are needed")
+        sound = _decode_sound(sounds, origin, start_frame, num_frames)
+        samples, missing = sound.take(start, count)
+        notes += missing_sound(missing, count)
         present = all_present(chosen, start_frame)
         times = np.array([float(stamps[number] * video.time_base) for number in present])
         context = video.codec_context

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
-from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset import Clips
+from avppc.data.source import DataSource
 from avppc.evaluate.config import DiagnoseConfig
 from avppc.evaluate.diagnose.task import (
     TrainedTask,
@@ -32,7 +33,7 @@ from avppc.files import write_json
 from avppc.printing import Console
 from avppc.settings import config_to_dict
 from avppc.train.hardware import resolve_device, set_up_cpu, use_bf16
-from avppc.train.run_folder import data_of
+from avppc.train.run_folder import source_of
 
 FINDINGS_FILE = "probe.json"  # the command was called probe once
 
@@ -51,15 +52,15 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     set_up_cpu(config.threads)
     device = resolve_device(config.device)
     trained = load_task(config.run, device, use_bf16(config.precision, device))
-    data = data_of(config.run, config.data)
-    dataset = PackedDataset(data, config.split)
+    source = source_of(config.run, config.data)
+    dataset = source.open(config.split)
     measures: dict[str, Callable[[], Any]] = {
         "retrieval": lambda: retrieval(trained, dataset),
         "offset": lambda: offset_accuracy(trained, dataset),
-        "knn": lambda: knn(trained, data, dataset, config.neighbours),
+        "knn": lambda: knn(trained, source, dataset, config.neighbours),
         "shortcut": lambda: shortcut_report(trained, dataset),
         "conflict": lambda: gradient_conflict(
-            trained, PackedDataset(data, "train", verify=False), config.conflict_batches, config.seed
+            trained, source.open("train", verify=False), config.conflict_batches, config.seed
         ),
         "visemes": lambda: visemes(config.run),
     }
@@ -72,9 +73,9 @@ def diagnose(config: DiagnoseConfig) -> dict[str, Any]:
     return findings
 
 
-def knn(trained: TrainedTask, data: Path, dataset: PackedDataset, neighbours: int) -> dict[str, Any] | None:
+def knn(trained: TrainedTask, source: DataSource, dataset: Clips, neighbours: int) -> dict[str, Any] | None:
     """Words by a vote of the nearest training clips, on features averaged in seven time bins; None without labels."""
-    train = PackedDataset(data, "train", verify=False)
+    train = source.open("train", verify=False)
     labelled, known = torch.where(train.labels >= 0)[0], torch.where(dataset.labels >= 0)[0]
     if not len(labelled) or not len(known):
         return None

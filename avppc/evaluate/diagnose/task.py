@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from avppc.clip import ClipBatch
-from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset import Clips
 from avppc.data.packed.loader import iterate_once
 from avppc.data.packed.sampler import EpochSampler
 from avppc.losses.subtasks import task_gradients
@@ -44,7 +44,7 @@ class TrainedTask:
         """A generator, which tasks ask for, though nothing is drawn in evaluation."""
         return torch.Generator().manual_seed(0)
 
-    def batches(self, dataset: PackedDataset) -> Iterator[ClipBatch]:
+    def batches(self, dataset: Clips) -> Iterator[ClipBatch]:
         """The clips of a split in order, on the task's device."""
         for batch in iterate_once(dataset):
             yield batch.to(self.device)
@@ -68,7 +68,7 @@ def load_task(run: Path, device: torch.device, bf16: bool) -> TrainedTask:
 
 
 @torch.inference_mode()
-def retrieval(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | None:
+def retrieval(trained: TrainedTask, dataset: Clips) -> dict[str, Any] | None:
     """Which sound belongs to which picture of the past, among all clips of a split; None if the task cannot tell."""
     seen, heard = [], []
     task = trained.task
@@ -90,7 +90,7 @@ def retrieval(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | 
 
 
 @torch.inference_mode()
-def offset_accuracy(trained: TrainedTask, dataset: PackedDataset, within: int = 1) -> dict[str, Any] | None:
+def offset_accuracy(trained: TrainedTask, dataset: Clips, within: int = 1) -> dict[str, Any] | None:
     """How often the best of all offsets of the sound is the right one; None if the task cannot tell offsets."""
     errors, choices = [], 0
     for batch in trained.batches(dataset):
@@ -115,7 +115,7 @@ def offset_accuracy(trained: TrainedTask, dataset: PackedDataset, within: int = 
 
 
 @torch.inference_mode()
-def shortcut_report(trained: TrainedTask, dataset: PackedDataset) -> dict[str, Any] | None:
+def shortcut_report(trained: TrainedTask, dataset: Clips) -> dict[str, Any] | None:
     """Accuracy of each sub-task if the candidates share the speaker, or the clip; None if the task is not permutative.
 
     Beside each accuracy is the one expected with as many candidates drawn from all clips; the difference is what the
@@ -167,7 +167,7 @@ def subtask_kinds(task: PermutativeBase) -> dict[str, list[int]]:
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
-def gradient_conflict(trained: TrainedTask, dataset: PackedDataset, batches: int, seed: int) -> dict[str, Any] | None:
+def gradient_conflict(trained: TrainedTask, dataset: Clips, batches: int, seed: int) -> dict[str, Any] | None:
     """Cosines between the gradients that groups of sub-tasks send to the visual encoder; None: not a permutative task.
 
     A negative cosine says that two groups pull against each other. Groups that send no gradient are left out.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 from avppc.clip import CLIP_FRAMES
 from avppc.data.augment import augment_video, crop_video
 from avppc.data.config import AugmentConfig
-from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset import Clips
 from avppc.evaluate.config import EvaluateConfig, RecipeConfig
 from avppc.models.video import VideoEncoder
 from avppc.train.checkpoint import map_tensors, write_tensors
@@ -189,7 +189,7 @@ class MouthPictures:
     """Crops of the clips as an encoder takes them: for training at random places, else of the centre."""
 
     def __init__(
-        self, splits: dict[str, PackedDataset], encoder: VideoEncoder, device: torch.device, augment: AugmentConfig
+        self, splits: Mapping[str, Clips], encoder: VideoEncoder, device: torch.device, augment: AugmentConfig
     ) -> None:
         self.splits = splits
         self.augment = augment
@@ -238,7 +238,7 @@ class EncoderWithHead(nn.Module):
 @torch.inference_mode()
 def encode_split(
     encoder: VideoEncoder,
-    dataset: PackedDataset,
+    dataset: Clips,
     clips: Tensor,  # [n] indices
     view: tuple[int, int, bool],
     device: torch.device,
@@ -266,7 +266,7 @@ def _shifted(size: int, crop: int, shift: int) -> int:
 
 
 def encode_features(
-    encoder: VideoEncoder, splits: dict[str, PackedDataset], train_clips: Tensor, device: torch.device, bf16: bool
+    encoder: VideoEncoder, splits: Mapping[str, Clips], train_clips: Tensor, device: torch.device, bf16: bool
 ) -> FrozenFeatures:
     """Features of the labelled clips in every view, and of the validation and test clips in the first."""
     train = torch.stack([encode_split(encoder, splits["train"], train_clips, view, device, bf16) for view in VIEWS])
@@ -277,7 +277,7 @@ def encode_features(
     return FrozenFeatures.standardised(train, val, test, train_clips)
 
 
-def read_trajectories(root: Path, splits: dict[str, PackedDataset], train_clips: Tensor) -> FrozenFeatures:
+def read_trajectories(root: Path, splits: Mapping[str, Clips], train_clips: Tensor) -> FrozenFeatures:
     """The true mouth movement of synthetic clips in the place of features: D mouth parameters a frame, in one view.
 
     Args:

@@ -22,10 +22,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from avppc.data.config import CropSettings
-from avppc.data.packed.dataset import data_sha256
-from avppc.data.packed.index import prepared_crop
-from avppc.data.packed.remote import remote_url
+from avppc.data.source import DataSource
 from avppc.evaluate.config import EvaluateConfig, RowName
 from avppc.evaluate.lipreading.classifier import FrozenFeatures
 from avppc.evaluate.lipreading.fits import (
@@ -54,7 +51,7 @@ from avppc.printing import ProgressBar
 from avppc.processes import ctrl_c_waits, follow_parent, process_pool
 from avppc.settings import config_to_dict
 from avppc.train.hardware import set_up_cpu
-from avppc.train.run_folder import data_of, read_run_config
+from avppc.train.run_folder import read_run_config, source_of
 
 
 def execute(config: EvaluateConfig) -> int:
@@ -84,8 +81,8 @@ def evaluate(config: EvaluateConfig, *, show: bool = True, keep_readers: bool = 
     if "ceiling" in rows and config.trajectories is None:
         raise ValueError("the row 'ceiling' needs trajectories: the directory that `avppc synth` wrote")
     folder = config.results or config.run
-    data = data_of(config.run, config.data)
-    settings = settings_of(config, data)
+    source = source_of(config.run, config.data, config.loader)
+    settings = settings_of(config, source)
     known = {row: read_row(folder, row, config.labels_per_word, settings) for row in rows}
     work: list[RowWork] = []
     for row, result in known.items():
@@ -93,7 +90,7 @@ def evaluate(config: EvaluateConfig, *, show: bool = True, keep_readers: bool = 
         if result is None or (keeps and not _has_reader(folder, row, config.labels_per_word, settings)):
             work.append(RowWork(config, row, keeps, result))
     if work:
-        inputs = FitInputs(replace(config, data=data))
+        inputs = FitInputs(replace(config, data=source.data), source)
         for done in _measure_rows(inputs, work):
             if done.keeps:
                 done.save_reader(inputs, settings, folder)
@@ -199,7 +196,7 @@ class RowWork:
             seed=config.seed + draw,
             val_wcr=kept.val_rate,
             test_wcr=(kept.predictions == inputs.labels("test")).float().mean().item(),
-            crop=CropSettings() if remote_url(inputs.data) else prepared_crop(inputs.data),
+            crop=inputs.source.crop(),
             settings=settings,
         )
         weights = {**inputs.encoder.state_dict(prefix="encoder."), **load(kept.classifier)}
@@ -263,18 +260,18 @@ def _confusion(labels: Tensor, predictions: list[Tensor], words: int) -> list[li
     return counts.tolist()
 
 
-def settings_of(config: EvaluateConfig, data: Path) -> dict[str, Any]:
+def settings_of(config: EvaluateConfig, source: DataSource) -> dict[str, Any]:
     """The settings that decide the result of a row; a finished row with the same ones is not computed again.
 
     Raises:
         ImportError, ValueError, OSError: the index of the data cannot be read.
     """
     settings = config_to_dict(config)
-    for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data"):
+    for name in ("rows", "run", "results", "threads", "workers", "trajectories", "verify_data", "loader"):
         del settings[name]
     settings["task"] = read_run_config(config.run).task
     settings["encoder_sha256"] = sha256_of(find_encoder(config.run))
-    settings["data_sha256"] = data_sha256(data)
+    settings["data_sha256"] = source.sha256()
     return settings
 
 
@@ -346,7 +343,7 @@ def _start_worker(threads: int) -> None:
 @lru_cache(maxsize=1)
 def _inputs_in_worker(config: EvaluateConfig) -> FitInputs:
     """Made by the worker's first fit, not when it starts: an error would reach nobody then."""
-    return FitInputs(config, verify=False)  # the parent process has verified the shards
+    return FitInputs(config, verify=False, processes=1)  # the parent process has verified the shards
 
 
 _features_in_worker = lru_cache(maxsize=1)(FrozenFeatures.load)

@@ -17,7 +17,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from avppc.data.config import AugmentConfig
-from avppc.data.packed.dataset import PackedDataset
+from avppc.data.packed.dataset import Clips
+from avppc.data.source import DataSource
 from avppc.evaluate.config import EvaluateConfig, HeadName, RowName
 from avppc.evaluate.lipreading.classifier import (
     HELD_OUT_SPLITS,
@@ -35,7 +36,7 @@ from avppc.evaluate.lipreading.heads import make_head
 from avppc.models.encoder_file import load_encoder
 from avppc.models.video import VideoEncoder
 from avppc.train.hardware import one_thread, resolve_device, use_bf16
-from avppc.train.run_folder import read_run_config
+from avppc.train.run_folder import find_source
 
 TRAINED_ROWS: tuple[RowName, ...] = ("supervised", "finetuned")
 
@@ -114,21 +115,25 @@ class FitInputs:
     """What all fits of an evaluation share: the clips, which of them are labelled, the run's encoder, the device."""
 
     config: EvaluateConfig
+    given: DataSource | None = None
+    """Where the clips are; None: as the settings say."""
     verify: bool = True
     """Whether the shards' checksums are verified, if the settings ask for it."""
+    processes: int | None = None
+    """How many decode the clips, where these are not packed; None: as the source says."""
     labelled: list[Tensor] = field(init=False)
     """For each label draw, int64 indices of the labelled clips in the training split."""
 
     def __post_init__(self) -> None:
         config = self.config
+        self.source = self.given or find_source(config.run, config.data, config.loader)
         self.device = resolve_device(config.device)
         self.bf16 = use_bf16(config.precision, self.device)
-        self.data = data = config.data or read_run_config(config.run).data
         self.encoder = load_encoder(config.run).to(self.device)
         verify = self.verify and config.verify_data
-        self.splits = {"train": PackedDataset(data, "train", verify)}
-        check_words(data, self.words)
-        self.splits |= {split: PackedDataset(data, split, verify) for split in HELD_OUT_SPLITS}
+        self.splits: dict[str, Clips] = {"train": self.source.open("train", verify, self.processes)}
+        check_words(self.source.data, self.words)
+        self.splits |= {split: self.source.open(split, verify, self.processes) for split in HELD_OUT_SPLITS}
         draws = max(count_draws(config, row) for row in ("frozen", "supervised"))
         self.labelled = [
             draw_labelled_clips(self.labels("train"), config.labels_per_word, config.seed + draw, self.words)

@@ -34,7 +34,7 @@ from avppc.models.encoder_file import ENCODER_FILE
 from avppc.settings import config_from_dict, config_to_dict
 from avppc.tasks.registry import TASKS
 from avppc.train.config import PretrainConfig
-from avppc.train.run_folder import data_of
+from avppc.train.run_folder import source_of
 
 TEMPLATE = "report/report.html.jinja"
 HEADS = {"gru": "GRU", "tconv": "temporal conv.", "bins": "time bins", "mstcn": "MS-TCN"}
@@ -300,8 +300,8 @@ def _clip_sheet(config: ReportConfig, run_config: PretrainConfig) -> tuple[ClipS
     if config.data is None and (url := remote_url(run_config.data)):  # a page about a run calls nobody
         return None, f"they lie at {url}, from where they are fetched only where --data says so"
     try:
-        data = data_of(config.run, config.data)
-        return make_clip_sheet(data, run_config.cut, run_config.features), ""
+        source = source_of(config.run, config.data)
+        return make_clip_sheet(source, run_config.cut, run_config.features), ""
     except (ValueError, OSError) as error:
         if config.data is not None:
             raise

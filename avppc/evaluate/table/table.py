@@ -42,7 +42,7 @@ from avppc.settings import config_to_dict, write_checked_json
 from avppc.tasks.registry import make_task
 from avppc.train.config import PretrainConfig
 from avppc.train.loop import pretrain
-from avppc.train.run_folder import CONFIG_FILE, data_of, is_same_run
+from avppc.train.run_folder import CONFIG_FILE, is_same_run, source_of
 
 TEMPLATE = "table/table.html.jinja"
 NOTES = (
@@ -134,7 +134,7 @@ def _read(protocol: EvaluateConfig, cell: Cell) -> CellResult | None:
     """A cell as it was measured before with these settings; None if it was not."""
     assert protocol.results is not None
     result = read_row(
-        protocol.results, cell.row, cell.labels_per_word, settings_of(protocol, data_of(protocol.run, protocol.data))
+        protocol.results, cell.row, cell.labels_per_word, settings_of(protocol, source_of(protocol.run, protocol.data))
     )
     return None if result is None else CellResult(cell, result)
 

@@ -13,9 +13,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from make_videos import click_seconds, copy_cut, flash_frame, lose_packet, set_matrix, write_video
 
 import avppc.data
+from avppc.data.config import PrepareConfig
+from avppc.data.packed.dataset import PackedDataset
+from avppc.data.prepare import prepare
 from avppc.data.video import torchcodec
 from avppc.data.video.decode import decode_clip
 from avppc.data.video.source import DecodeError
@@ -121,6 +125,44 @@ class TestAgainstPyAV:
         for source in (path, path.read_bytes()):
             with pytest.raises(DecodeError, match=reason):
                 decode_clip(source, backend="torchcodec")
+
+
+@needs_torchcodec
+def test_prepare(tmp_path):
+    """The same clips, refusals and sound by either decoder; torchcodec's pictures are those of decode_clip."""
+    data, packed, refused = tmp_path / "data", {}, {}
+    data.mkdir()
+    write_video(data / "a.mp4", frames=100, skipped=range(40, 46), size=(64, 64))  # the second clip has a hole
+    write_video(data / "b.mp4", frames=30, size=(64, 64))
+    write_video(data / "c.mp4", frames=20, size=(64, 64))
+    for decoder in ("torchcodec", "pyav"):
+        out = tmp_path / decoder
+        assert prepare.execute(PrepareConfig(data, out, decoder=decoder, workers=1)) == 3
+        refused[decoder] = (out / "refused.jsonl").read_text()
+        packed[decoder] = PackedDataset(out, "train")
+    dataset = packed["torchcodec"]
+    assert dataset.sources == packed["pyav"].sources == ("a.mp4", "a.mp4#58", "b.mp4")
+    assert refused["torchcodec"] == refused["pyav"]
+    theirs, ours = (packed[decoder].batch(torch.arange(3)) for decoder in ("torchcodec", "pyav"))
+    assert torch.equal(theirs.audio, ours.audio)
+    assert (theirs.video.int() - ours.video.int()).abs().float().mean() < 1
+    for row, (name, start) in enumerate((("a.mp4", 0), ("a.mp4", 58), ("b.mp4", 0))):
+        alone = decode_clip(data / name, start_frame=start, backend="torchcodec")
+        assert torch.equal(theirs.video[row], alone.video)
+    with pytest.raises(ValueError, match=r"made otherwise \(decoder was None, is 'torchcodec'\)"):
+        prepare.execute(PrepareConfig(data, tmp_path / "pyav", decoder="torchcodec"))
+
+
+def test_what_only_pyav_does_is_refused_before_anything_is_begun(tmp_path):
+    with pytest.raises(ValueError, match="decoder 'torchcodec' follows no mouths, crop is 'mesh': give --decoder pyav"):
+        PrepareConfig(tmp_path, tmp_path, decoder="torchcodec", crop="mesh")
+    (tmp_path / "data").mkdir()
+    write_video(tmp_path / "data" / "a.mp4", frames=40, size=(64, 64))
+    (tmp_path / "words.tsv").write_text("clip\tstart_frame\tend_frame\tword\tsplit\na\t10\t20\tgo\ttrain\n")
+    config = PrepareConfig(tmp_path / "data", tmp_path / "out", decoder="torchcodec", words=tmp_path / "words.tsv")
+    with pytest.raises(ValueError, match="cuts no words out of recordings: give --decoder pyav"):
+        prepare.execute(config)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(MISSING is None or find_spec("torchcodec") is None, reason="torchcodec is there, or not at all")
