@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from avppc.data.config import PrepareConfig, VideoConfig, VideoDecoder
@@ -51,11 +50,12 @@ from avppc.files import (
 )
 from avppc.printing import Console, ProgressBar, as_line
 from avppc.settings import parse_checked_json, with_checksum
-from avppc.tensor_files import write_tensors
 
 LIST_VERSION = 1  # grows when a list says something else of the same videos
 _LIST_NAME = "list.jsonl"
 TRACK_FOLDER = "tracks"
+TRACK_ROW = np.dtype([("stamp", "<i8"), ("place", "<f8", (4,))])
+"""Of a file of tracks: a frame's time stamp and MouthTrack's square there."""
 _MOST_VIDEOS_PER_UNIT = 64
 _SHOWN = 5  # videos that an error names
 
@@ -93,7 +93,7 @@ class ListJob:
     def handle(self, unit: Unit, refused: dict[str, str], report: Report) -> list[Entry]:
         """The entries of the unit's videos."""
         tracks: list[MouthTrack] = []
-        name, rows = f"{unit.digest[:32]}.safetensors", 0
+        name, rows = f"{unit.digest[:32]}.npy", 0
         entries = []
         for video in unit.videos:
             report.video(video.path)
@@ -155,13 +155,9 @@ def _checksum(clip: DecodedClip) -> int:
 
 
 def _write_tracks(path: Path, tracks: Sequence[MouthTrack]) -> None:
-    places = [item for track in tracks for item in track.places.items()]
-    tensors = {
-        "stamps": torch.tensor([stamp for stamp, _ in places], dtype=torch.int64),
-        "places": torch.tensor([place for _, place in places], dtype=torch.float64).reshape(-1, 4),
-    }
-    with replace_file(path) as temporary:
-        write_tensors(temporary, tensors)
+    rows = np.array([item for track in tracks for item in track.places.items()], TRACK_ROW)
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
 
 
 def stamp_of(config: PrepareConfig, video: Video) -> list[Any]:

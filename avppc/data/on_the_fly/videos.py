@@ -34,7 +34,6 @@ from avppc.data.video.faces import make_crop
 from avppc.data.video.source import DecodeError, damage_as_decode_error
 from avppc.data.video.track import MouthTrack
 from avppc.files import sha256_of
-from avppc.tensor_files import map_tensors
 
 _MOST_CLIPS_PER_UNIT = 8  # of one process at a time
 
@@ -211,9 +210,9 @@ def _crop_of(config: PrepareConfig, task: ClipTask) -> Crop:
     if "track" not in task.entry:
         return make_crop(config, config.data / task.video.path, None, box=task.video.box)
     name, first, last = task.entry["track"]
-    tensors = map_tensors(config.out / TRACK_FOLDER / name)
-    stamps, places = tensors["stamps"][first:last].tolist(), tensors["places"][first:last].tolist()
-    return Crop("track", track=MouthTrack(dict(zip(stamps, map(tuple, places), strict=True))))
+    rows = np.load(config.out / TRACK_FOLDER / name, mmap_mode="r", allow_pickle=False)[first:last]
+    places = map(tuple, rows["place"].tolist())
+    return Crop("track", track=MouthTrack(dict(zip(rows["stamp"].tolist(), places, strict=True))))
 
 
 def _results(step: Progress) -> tuple[tuple[int, ...], list[Decoded | str]]:
