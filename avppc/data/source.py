@@ -33,7 +33,7 @@ from avppc.processes import count_cores
 
 if TYPE_CHECKING:
     from avppc.data.on_the_fly.dali import DaliLoader
-    from avppc.data.on_the_fly.listing import Listing
+    from avppc.data.on_the_fly.listing import ClipList, Listing
     from avppc.data.on_the_fly.videos import VideoClip
     from avppc.data.packed.loader import ClipLoader, SampledBatches
     from avppc.data.packed.sampler import EpochSampler
@@ -86,6 +86,10 @@ class DataSource:
     def check(self, out: Path) -> None:
         """ValueError where an output folder is not apart from the data, or settings of videos go with a packed set."""
         check_data_apart(out, self.data)
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """ValueError where settings of videos go with a packed set."""
         if self.is_packed and self.videos != VideoConfig():
             raise ValueError(f"settings of videos are for a folder of videos, and {self.data} is a packed data set")
 
@@ -103,13 +107,18 @@ class DataSource:
             return PackedDataset(self.data, split, verify)
         from avppc.data.on_the_fly.videos import ListedDataset
 
+        clips = self.listed(split)
+        beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's processes on this machine
+        shared = self.workers or max(1, count_cores() // beside)
+        return ListedDataset(clips, split, self.listing.found.words, processes or shared)
+
+    def listed(self, split: str) -> ClipList:
+        """The clips of a split of videos; ValueError where it has none."""
         clips = self.listing.split(split)
         if not clips.videos:
             available = ", ".join(repr(name) for name in self.splits())
             raise ValueError(f"split {split!r} of {self.data} has no clips; available: {available or 'none'}")
-        beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's processes on this machine
-        shared = self.workers or max(1, count_cores() // beside)
-        return ListedDataset(clips, split, self.listing.found.words, processes or shared)
+        return clips
 
     def verify(self, split: str, number: int, shares: int) -> None:
         """Checks the checksums of a share of a packed split's shards; ValueError names a damaged one."""
@@ -129,7 +138,7 @@ class DataSource:
 
     def split_sha256(self, split: str) -> str:
         """SHA-256 of which clips a split has, in which order; ValueError where it has none."""
-        return split_sha256(self.data, split) if self.is_packed else self.open(split).sha256
+        return split_sha256(self.data, split) if self.is_packed else self.listed(split).sha256
 
     def sha256(self) -> str:
         """SHA-256 of the whole set: the clips of all splits, and their words."""

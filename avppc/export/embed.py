@@ -12,9 +12,10 @@ import shutil
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -103,35 +104,31 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
     return clips, skipped
 
 
-def _open_data(config: EmbedConfig, encoder: VideoEncoder) -> tuple[int, Iterator[_LoadedClips | list[SkippedClip]]]:
+def _open_data(config: EmbedConfig, encoder: VideoEncoder) -> tuple[int, _Items]:
     """How many clips there are, and the clips; ValueError where the data do not fit settings or encoder."""
-    source = _source(config)
+    source, crop = _source(config), encoder.config.crop_pixels
+    load: Callable[[Sequence[str]], _Items]
     if source.is_packed:
         directory, index = _open_index(config)
-        _check_pixels(config, encoder, min(index.shape.height, index.shape.width))
-        total = sum(record.clips for split in _splits(config, index.splits) for record in index.splits[split])
-        return total, _load(config, directory, index)
-    _check_pixels(config, encoder, CROP_SIZE)
-    counts = source.splits()
-    for split in config.splits:
-        if split not in counts:
-            source.open(split)  # refuses one without clips
-    splits = _splits(config, counts)
-    return sum(counts[split] for split in splits), _decode(config, source, splits)
+        counts = {split: sum(record.clips for record in records) for split, records in index.splits.items()}
+        side, load = min(index.shape.height, index.shape.width), partial(_load, config, directory, index)
+    else:
+        counts, side, load = source.splits(), CROP_SIZE, partial(_decode, config, source)
+        for split in config.splits:
+            source.listed(split)  # refuses one without clips
+    if side < crop:
+        raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
+    splits = [split for split in config.splits or SPLITS if split in counts]
+    return sum(counts[split] for split in splits), load(splits)
 
 
 def _source(config: EmbedConfig) -> DataSource:
     """Where the clips are; videos are cut as those of the run whose encoder it is, unless the settings say how."""
     source = DataSource(config.data, config.loader, config.videos, config.workers)
+    source.check_settings()
     if config.videos != VideoConfig() or source.is_packed or videos_of(config.encoder) is None:
         return source
     return replace(source, videos=read_run_config(config.encoder).videos)
-
-
-def _check_pixels(config: EmbedConfig, encoder: VideoEncoder, side: int) -> None:
-    crop = encoder.config.crop_pixels
-    if side < crop:
-        raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
 
 
 def _open_index(config: EmbedConfig) -> tuple[Path, PackedIndex]:
@@ -144,11 +141,6 @@ def _open_index(config: EmbedConfig) -> tuple[Path, PackedIndex]:
     return directory, index
 
 
-def _splits(config: EmbedConfig, available: Collection[str]) -> list[str]:
-    """The splits to embed."""
-    return [split for split in config.splits or SPLITS if split in available]
-
-
 @dataclass(frozen=True)
 class _LoadedClips:
     """A batch, and for each of its clips the video it comes from and its word, "" if it has none."""
@@ -159,9 +151,12 @@ class _LoadedClips:
     words: list[str]
 
 
-def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[_LoadedClips | list[SkippedClip]]:
+_Items = Iterator[_LoadedClips | list[SkippedClip]]
+
+
+def _load(config: EmbedConfig, directory: Path, index: PackedIndex, splits: Sequence[str]) -> _Items:
     """The clips shard by shard: batches of a sound shard, and one list of all clips of a damaged one."""
-    for split in _splits(config, index.splits):
+    for split in splits:
         for record in index.splits[split]:
             try:
                 dataset = open_shard(directory, index, split, record, config.verify_data)
@@ -175,9 +170,7 @@ def _load(config: EmbedConfig, directory: Path, index: PackedIndex) -> Iterator[
                     yield _LoadedClips(split, batch, [dataset.sources[clip] for clip in clips.tolist()], words)
 
 
-def _decode(
-    config: EmbedConfig, source: DataSource, splits: Sequence[str]
-) -> Iterator[_LoadedClips | list[SkippedClip]]:
+def _decode(config: EmbedConfig, source: DataSource, splits: Sequence[str]) -> _Items:
     """The clips of videos: batches of those that can be decoded, and lists of the others."""
     from avppc.data.on_the_fly.videos import ListedDataset  # only here: it imports the decoder
 
@@ -205,7 +198,7 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 def _embed_all(
     config: EmbedConfig,
-    items: Iterator[_LoadedClips | list[SkippedClip]],
+    items: _Items,
     encoder: VideoEncoder,
     skipped: list[SkippedClip],
     advance: Callable[[int], None],
