@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -107,19 +106,18 @@ def embed(config: EmbedConfig) -> tuple[int, list[SkippedClip]]:
 def _open_data(config: EmbedConfig, encoder: VideoEncoder) -> tuple[int, _Items]:
     """How many clips there are, and the clips; ValueError where the data do not fit settings or encoder."""
     source, crop = _source(config), encoder.config.crop_pixels
-    load: Callable[[Sequence[str]], _Items]
     if source.is_packed:
         directory, index = _open_index(config)
         counts = {split: sum(record.clips for record in records) for split, records in index.splits.items()}
-        side, load = min(index.shape.height, index.shape.width), partial(_load, config, directory, index)
+        side = min(index.shape.height, index.shape.width)
     else:
-        counts, side, load = source.splits(), CROP_SIZE, partial(_decode, config, source)
-        for split in config.splits:
-            source.listed(split)  # refuses one without clips
+        counts, side = source.splits(), CROP_SIZE
+        _ = [source.listed(split) for split in config.splits]  # refuses one without clips
     if side < crop:
         raise ValueError(f"the encoder sees {crop} x {crop} pixels, but the clips of {config.data} have {side} a side")
     splits = [split for split in config.splits or SPLITS if split in counts]
-    return sum(counts[split] for split in splits), load(splits)
+    items = _load(config, directory, index, splits) if source.is_packed else _decode(config, source, splits)
+    return sum(counts[split] for split in splits), items
 
 
 def _source(config: EmbedConfig) -> DataSource:
