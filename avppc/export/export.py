@@ -41,7 +41,7 @@ from avppc.settings import config_to_dict
 from avppc.tasks.registry import TASKS
 from avppc.train.config import PretrainConfig
 from avppc.train.hardware import package_versions
-from avppc.train.run_folder import VIDEOS_FILE, source_of
+from avppc.train.run_folder import VIDEOS_FILE, data_of
 
 INPUT_NAME, OUTPUT_NAME = "video", "features"
 ALLOWED_DIFFERENCE = 1e-4
@@ -350,7 +350,7 @@ def _describe_data(run: Path, data: Path) -> str:
     if remote_url(data) or (run / VIDEOS_FILE).exists():  # nothing is fetched, nor decoded, for a card
         return f"`{data.name}`"
     try:
-        index = PackedIndex.read(source_of(run, None).data)
+        index = PackedIndex.read(data_of(run, None))
     except (ValueError, FileNotFoundError, PermissionError):  # not there, or not for everybody
         return f"`{data.name}`"
     clips = sum(shard.clips for shard in index.splits.get("train", ()))

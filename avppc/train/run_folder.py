@@ -212,6 +212,11 @@ def source_of(run: Path, given: Path | None, loader: LoaderName = "auto") -> Dat
     return source
 
 
+def data_of(run: Path, given: Path | None) -> Path:
+    """Where the data set of source_of lies; errors as source_of."""
+    return source_of(run, given).data
+
+
 def _train_sha256(source: DataSource) -> str | None:
     try:
         return source.split_sha256("train")
