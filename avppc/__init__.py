@@ -7,7 +7,7 @@ Importing it, the losses, the audio features and the encoders need torch alone; 
 from avppc._version import __version__
 from avppc.clip import Clip, ClipBatch
 from avppc.data.augment import crop_video
-from avppc.data.source import make_video_loader
+from avppc.data.on_the_fly.loader import make_video_loader
 from avppc.evaluate.lipreading.heads import LipReader, load_reader
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.losses.permutative_info_nce import PermutativeInfoNCE
