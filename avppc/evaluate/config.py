@@ -74,8 +74,7 @@ class EvaluateConfig:
     data: Path | None = None
     """Packed shards, or a folder of videos, with train, val and test splits; the run's own data by default."""
     loader: ReaderName = "auto"
-    """How clips are read: "packed" shards; or videos by "pyav" or "torchcodec", cut as those of the run; "auto": as
-    they lie there, videos by the run's decoder (PyAV in place of DALI)."""
+    """"packed" shards, or videos by "pyav" or "torchcodec"; "auto": as they lie there, videos as the run's."""
     results: Path | None = None
     """Directory whose folder evaluation/ gets the results; the run's by default."""
     verify_data: bool = True

@@ -97,9 +97,8 @@ class PretrainConfig(TaskConfig, _Places):
     """Pretrains a visual speech encoder from unlabeled clips."""
 
     loader: LoaderName = "auto"
-    """How clips are read: "packed" shards; or videos by "pyav", "torchcodec" or "dali" (extras [codec] and [dali]),
-    which decode ahead of the training, in processes or on the GPU; "auto": as they lie there, videos by DALI where it
-    can decode all of them on the GPU, else by PyAV."""
+    """"packed" shards, or videos by "pyav", "torchcodec" or "dali" (extras); "auto": as they lie there, videos by
+    DALI where it can decode all on the GPU, else by PyAV."""
     videos: VideoConfig = field(default_factory=VideoConfig)
     """How clips are cut out of videos: the clips that `avppc prepare` packs with the same settings."""
     workers: int = 0
