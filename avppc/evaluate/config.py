@@ -72,7 +72,7 @@ class EvaluateConfig:
     preset: EvaluatePreset = "few-labels"
     """Defaults of all other settings: "few-labels" for minutes on a CPU, "lrw" for all labels of LRW on a GPU."""
     data: Path | None = None
-    """Packed shards, or a folder of videos, with train, val and test splits; the run's own data by default."""
+    """Packed shards or videos with train, val and test splits; the run's own by default."""
     loader: ReaderName = "auto"
     """"packed" shards, or videos by "pyav" or "torchcodec"; "auto": as they lie there, videos as the run's."""
     results: Path | None = None

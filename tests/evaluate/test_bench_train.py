@@ -13,6 +13,7 @@ from tiny_runs import write_tiny_set
 
 from avppc.cli import main
 from avppc.config import ObjectiveConfig, PretrainConfig
+from avppc.data.source import DataSource
 from avppc.evaluate import bench_train
 from avppc.evaluate.bench_train import WARM_UP_STEPS, step_flop
 from avppc.tasks.permutative import PermutativeTask
@@ -61,7 +62,7 @@ def test_it_says_where_the_steps_are_over_first(
 def test_a_look_changes_neither_the_encoder_nor_the_random_numbers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An encoder that gives the picture's parts reads such words; one of constant features reads one word in three."""
     monkeypatch.setattr(bench_train, "LABELS_PER_WORD", 4)
-    reader = bench_train._Reader(data, bf16=False)
+    reader = bench_train._Reader(DataSource(data), bf16=False)
     reader.config = replace(reader.config, epochs=8)
     torch.manual_seed(5)
     encoder = bench_train.VideoEncoder().train()
