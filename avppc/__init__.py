@@ -14,7 +14,7 @@ from avppc.losses.permutative_info_nce import PermutativeInfoNCE
 from avppc.losses.subtasks import SUBTASKS, SubTask
 from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import load_encoder, save_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.ops.info_nce.moments import moment_info_nce
 from avppc.ops.info_nce.op import InfoNCEStats, bilinear_info_nce
 from avppc.ops.log_mel.config import LogMelConfig

@@ -139,6 +139,13 @@ def _has_ended(name: str, found: re.Match[str]) -> bool:
             os.kill(process, 0)
         except (ProcessLookupError, OverflowError):
             return True
+    return _is_zombie(process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether a process has ended, but its number stays until its parent asks how: in a container perhaps for good."""
+    with contextlib.suppress(OSError):  # no /proc: not Linux
+        return Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
     return False
 
 

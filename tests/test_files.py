@@ -20,6 +20,8 @@ from avppc.files import (
     new_directory,
     read_json,
     remove_files,
+    remove_leftovers,
+    replace_file,
     sha256_of,
     sole_use,
     sync_file,
@@ -275,3 +277,20 @@ def test_lines_name_the_file_that_cannot_be_read(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match=rf"Input/output error: '{path}'"):
         LineFile(path)
     assert path.read_bytes() == b"one\n"
+
+
+def test_what_a_process_left_that_nobody_asked_for_its_exit_code_is_removed(tmp_path: Path) -> None:
+    """In a container without an init process nobody ever asks: such a process keeps its number for good."""
+    code = "import os; print(end='', flush=True); os.close(1); os._exit(0)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        with replace_file(tmp_path / "own") as own:
+            own.touch()
+            name = own.name.replace("own", "other").replace(f"-{os.getpid()}-", f"-{process.pid}-")
+            left = tmp_path / name
+            left.write_bytes(b"half")
+        process.stdout.read()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+        os.kill(process.pid, 0)
+        remove_leftovers(tmp_path)
+        assert not left.exists()

@@ -26,7 +26,7 @@ from avppc.evaluate.config import EvaluateConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, encode_features, fit_classifier, predict
 from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
 from avppc.evaluate.lipreading.heads import make_head
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.printing import ProgressBar
 from avppc.tasks.permutative import PermutativeTask
 from avppc.tasks.registry import make_task

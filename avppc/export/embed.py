@@ -34,7 +34,7 @@ from avppc.data.source import DataSource
 from avppc.export.config import EmbedConfig
 from avppc.files import check_writable, remove_files, replace_file, sha256_of, write_atomically
 from avppc.models.encoder_file import find_encoder, load_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.printing import Console, ProgressBar, as_line
 from avppc.settings import config_to_dict
 from avppc.train.hardware import autocast, resolve_device, set_up_cpu, use_bf16

@@ -35,7 +35,7 @@ from avppc.evaluate.record import RunRecord, read_record
 from avppc.export.config import ExportConfig, FormatName
 from avppc.files import new_directory, read_bytes, read_json, sha256_of, write_atomically, write_json
 from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
-from avppc.models.video import LUMA_MEAN, LUMA_STD, VideoEncoder
+from avppc.models.encoders import LUMA_MEAN, LUMA_STD, VideoEncoder
 from avppc.printing import Console
 from avppc.settings import config_to_dict
 from avppc.tasks.registry import TASKS

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_number, dtype_name
-from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
 from avppc.ops.info_nce.distributed import solve_gathered, solve_moments_gathered
 from avppc.ops.info_nce.moments import Candidates, make_moment_problem, solve_moments
 from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve, solve_at_once
 from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, as_pairs, make_problem, product_dtype
+from avppc.ops.modes import constant
 
 NORMALIZATIONS = ("none", "layer_norm")
 MAX_WIDTH = 1 << 20

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from avppc.ops.batch_norm import batch_norm_relu, has_fused_form
-from avppc.ops.derivatives import refuse_second_derivative
+from avppc.ops.modes import refuse_second_derivative
 
 
 class FusedSequential(nn.Sequential):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from avppc.checks import check_path
 from avppc.files import read_bytes, write_atomically
 from avppc.models.config import EncoderConfig
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.settings import config_from_dict, config_to_dict, is_version, parse_checked_json, with_checksum
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from avppc.ops import _library
-from avppc.ops.constant_tensors import is_plain
-from avppc.ops.derivatives import plain_torch_alone, refuse_second_derivative
+from avppc.ops.modes import is_plain, plain_torch_alone, refuse_second_derivative
 
 MOST_CHANNELS = 1024  # of the compiled operator
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from avppc.ops import _library
-from avppc.ops.constant_tensors import is_plain
-from avppc.ops.derivatives import is_differentiated
+from avppc.ops.modes import is_differentiated, is_plain
 
 
 def cut_spans(clips: Tensor, starts: Tensor, length: int) -> Tensor:

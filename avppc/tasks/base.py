@@ -18,8 +18,7 @@ from avppc.checks import check_integer
 from avppc.clip import SAMPLE_RATE_HZ, SAMPLES_PER_FRAME, ClipBatch
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
 from avppc.draws import integers
-from avppc.models.audio import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import MEL_FRAMES_PER_VIDEO_FRAME, AudioEncoder, VideoEncoder
 from avppc.ops.clips import cut_spans
 from avppc.ops.log_mel.op import log_mel
 from avppc.tasks.config import CutConfig, TaskConfig

@@ -178,8 +178,8 @@ def find_source(run: Path, given: Path | None, loader: LoaderName = "auto") -> D
         source = replace(source, loader=config.loader)
     if given is not None and not by_videos and not source.is_packed:
         raise ValueError(
-            f"{run} was trained on packed clips, which do not say how they were cut: pack the videos of {given}, too "
-            "(`avppc prepare`)"
+            f"{given} is not a packed data set, and {run} was trained on one, which does not say how its clips were "
+            "cut: pack its videos, too (`avppc prepare`)"
         )
     return source
 

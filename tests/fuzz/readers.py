@@ -27,7 +27,7 @@ from avppc.evaluate.lipreading.heads import ReaderInfo, load_reader, save_reader
 from avppc.evaluate.lipreading.results import RowResult, read_rows, write_row
 from avppc.files import sha256_of, write_json
 from avppc.models.encoder_file import load_encoder, save_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.settings import config_to_dict
 from avppc.synth.dataset import read_records
 from avppc.train.checkpoint import CheckpointStore, read_checkpoint

@@ -12,10 +12,10 @@ from torch import nn
 from avppc import EncoderConfig, VideoEncoder, load_encoder
 from avppc.evaluate.lipreading.heads import HEADS, MultiScaleHead, make_head
 from avppc.models import batch_norm
-from avppc.models.audio import AudioEncoder
 from avppc.models.backbones import ResNet, use_channels_last
 from avppc.models.batch_norm import FusedSequential
 from avppc.models.encoder_file import save_encoder
+from avppc.models.encoders import AudioEncoder
 from avppc.ops import _library
 from avppc.ops.clips import motion_frames
 from avppc.tasks.base import ElementPool

@@ -18,7 +18,7 @@ from avppc.data.augment import augment_video, crop_video
 from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import Clips
 from avppc.evaluate.config import EvaluateConfig, RecipeConfig
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.train.checkpoint import map_tensors, write_tensors
 from avppc.train.hardware import autocast
 

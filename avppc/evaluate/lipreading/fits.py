@@ -34,7 +34,7 @@ from avppc.evaluate.lipreading.classifier import (
 )
 from avppc.evaluate.lipreading.heads import make_head
 from avppc.models.encoder_file import load_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.train.hardware import one_thread, resolve_device, use_bf16
 from avppc.train.run_folder import find_source
 

@@ -18,7 +18,7 @@ from avppc.evaluate.config import HEADS, HeadName
 from avppc.files import sha256_of
 from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import ENCODER_FILE, make_model, read_model, write_model
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.settings import config_from_dict
 from avppc.train.hardware import autocast
 

@@ -36,7 +36,7 @@ from avppc.evaluate.table.results import (
 )
 from avppc.files import check_vacant, write_atomically, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.printing import Console
 from avppc.settings import config_to_dict, write_checked_json
 from avppc.tasks.registry import make_task

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avppc.ops.derivatives import refuse_second_derivative
 from avppc.ops.info_nce.problem import MomentProblem, Problem, without_aliases
+from avppc.ops.modes import refuse_second_derivative
 
 _DIFFERENTIABLE = [Problem._fields.index(name) for name in ("contexts", "targets", "weights", "scale")]
 NEEDS = 4

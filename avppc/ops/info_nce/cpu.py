@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from avppc.ops import _library
-from avppc.ops.constant_tensors import is_plain
-from avppc.ops.derivatives import is_plain_cpu_call
 from avppc.ops.info_nce.autograd import (
     NEEDS,
     backward_fake,
@@ -28,6 +26,7 @@ from avppc.ops.info_nce.autograd import (
     solve_rows,
 )
 from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, constant_pairs, scale_tensor, without_aliases
+from avppc.ops.modes import is_plain, is_plain_cpu_call
 
 MISSING = _library.missing_reason("cpp")
 """Why these operators cannot be used here, with what to do about it; None when they can."""

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from avppc.checks import without_autocast
-from avppc.ops.derivatives import plain_torch_alone, refuse_second_derivative
 from avppc.ops.info_nce.agreement import check_agreement
 from avppc.ops.info_nce.moments import OTHER_CLIPS, solve_moments
 from avppc.ops.info_nce.op import InfoNCEStats, pick_backend, reduce_rows, solve
 from avppc.ops.info_nce.problem import NO_POSITIVE, MomentProblem, Problem
 from avppc.ops.info_nce.reference import info_nce_logits_reference
+from avppc.ops.modes import plain_torch_alone, refuse_second_derivative
 
 
 def solve_gathered(

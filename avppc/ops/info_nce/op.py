@@ -11,12 +11,11 @@ from torch import Tensor
 
 from avppc.checks import check_bool, check_choice, without_autocast
 from avppc.ops import _library
-from avppc.ops.constant_tensors import constant
-from avppc.ops.derivatives import plain_torch_alone
 from avppc.ops.info_nce import cpu
 from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, make_problem
 from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
 from avppc.ops.info_nce.triton.op import info_nce_triton_rows
+from avppc.ops.modes import constant, plain_torch_alone
 
 REDUCTIONS = ("mean", "task", "none")
 BACKENDS = ("auto", "triton", "cpp", "reference")

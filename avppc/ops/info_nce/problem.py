@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name, is_autocast_on
-from avppc.ops.constant_tensors import constant
+from avppc.ops.modes import constant
 
 NO_POSITIVE = -1
 """The positive_offset inside a ring, where the targets are another process's and no row has its positive among them."""

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from avppc.checks import check_choice, check_tensor, without_autocast
 from avppc.ops import _library
-from avppc.ops.constant_tensors import is_plain
-from avppc.ops.derivatives import derivative_of
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.ops.log_mel.reference import log_mel_reference, mel_filter_bank_reference
+from avppc.ops.modes import derivative_of, is_plain
 
 BACKENDS = ("auto", "cpp", "cuda", "reference")
 _LENGTH_DTYPES = (torch.int32, torch.int64)

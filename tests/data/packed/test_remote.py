@@ -19,6 +19,7 @@ from avppc.data.packed import remote
 from avppc.data.packed.dataset import PackedDataset, data_sha256
 from avppc.data.packed.remote import cache_folder, fetch_packed, remote_url, upload_packed
 from avppc.data.prepare import prepare
+from avppc.data.source import DataSource
 from avppc.evaluate.media import make_clip_sheet
 from avppc.train.loop import pretrain
 
@@ -222,6 +223,7 @@ class TestTraining:
             pretrain(tiny_config(data, tmp_path / name, steps=2))
         one, other = ((tmp_path / name / "encoder.safetensors").read_bytes() for name in ("local", "remote"))
         assert one == other
-        sheet = make_clip_sheet(Path(URL), tiny_config(local, tmp_path).cut, tiny_config(local, tmp_path).features)
+        config = tiny_config(local, tmp_path)
+        sheet = make_clip_sheet(DataSource(Path(URL)), config.cut, config.features)
         assert sheet.split == "test"
         assert len(sheet.strips) == 6

@@ -16,7 +16,7 @@ from avppc.data.packed.shard import ClipShape, ShardWriter
 from avppc.evaluate.lipreading.fits import check_words, draw_labelled_clips
 from avppc.evaluate.lipreading.results import limited, mean_and_interval
 from avppc.models.encoder_file import save_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.settings import config_to_dict, write_checked_json
 
 SHAPE = ClipShape(29, 96, 96)

@@ -18,7 +18,7 @@ from avppc.evaluate.lipreading import fits
 from avppc.evaluate.lipreading.heads import LipReader, ReaderInfo, load_reader, reader_path, save_reader
 from avppc.evaluate.lipreading.results import read_rows
 from avppc.models.encoder_file import load_encoder, save_encoder
-from avppc.models.video import VideoEncoder
+from avppc.models.encoders import VideoEncoder
 from avppc.settings import write_checked_json
 from avppc.train.loop import pretrain
 

@@ -22,6 +22,7 @@ from tiny_runs import tiny_config, write_tiny_set
 from avppc.cli import main
 from avppc.config import EvaluateConfig, PretrainConfig, ReportConfig
 from avppc.data.packed.dataset import PackedDataset
+from avppc.data.source import DataSource
 from avppc.evaluate.lipreading.results import RowResult, write_row
 from avppc.evaluate.media import make_clip_sheet
 from avppc.evaluate.record import Metrics, RunRecord, read_record
@@ -235,7 +236,7 @@ def test_many_words_give_a_picture_without_names(tmp_path: Path) -> None:
 
 def test_clips_show_the_frames_they_say(finished: Path) -> None:
     config = read_record(finished).config
-    sheet = make_clip_sheet(config.data, config.cut, config.features, clips=5)
+    sheet = make_clip_sheet(DataSource(config.data), config.cut, config.features, clips=5)
     assert (sheet.split, sheet.clips_in_split, sheet.tiles) == ("test", 10, 15)
     assert [strip.word for strip in sheet.strips] == list(WORDS)
     assert sheet.spans == [("past", 12), ("gap", 3), ("future", 12), ("unused", 2)]

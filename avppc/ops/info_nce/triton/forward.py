@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.problem import NO_POSITIVE, Problem
 from avppc.ops.info_nce.triton import kernels_forward as kernels
 from avppc.ops.info_nce.triton import tiles
 from avppc.ops.info_nce.triton.tiles import Tile, TileKey, with_best_tile
+from avppc.ops.modes import constant
 
 _NOWHERE = -(1 << 30)
 """The offset of positives that are not among the columns here."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from avppc.ops.constant_tensors import constant
 from avppc.ops.info_nce.problem import MomentProblem, Problem
 from avppc.ops.info_nce.triton import kernels_moments as kernels
 from avppc.ops.info_nce.triton.backward import (
@@ -26,6 +25,7 @@ from avppc.ops.info_nce.triton.backward import (
 )
 from avppc.ops.info_nce.triton.forward import LaunchArguments, cdiv, combine, on, options_of, queries_of
 from avppc.ops.info_nce.triton.tiles import Tile, TileKey, with_best_tile
+from avppc.ops.modes import constant
 
 PARTS = ("across", "inside")
 """In the order of their launches: the second adds its part of a gradient to the first's."""

@@ -1,10 +1,14 @@
-"""Which derivatives an operator of our own has: those of one backward pass, no others.
+"""What torch has under way around a call: tracing, transforms, recording, modes; and what an operator may then do.
 
-Where anything else is asked for, plain torch must take the operator's place, or the call must be refused: torch itself
-would take the missing derivatives for zeros.
+An operator of our own has the derivatives of one backward pass, no others: where anything else is asked for, plain
+torch must take its place, or the call must be refused, since torch itself would take the missing ones for zeros. And
+the small tensors that calls share are made, kept and read only where no mode would take part in their making.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -14,6 +18,9 @@ from torch.nn import Parameter
 from avppc.ops import _library
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
+_MOST_KEPT = 64  # constants of a kind; further ones are made in each call: none is dropped, a CUDA graph may read it
+_kept: dict[str, dict[Hashable, Any]] = {}
+_T = TypeVar("_T")
 
 
 def plain_torch_alone(*inputs: Tensor | None) -> str | None:
@@ -111,3 +118,38 @@ def _derivatives_are_active() -> bool:
     functorch = torch._C._functorch
     differentiating = (functorch.TransformType.Grad, functorch.TransformType.Jvp)
     return any(layer.key() in differentiating for layer in functorch.get_interpreter_stack() or ())
+
+
+def constant(kind: str, key: Hashable, make: Callable[[], _T], like: Tensor) -> _T:
+    """The tensor or table kept under kind and key; the first call makes it by make(). Nobody may write into it.
+
+    To make it anew takes longer than a small loss; and on a GPU a tensor made from numbers must also be copied to the
+    device, which CUDA graphs cannot capture.
+
+    `like` is an embedding of the call. If it is not a plain tensor, or if a transform, a mode or the recording of a
+    CUDA graph would take part in the making, the value is made for this call alone.
+    """
+    if not is_plain(like):
+        return make()
+    kept = _kept.setdefault(kind, {})
+    found: _T | None = kept.get(key)
+    if found is None:
+        if like.is_cuda and torch.cuda.is_current_stream_capturing():
+            return make()
+        with torch.inference_mode(False):  # a later call may differentiate
+            found = make()
+        if like.is_cuda:  # wait once: later calls may come on other streams
+            torch.cuda.current_stream(like.device).synchronize()
+        if len(kept) < _MOST_KEPT:
+            kept[key] = found
+    return found
+
+
+def is_plain(like: Tensor) -> bool:
+    """Whether the numbers of `like` can be read: no tracing, no transform, no mode and no subclass takes part."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(like) in (Tensor, Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )

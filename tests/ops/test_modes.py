@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from avppc import bilinear_info_nce
-from avppc.ops import constant_tensors
+from avppc.ops import modes
 from avppc.ops.info_nce.problem import make_problem
 from avppc.ops.info_nce.triton.forward import plan_of
 
@@ -48,15 +48,15 @@ def test_scales_of_many_steps_do_not_pile_up() -> None:
     x = torch.randn(2, 5, 4)
     for step in range(200):
         loss_of(x, 1 + step / 1000)
-    assert len(constant_tensors._kept["scale"]) <= constant_tensors._MOST_KEPT
+    assert len(modes._kept["scale"]) <= modes._MOST_KEPT
     torch.testing.assert_close(loss_of(x, 1.5), loss_of(x, torch.tensor(1.5)))
 
 
 def test_a_plan_once_kept_stays_for_the_cuda_graphs_that_read_it() -> None:
     x = torch.randn(2, 5, 4)
     problems = [make_problem(x, x, pairs=[(0, 1)] * tasks) for tasks in range(1, 100)]
-    constant_tensors._kept.pop("plan", None)
+    modes._kept.pop("plan", None)
     first, *_ = [plan_of(problem) for problem in problems]
     assert plan_of(problems[0]).sorted_tasks is first.sorted_tasks
-    assert len(constant_tensors._kept["plan"]) == constant_tensors._MOST_KEPT
+    assert len(modes._kept["plan"]) == modes._MOST_KEPT
     assert torch.equal(plan_of(problems[-1]).sorted_tasks, torch.arange(99, dtype=torch.int32))
