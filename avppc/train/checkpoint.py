@@ -329,8 +329,11 @@ class CheckpointSaver:
             self._store.save(step, tensors, progress)
         except Exception as error:  # whatever it is, training goes on: the next checkpoint may be written
             self._error = error
-            newest = self._store.newest_name()
-            kept = f"{newest} is kept" if newest else "there is none yet"
+            try:
+                newest = self._store.newest_name()
+                kept = f"{newest} is kept" if newest else "there is none yet"
+            except OSError:  # a broken disk that does not even tell
+                kept = "whether an older one is there cannot be read"
             logger.warning("the checkpoint of step %d could not be written (%s); %s", step, error, kept)
 
 

@@ -13,7 +13,7 @@ from tiny_runs import tiny_config
 from avppc.cli import main
 from avppc.files import sha256_of
 from avppc.train import checkpoint as state
-from avppc.train.checkpoint import CheckpointStore, NoWholeCheckpoint
+from avppc.train.checkpoint import CheckpointSaver, CheckpointStore, NoWholeCheckpoint
 from avppc.train.loop import pretrain
 
 TENSORS = {"model": {"weight": torch.ones(3)}}
@@ -206,3 +206,19 @@ def test_an_old_checkpoint_that_could_not_be_removed_is_removed_by_the_next_star
     assert again.latest() is not None
     again.clear_leftovers()
     assert names(tmp_path) == ["step_00000002"]
+
+
+def test_a_disk_that_does_not_even_tell_what_is_there_costs_the_checkpoint_alone(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error", "checkpoints")
+
+    monkeypatch.setattr(CheckpointStore, "save", broken)
+    monkeypatch.setattr(CheckpointStore, "newest_name", broken)
+    saver = CheckpointSaver(store)
+    saver.save(3, TENSORS, {})
+    with pytest.raises(OSError, match="the last checkpoint is missing: .* Input/output error: 'checkpoints'"):
+        saver.finish()
+    assert "step 3 could not be written" in caplog.text
+    assert "cannot be read" in caplog.text
