@@ -218,7 +218,7 @@ def test_a_disk_that_does_not_even_tell_what_is_there_costs_the_checkpoint_alone
     monkeypatch.setattr(CheckpointStore, "newest_name", broken)
     saver = CheckpointSaver(store)
     saver.save(3, TENSORS, {})
-    with pytest.raises(OSError, match="the last checkpoint is missing: .* Input/output error: 'checkpoints'"):
+    with pytest.raises(OSError, match=r"the last checkpoint is missing: .* Input/output error: 'checkpoints'"):
         saver.finish()
     assert "step 3 could not be written" in caplog.text
     assert "cannot be read" in caplog.text

@@ -171,7 +171,7 @@ def test_evaluate_and_embed_read_the_same(
 
 
 def test_videos_of_a_run_on_packed_clips_are_not_guessed_at(data: Path, runs: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match="was trained on packed clips, which do not say how they were cut"):
+    with pytest.raises(ValueError, match="was trained on one, which does not say how its clips were cut"):
         source_of(runs["packed"], data)
     assert source_of(runs["pyav"], None).loader == "pyav"
 
