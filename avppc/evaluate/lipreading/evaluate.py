@@ -124,8 +124,8 @@ class RowWork:
     """The row, where only its classifier is missing: then that draw is all that is fitted."""
     ready: deque[Fit] = field(default_factory=deque)
     """Fits that may start now."""
-    trials: dict[Trial, list[FitResult]] = field(default_factory=dict)
-    """Outcomes so far, by trial: one for each draw that chooses among them."""
+    trials: dict[Trial, dict[int, FitResult]] = field(default_factory=dict)
+    """Outcomes so far, by trial and number of the label draw, of those that choose among them."""
     draws: dict[int, FitResult] = field(default_factory=dict)
     """Outcomes so far, by number of the label draw."""
 
@@ -133,7 +133,7 @@ class RowWork:
         self._numbers = list(range(count_draws(self.config, self.row)))
         self._choosing = range(count_choosing_draws(self.config, self.row))
         if self.measured is None:
-            self.trials = {trial: [] for trial in trials_of(self.config, self.row)}
+            self.trials = {trial: {} for trial in trials_of(self.config, self.row)}
             self.ready.extend(Fit(self.row, trial, draw, True) for draw in self._choosing for trial in self.trials)
             return
         rates = [draw["val_wcr"] for draw in self.measured.draws]
@@ -141,7 +141,9 @@ class RowWork:
         self._add_draws()
 
     def _add_draws(self) -> None:
-        self.ready.extend(Fit(self.row, self.best, draw, selects=False, keeps=self.keeps) for draw in self._numbers)
+        tried = self.trials.get(self.best, {})
+        for draw in self._numbers:
+            self.ready.append(Fit(self.row, self.best, draw, False, keeps=self.keeps, trained=tried.get(draw)))
 
     @property
     def fits(self) -> int:
@@ -160,7 +162,7 @@ class RowWork:
 
     def _val_rate(self, trial: Trial) -> float:
         results = self.trials[trial]
-        return sum(result.val_rate for result in results) / len(results)
+        return sum(results[draw].val_rate for draw in sorted(results)) / len(results)
 
     def add(self, fit: Fit, result: FitResult) -> None:
         """Takes the outcome of a fit; after the last trial the draws are ready."""
@@ -170,7 +172,7 @@ class RowWork:
             for draw, other in self.draws.items():  # classifiers that are not to be kept make room
                 self.draws[draw] = other if draw == best else replace(other, classifier=None)
             return
-        self.trials[fit.trial].append(result)
+        self.trials[fit.trial][fit.draw] = result
         if all(len(results) == len(self._choosing) for results in self.trials.values()):
             self._add_draws()
 
@@ -228,7 +230,7 @@ class RowWork:
             words=list(inputs.words),
             tested=len(labels),
             confusion=_confusion(labels, [result.predictions for result in drawn], len(inputs.words)),
-            seconds=sum(result.seconds for results in [*self.trials.values(), drawn] for result in results),
+            seconds=sum(fit.seconds for fits in [*map(dict.values, self.trials.values()), drawn] for fit in fits),
             settings=settings,
         )
 

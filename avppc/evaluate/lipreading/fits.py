@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from avppc.data.config import AugmentConfig
@@ -67,7 +67,9 @@ class Fit:
     """Whether it only serves to choose among the trials. Such a fit is not tested, and where the classifier sees
     pictures, not features, it is shorter."""
     keeps: bool = False
-    """Whether its result holds the classifier."""
+    """Whether its result holds the classifier; that of a trial on features always does."""
+    trained: FitResult | None = None
+    """The trial that was trained alike, on the same draw: its classifier is tested, and no other is trained."""
 
     def __str__(self) -> str:
         return f"{self.row}: {self.trial}, {'trial' if self.selects else f'draw {self.draw + 1}'}"
@@ -191,7 +193,8 @@ def train_fit(inputs: FitInputs, fit: Fit, features: FrozenFeatures | None = Non
             val_rate, predictions, weights = _fit_features(inputs, fit, features)
     seconds = time.perf_counter() - start
     # As bytes: tensors would go to another process by a file descriptor each.
-    kept = save({name: value.detach().contiguous().cpu() for name, value in weights.items()}) if fit.keeps else None
+    keeps = fit.keeps or (fit.selects and features is not None)
+    kept = save({name: value.detach().contiguous().cpu() for name, value in weights.items()}) if keeps else None
     return FitResult(val_rate, predictions, seconds, kept)
 
 
@@ -201,8 +204,13 @@ Fitted = tuple[float, Tensor, dict[str, Tensor]]
 
 def _fit_features(inputs: FitInputs, fit: Fit, features: FrozenFeatures) -> Fitted:
     head = _make_head(inputs, fit, features.width)
-    groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
-    outcome = _train_and_test(inputs, fit, head, groups, features, inputs.config.epochs)
+    if fit.trained is None or fit.trained.classifier is None:
+        groups: list[dict[str, object]] = [{"params": head.parameters(), "lr": fit.trial.head_learning_rate}]
+        outcome = _train_and_test(inputs, fit, head, groups, features, inputs.config.epochs)
+    else:
+        weights = load(fit.trained.classifier)
+        head.load_state_dict({name: weights[f"head.{name}"] for name in head.state_dict()})
+        outcome = fit.trained.val_rate, predict(head, features, "test")
     standard = {"mean": features.mean, "deviation": features.deviation}
     return *outcome, {**head.state_dict(prefix="head."), **standard}
 

@@ -105,6 +105,31 @@ def test_every_row_is_evaluated_and_kept(finished_run: tuple[Path, Path], monkey
     assert tested == []  # the same settings are read, not computed again
 
 
+def test_a_trial_on_features_is_tested_without_being_trained_again(
+    finished_run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three draws two have chosen the head; a row that trains its encoder has had shorter trials."""
+    trained: list[RowName] = []
+    train = fits._train_and_test
+    monkeypatch.setattr(
+        fits, "_train_and_test", lambda inputs, fit, *rest: (trained.append(fit.row), train(inputs, fit, *rest))[1]
+    )
+    config = quick_config(finished_run[0], None, rows=("supervised", "frozen"), selection_draws=2)
+    _, frozen = lipreading.evaluate(config)
+    assert trained.count("supervised") == 2 + 2
+    assert trained.count("frozen") == 2 * 2 + 1
+    monkeypatch.setattr(RowWork, "_add_draws", add_draws_anew)
+    (finished_run[0] / "evaluation" / "frozen-4.json").unlink()
+    _, anew = lipreading.evaluate(config)
+    assert trained.count("frozen") == 2 * (2 * 2) + 1 + 3
+    assert replace(anew, seconds=0.0) == replace(frozen, seconds=0.0)
+
+
+def add_draws_anew(work: RowWork) -> None:
+    """As RowWork does it, with each draw trained anew."""
+    work.ready.extend(fits.Fit(work.row, work.best, draw, False, keeps=work.keeps) for draw in range(3))
+
+
 def test_processes_give_what_one_gives(finished_run: tuple[Path, Path]) -> None:
     run, videos = finished_run
     rows = ("supervised", "frozen", "ceiling")
