@@ -25,7 +25,7 @@ SHELLS = ("bash", "zsh", "fish")
 HELP_ALL = "--help-all"
 QUIET = "--quiet"
 
-_GROUP = re.compile(r"^(--)([^.=]+)(?=\.)")  # of a flag of a group of settings
+_GROUP = re.compile(r"^(--)([^.=]+)(?=[.=]|$)")  # a flag, or what is before the first dot of one of a group
 _SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z\"])")  # between one and the next
 _NAME = re.compile(r"(?<![\w.-])[a-z]\w*(?:\.[a-z]\w*)*")  # of a setting, in a text
 

@@ -14,7 +14,7 @@ import torch
 from avppc.clip import CLIP_SAMPLES, LRW_COLUMNS, LRW_ROWS
 from avppc.data.on_the_fly.dali import DaliLoader, load_dali
 from avppc.data.on_the_fly.videos import first_clips
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import EpochSampler
 from avppc.data.scan import scan
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip

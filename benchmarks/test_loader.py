@@ -24,8 +24,7 @@ import torch
 from avppc.clip import CLIP_FRAMES, CROP_SIZE
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
-from avppc.data.packed.loader import ClipLoader
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler
 from avppc.data.packed.shard import ClipShape, ShardWriter
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip

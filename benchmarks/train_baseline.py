@@ -17,8 +17,7 @@ from torch.nn import functional
 from avppc.clip import CLIP_SAMPLES, CROP_SIZE, SAMPLES_PER_FRAME
 from avppc.config import PretrainConfig
 from avppc.data.packed.dataset import PackedDataset
-from avppc.data.packed.loader import ClipLoader
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler
 from avppc.draws import ClipGenerator
 from avppc.losses.subtasks import SUBTASKS
 from avppc.ops.log_mel.reference import log_mel_reference

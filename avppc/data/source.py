@@ -33,8 +33,7 @@ from avppc.processes import count_cores
 
 if TYPE_CHECKING:
     from avppc.data.on_the_fly.listing import ClipList, Listing
-    from avppc.data.packed.loader import SampledBatches
-    from avppc.data.packed.sampler import EpochSampler
+    from avppc.data.packed.loader import EpochSampler, SampledBatches
 
 _log = logging.getLogger(__name__)
 

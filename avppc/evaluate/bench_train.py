@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import EpochSampler
 from avppc.data.source import DataSource
 from avppc.evaluate.config import EvaluateConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS, encode_features, fit_classifier, predict

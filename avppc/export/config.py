@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from avppc.checks import MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
 from avppc.clip import SPLITS, SplitName
 from avppc.data.config import CropName, CropSettings, ReaderName, VideoConfig
+from avppc.models.encoder_file import check_repository
 from avppc.train.config import Precision
 
 __all__ = ["EmbedConfig", "ExportConfig", "ReadConfig"]
 
-FormatName = Literal["safetensors", "torch-export", "onnx"]
+FormatName = Literal["safetensors", "torch-export", "onnx", "hub"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 EMBEDDING_SUFFIXES = (".npz", ".parquet")
 
@@ -22,17 +23,30 @@ EMBEDDING_SUFFIXES = (".npz", ".parquet")
 class ExportConfig:
     """Writes a run's visual encoder for other programs, with a model card; each file is checked against torch."""
 
+    FORMER_NAMES: ClassVar[dict[str, str]] = {"format": "formats"}
+    """Fields by other names that files and flags may give them."""
+
     run: Path
     """Directory of a finished pretraining run."""
     out: Path
     """Directory to make: encoder.safetensors, encoder.pt2, encoder.onnx, encoder.json and README.md, the model card."""
-    formats: tuple[FormatName, ...] = FORMATS
+    formats: tuple[FormatName, ...] = ("safetensors", "torch-export", "onnx")
     """"safetensors" for `avppc.load_encoder`; "torch-export" for torch alone; "onnx" for ONNX runtimes (needs the extra
-    [export])."""
+    [export]); "hub" for the Hugging Face Hub: config.json and model.safetensors."""
+    push: str = ""
+    """USER/NAME, a repository on the Hugging Face Hub to which the directory is uploaded (needs the extra [hub])."""
+    private: bool = False
+    """Makes that repository private where there is none yet."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_choices("formats", self.formats, FORMATS)
+        if self.push:
+            check_repository("push", self.push)
+            if "hub" not in self.formats:
+                raise ValueError(f"push needs the format 'hub', got formats={self.formats}")
+        elif self.private:
+            raise ValueError("private is about the repository of push, and none is given")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,17 @@ from avppc.evaluate.pages import changed_settings, command_line, page_environmen
 from avppc.evaluate.record import RunRecord, read_record
 from avppc.export.config import ExportConfig, FormatName
 from avppc.files import new_directory, read_bytes, read_json, sha256_of, write_atomically, write_json
-from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, save_encoder
+from avppc.models.encoder_file import (
+    ENCODER_FILE,
+    HUB_CONFIG,
+    HUB_WEIGHTS,
+    find_encoder,
+    load_encoder,
+    push_to_hub,
+    require_hub,
+    save_encoder,
+    write_hub_files,
+)
 from avppc.models.encoders import LUMA_MEAN, LUMA_STD, VideoEncoder
 from avppc.printing import Console
 from avppc.settings import config_to_dict
@@ -182,10 +192,16 @@ def _write_safetensors(encoder: VideoEncoder, path: Path) -> float:
     return largest_difference(encoder, load_encoder(path), path.name)
 
 
+def _write_hub(encoder: VideoEncoder, path: Path) -> float:
+    write_hub_files(encoder, path)
+    return largest_difference(encoder, load_encoder(path), path.name)
+
+
 WRITERS: dict[FormatName, tuple[str, Callable[[VideoEncoder, Path], float]]] = {
     "safetensors": (ENCODER_FILE, _write_safetensors),
     "torch-export": ("encoder.pt2", write_torch_export),
     "onnx": ("encoder.onnx", write_onnx),
+    "hub": (HUB_WEIGHTS, _write_hub),
 }
 """Name of each format's file, and what writes it and returns its largest difference from the encoder."""
 
@@ -212,6 +228,10 @@ def execute(config: ExportConfig) -> int:
         table.add_row(file.file, format_size(file.bytes), f"{file.largest_difference:.1e}")
     table.caption = f"Difference of a feature from torch's, {ALLOWED_DIFFERENCE:g} is allowed. Model card: {CARD_FILE}."
     Console(width=100).print(table)
+    if config.push:
+        names = [CARD_FILE, DESCRIPTION_FILE, HUB_CONFIG, *(file.file for file in files)]
+        address = push_to_hub(config.out, names, config.push, private=config.private)
+        Console(soft_wrap=True).print(f'pushed to {address}: avppc.load_encoder("hf://{config.push}")')
     return 0
 
 
@@ -229,6 +249,8 @@ def export(config: ExportConfig) -> list[ExportedFile]:
     """
     if "onnx" in config.formats:
         require_onnx()
+    if config.push:
+        require_hub()
     record = read_record(config.run)
     encoder, encoder_sha256 = load_encoder(config.run), sha256_of(find_encoder(config.run))
     files = _finished_export(config, encoder_sha256)
@@ -259,6 +281,9 @@ def _finished_export(config: ExportConfig, encoder_sha256: str) -> list[Exported
             file.file == WRITERS[file.format][0] and sha256_of(config.out / file.file) == file.sha256 for file in files
         )
         expected = {CARD_FILE, DESCRIPTION_FILE, *(file.file for file in files)}
+        if "hub" in config.formats:
+            expected.add(HUB_CONFIG)
+            load_encoder(config.out / HUB_WEIGHTS)  # whole, with the configuration beside it
         found = {name for name in os.listdir(config.out) if not name.startswith(".")}
     except (OSError, ValueError, KeyError, TypeError):
         return []
@@ -362,4 +387,7 @@ def _command(config: PretrainConfig) -> str:
     """The command that trained the encoder, with the names of its folders but not where they lie."""
     preset = PretrainConfig.from_preset(config.preset, config.data, config.out)
     named = {"data": config.data.name, "out": config.out.name, "preset": config.preset}
-    return command_line("pretrain", {**named, **changed_settings(config, preset)})
+    changed = changed_settings(config, preset)
+    if config.init_from:
+        changed["init_from"] = Path(config.init_from).name
+    return command_line("pretrain", {**named, **changed})

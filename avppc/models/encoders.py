@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,7 @@ from avppc.models.backbones import RESNET_LAYERS, Conv4, ResNet, use_channels_la
 from avppc.models.batch_norm import FusedSequential
 from avppc.models.config import EncoderConfig
 from avppc.ops.clips import local_motion_frames, motion_frames
+from avppc.settings import config_from_dict
 
 LUMA_MEAN, LUMA_STD = 0.421, 0.165  # usual for LRW's mouth crops, of grey pixels from 0 to 1
 LOCAL_REACH = 3  # frames before and after its own that local motion is told from: what the sound's window needs anyway
@@ -28,7 +31,8 @@ class VideoEncoder(nn.Module):
     elsewhere, 0 black to 1 white, have 16% more contrast than it was trained on: `grey_to_luma` converts them.
 
     Args:
-        config: what the encoder is made of; side is its input_pixels, D its features.
+        config: what the encoder is made of, or its fields as a dict, as huggingface_hub's mixin gives them; side is its
+            input_pixels, D its features.
 
     Examples:
         >>> encoder = VideoEncoder(EncoderConfig())
@@ -36,8 +40,13 @@ class VideoEncoder(nn.Module):
         torch.Size([2, 29, 64])
     """
 
-    def __init__(self, config: EncoderConfig = EncoderConfig()) -> None:  # noqa: B008 - a frozen dataclass
+    def __init__(
+        self,
+        config: EncoderConfig | dict[str, Any] = EncoderConfig(),  # noqa: B008 - a frozen dataclass
+    ) -> None:
         super().__init__()
+        if isinstance(config, dict):
+            config = config_from_dict(EncoderConfig, config, "config")
         if not isinstance(config, EncoderConfig):
             raise TypeError(f"config must be an EncoderConfig, got {type(config).__name__}")
         self.config = config

@@ -163,25 +163,8 @@ class CheckpointStore:
             NoWholeCheckpoint: there are checkpoints, but all are damaged.
             OSError: one cannot be read for now, which does not say that it is damaged.
         """
-        directories, problems = self._directories(), []
-        for directory in directories:
-            try:
-                self._restored = read_checkpoint(directory)
-                return self._restored
-            except ValueError as error:
-                logger.warning("passing over a damaged checkpoint: %s", error)
-                self._damaged.add(directory.name)
-                problems.append(str(error))
-            except OSError as error:
-                raise OSError(
-                    f"the checkpoint {directory} cannot be read for now ({error}): nothing is changed; to go on from "
-                    "an older one, move this one away"
-                ) from error
-        if problems:
-            raise NoWholeCheckpoint(
-                f"{self.directory} holds {len(problems)} checkpoints, and none is whole: {'; '.join(problems[:3])}"
-            )
-        return None
+        self._restored = newest_whole(self.directory, self._damaged)
+        return self._restored
 
     def _remove_old(self, names: Collection[str]) -> None:
         """Removes all that is older than the newest `keep` whole ones; `names`: of the files of a checkpoint."""
@@ -211,6 +194,32 @@ class CheckpointStore:
 def newest_checkpoint(directory: Path) -> str | None:
     """The name of the newest checkpoint in a directory, which may be missing, whether or not it is whole."""
     return next((path.name for path in _checkpoints_in(directory)), None) if directory.is_dir() else None
+
+
+def newest_whole(directory: Path, damaged: set[str]) -> Checkpoint | None:
+    """The newest whole checkpoint in a directory; raises as CheckpointStore.latest.
+
+    Args:
+        damaged: gets the names of the damaged ones.
+    """
+    problems = []
+    for place in _checkpoints_in(directory):
+        try:
+            return read_checkpoint(place)
+        except ValueError as error:
+            logger.warning("passing over a damaged checkpoint: %s", error)
+            damaged.add(place.name)
+            problems.append(str(error))
+        except OSError as error:
+            raise OSError(
+                f"the checkpoint {place} cannot be read for now ({error}): nothing is changed; to go on from an older "
+                "one, move this one away"
+            ) from error
+    if problems:
+        raise NoWholeCheckpoint(
+            f"{directory} holds {len(problems)} checkpoints, and none is whole: {'; '.join(problems[:3])}"
+        )
+    return None
 
 
 def _checkpoints_in(directory: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from avppc.tasks.config import TaskConfig
 
 __all__ = ["BenchTrainConfig", "OptimizerConfig", "PretrainConfig", "ScaleConfig"]
 
+InitParts = Literal["encoder", "all"]
+LoggerName = Literal["none", "wandb"]
 Precision = Literal["auto", "bf16", "fp32"]
 PresetName = Literal["laptop", "gpu"]
 
@@ -109,6 +111,11 @@ class PretrainConfig(TaskConfig, _Places):
     """Each batch has this many speakers, equally many clips of each, so that who speaks tells less; 0: as they come."""
     seed: int = 0
     """Seed of the initial weights, the order of the clips and the augmentation."""
+    init_from: str = ""
+    """Weights to begin with instead of random ones: the directory of a run, finished or not, an encoder file or the
+    name of a pretrained encoder. A run that is resumed goes on from its own."""
+    init_parts: InitParts = "encoder"
+    """What is taken from there: "encoder", the visual encoder, or "all" that a run of the same task has learned."""
     precision: Precision = "auto"
     """Arithmetic of the encoders: "bf16", "fp32", or "auto", bf16 where the hardware is quick at it."""
     device: str = "auto"
@@ -117,6 +124,8 @@ class PretrainConfig(TaskConfig, _Places):
     """CPU threads; 0 leaves torch's choice."""
     log_every: int = 20
     """Steps between two lines of metrics."""
+    logger: LoggerName = "none"
+    """Where the metrics are shown besides the run's own files: "wandb" (needs the extra [wandb])."""
     checkpoint_every: int = 250
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2

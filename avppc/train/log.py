@@ -1,43 +1,37 @@
-"""What a run reports of itself: progress bar, metrics.jsonl, TensorBoard events; skipped steps and their clips.
-
-TensorBoard's own writers write in a thread, which a full disk ends with a traceback; here the caller gets the error.
-"""
+"""What a run reports of itself: progress bar, train.log, metrics.jsonl; skipped steps and their clips."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import itertools
 import json
 import logging
 import math
-import os
-import socket
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avppc.data.packed.dataset import Clips
 from avppc.draws import ClipGenerator
-from avppc.files import LineFile, read_json_objects, write_json_lines
-from avppc.printing import ProgressBar
+from avppc.files import LineFile, read_bytes, read_json_objects, write_atomically, write_json_lines
+from avppc.printing import Console, ProgressBar, as_line, one_line
+from avppc.settings import config_to_dict
 from avppc.tasks.base import ProxyTask
+from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes
+from avppc.train.events import EVENTS_FOLDER, EventLog, wandb_sync
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "train.log"
 SKIPPED_FILE = "skipped_clips.jsonl"
 _TOLD = 8  # skipped steps whose clips are remembered until they are read
 _SLOTS = _TOLD + 1  # one more for a good step, which is written, too, and overwritten by the next bad one
 _COUNT = "count"
-_SESSION_START = 1  # TensorBoard's SessionLog.START: it drops what it has of that step and later ones
-_numbers = itertools.count()
 
 
 class Meter:
@@ -76,10 +70,10 @@ class MetricsLog:
         rows = [row for row in read_metrics(run) if row["step"] <= first_step]
         write_json_lines(self.path, rows)
         self._file = LineFile(self.path)
-        self._events = EventLog(run / "tensorboard", first_step)
+        self._events = EventLog(run / EVENTS_FOLDER, first_step)
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Writes a row; values that JSON lacks (NaN, infinities) become null.
+    def write(self, row: Mapping[str, Any], groups: Mapping[str, float] | None = None) -> None:
+        """Writes a row; values that JSON lacks (NaN, infinities) become null. The groups go to TensorBoard alone.
 
         What a full disk has no room for is written later, if there is room again; the log says so.
         """
@@ -88,7 +82,7 @@ class MetricsLog:
             self._file.add(json.dumps(clean, allow_nan=False))
         except OSError as error:  # a full disk must not end the training
             logger.warning("the metrics of step %d could not be written to %s: %s", row["step"], self.path, error)
-        self._events.write(row)
+        self._events.write({**row, **{f"accuracy/{name}": share for name, share in (groups or {}).items()}})
 
     def close(self) -> None:
         """Writes what is still held back, and closes the files."""
@@ -99,24 +93,82 @@ class MetricsLog:
         self._events.close()
 
 
+class TextLog:
+    """train.log: what a run says of itself, a line each behind the time of day, for `tail -f` and for later.
+
+    A run that is resumed goes on below what is there. Every line is whole: what a kill has cut short is taken away.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / LOG_FILE
+        before = read_bytes(self.path) if self.path.exists() else b""
+        if before and not before.endswith(b"\n"):
+            write_atomically(self.path, before[: before.rfind(b"\n") + 1])
+        self._file = LineFile(self.path)
+
+    def write(self, text: str) -> None:
+        """Writes one line; what a full disk has no room for is written later, as of the metrics."""
+        try:
+            self._file.add(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {as_line(text)}")
+        except OSError as error:  # a full disk must not end the training
+            logger.warning("a line could not be written to %s: %s", self.path, error)
+
+    def close(self) -> None:
+        """Writes what is still held back, and closes the file."""
+        try:
+            self._file.close()
+        except OSError as error:
+            logger.warning("the last lines could not be written to %s: %s", self.path, error)
+
+
 class RunLog(contextlib.ExitStack):
-    """Metrics and progress bar of the process that logs; for the others it does nothing. A context manager."""
+    """All that the process says that logs, in files and with the progress bar; for the others it does nothing.
 
-    def __init__(self, run: Path, steps: int, done: int, main: bool) -> None:
+    A context manager: an error that ends the run is the last line of train.log.
+    """
+
+    def __init__(self, config: PretrainConfig, done: int, main: bool) -> None:
         super().__init__()
-        self._metrics = self.enter_context(contextlib.closing(MetricsLog(run, done))) if main else None
-        self._bar = self.enter_context(ProgressBar("pretrain", steps, "steps", done=done)) if main else None
+        self._main, self._steps = main, config.steps
+        if not main:
+            return
+        with contextlib.ExitStack() as opened:  # closes what is open where the next cannot be opened
+            if config.logger == "wandb":
+                opened.enter_context(wandb_sync(config.out, config_to_dict(config)))
+            self._metrics = opened.enter_context(contextlib.closing(MetricsLog(config.out, done)))
+            self._text = opened.enter_context(contextlib.closing(TextLog(config.out)))
+            self._console = Console(stderr=True, soft_wrap=True)
+            self._bar = opened.enter_context(
+                ProgressBar("pretrain", config.steps, "steps", done=done, console=self._console)
+            )
+            self.push(opened.pop_all())
+            self.push(self._tell_of_end)  # before the files are closed
 
-    def write(self, row: Mapping[str, Any], text: str) -> None:
-        """Writes a row of metrics, and shows a text about it with the progress."""
-        if self._metrics is not None and self._bar is not None:
-            self._metrics.write(row)
+    def say(self, text: str) -> None:
+        """A line in train.log, and above the progress bar."""
+        if self._main:
+            self._console.print(text)
+            self._text.write(text)
+
+    def write(self, row: Mapping[str, Any], groups: Mapping[str, float], text: str) -> None:
+        """Writes a row of metrics; a text about it goes to train.log and is shown with the progress.
+
+        Args:
+            groups: means over groups of a metric that has many entries, for TensorBoard, which draws single numbers.
+        """
+        if self._main:
+            self._metrics.write(row, groups)
+            self._text.write(f"step {row['step']} of {self._steps}  {text}  rate {row['learning_rate']:.2e}")
             self._bar.show(text)
 
     def count_step(self) -> None:
         """Moves the bar by one step."""
-        if self._bar is not None:
+        if self._main:
             self._bar.advance()
+
+    def _tell_of_end(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._text.write(one_line(error))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -142,69 +194,6 @@ class Stopwatch:
         now = time.perf_counter()
         seconds, self._start = now - self._start, now
         return seconds
-
-
-class EventLog:
-    """TensorBoard's event files: one is begun with the first metrics, and another one after a write that failed.
-
-    Metrics that cannot be written are missing there; a warning says so once.
-    """
-
-    def __init__(self, directory: Path, first_step: int) -> None:
-        """Steps after first_step are taken again: TensorBoard is told to drop what earlier files have of them."""
-        self._directory = directory
-        self._first_step = first_step
-        self._file: IO[bytes] | None = None
-        self._warned = False
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Writes the numbers of a row of metrics, which has its "step"."""
-        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-        try:
-            if self._file is None:
-                self._begin()
-            self._add(step=row["step"], summary={"value": [_value(*number) for number in numbers.items()]})
-        except OSError as error:
-            self._warn(error)
-            self.close()  # nothing can be read behind half an event
-
-    def close(self) -> None:
-        """Closes the file; the next metrics begin another one."""
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except OSError as error:
-            self._warn(error)
-
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            logger.warning("TensorBoard events could not be written to %s: %s", self._directory, error)
-        self._warned = True
-
-    def _begin(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._file = (self._directory / name).open("xb", buffering=0)
-        self._add(file_version="brain.Event:2")
-        if self._first_step:
-            self._add(step=self._first_step + 1, session_log={"status": _SESSION_START})
-
-    def _add(self, **content: Any) -> None:
-        assert self._file is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TensorBoard's own imports warn of their dependencies
-            from tensorboard.compat.proto.event_pb2 import Event
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        record = io.BytesIO()
-        RecordWriter(record).write(Event(wall_time=time.time(), **content).SerializeToString())
-        rest = record.getbuffer()
-        while rest:
-            rest = rest[self._file.write(rest) :]
-
-
-def _value(name: str, number: float) -> dict[str, Any]:
-    return {"tag": name, "simple_value": number}
 
 
 class SkippedSteps:

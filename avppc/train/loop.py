@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from avppc.data.packed.dataset import Clips
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import EpochSampler
 from avppc.data.source import DataSource
 from avppc.files import sole_use
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
@@ -31,9 +32,10 @@ from avppc.train.checkpoint import (
 )
 from avppc.train.config import PretrainConfig
 from avppc.train.distributed import Processes, StopRequest, join_processes
-from avppc.train.hardware import OtherPrograms, set_up_cpu
+from avppc.train.events import require_wandb
+from avppc.train.hardware import OtherPrograms, set_up_cpu, use_bf16
 from avppc.train.log import SKIPPED_FILE, Meter, RunLog, SkippedReport, SkippedSteps, Stopwatch
-from avppc.train.run_folder import check_same_training, open_run, videos_of
+from avppc.train.run_folder import begin_from, check_same_training, open_run, videos_of
 from avppc.train.step import TrainingStep, make_optimizer, prepare_model
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,8 @@ def pretrain(config: PretrainConfig) -> Path:
 
     Raises:
         ValueError: settings that do not fit the data, or that differ between processes, or a directory that holds
-            another run or is another process's.
+            another run or is another process's, or weights of config.init_from that do not fit.
+        ImportError: config.logger needs a package that is missing.
         FloatingPointError: too many steps in a row whose loss or gradient is not finite.
         OSError: the last checkpoint could not be written.
         Stopped: SIGTERM or Ctrl-C came, and a checkpoint is written.
@@ -93,6 +96,8 @@ def pretrain(config: PretrainConfig) -> Path:
     source.check(config.out)
     if not source.is_packed:
         _ = source.listing  # before processes wait for each other: it may take long
+    if config.logger == "wandb":
+        require_wandb()
     with join_processes(config.device) as processes, contextlib.ExitStack() as held:
         return _pretrain(config, source, processes, held)
 
@@ -117,11 +122,12 @@ def _pretrain(config: PretrainConfig, source: DataSource, processes: Processes, 
     others = OtherPrograms()
     task.train()
     with (
-        RunLog(config.out, config.steps, step, main) as log,
+        RunLog(config, step, main) as log,
         source.stream(dataset, sampler, device) as loader,
         StopRequest(processes) as stop,
         rows_known_even(),  # the sampler deals every batch out evenly
     ):
+        log.say(_opening(config, step, len(dataset), task, processes))
         while step < config.steps:
             result = training_step.take(step, loader)
             step += 1
@@ -135,7 +141,8 @@ def _pretrain(config: PretrainConfig, source: DataSource, processes: Processes, 
                 row["skipped"] = _check_skipped(config, training_step.skipped, report, step)
                 row |= _speed(config, step - logged_step, watch.lap(), loader.wait_seconds - waited)
                 logged_step, waited = step, loader.wait_seconds
-                log.write(row, _progress_text(row, task, others.lap() if processes.size == 1 else None))
+                groups = task.group_metrics(row)
+                log.write(row, groups, _progress_text(row, groups, others.lap() if processes.size == 1 else None))
             log.count_step()
             if main and (step % config.checkpoint_every == 0 or step == config.steps or stopping):
                 tensors = {"model": task.state_dict(), "optimizer": optimizer_tensors(optimizer, task)}
@@ -145,7 +152,7 @@ def _pretrain(config: PretrainConfig, source: DataSource, processes: Processes, 
                 name = signal.Signals(stop.signal).name
                 raise Stopped(f"stopped by {name} after step {step}, which is saved in {store.directory}", stop.signal)
         saver.finish()
-    return _finish(config, task, processes)
+        return _finish(config, task, processes, log)
 
 
 def _open_data(config: PretrainConfig, source: DataSource, processes: Processes) -> Clips:
@@ -180,11 +187,18 @@ def _open_task(
             f"frame_stride, augment.time_jitter_frames and baselines it needs {task.frames_needed}"
         )
 
+    def begin() -> dict[str, Any] | None:
+        done = newest_checkpoint(config.out / "checkpoints") is not None
+        wanted = config.init_from and (config.start_anew or not done)
+        return begin_from(config.init_from, config.init_parts, task, config) if wanted else None
+
+    initial = processes.all_or_none(begin)  # before anything is written of a run that cannot begin
+
     def claim() -> None:
         if processes.main:
             config.out.mkdir(parents=True, exist_ok=True)
             held.enter_context(sole_use(config.out))  # before a word is written: two runs may want one new directory
-            open_run(config, dataset.sha256, task.describe(), *source.record("train"))
+            open_run(config, dataset.sha256, task.describe(), *source.record("train"), initial=initial)
 
     processes.all_or_none(claim)
     return prepare_model(task, config.scale, processes)
@@ -237,6 +251,23 @@ def _restore(
     return checkpoint.step, skipped
 
 
+def _opening(config: PretrainConfig, step: int, clips: int, task: ProxyTask, processes: Processes) -> str:
+    """What is trained, on what and by what, in a line."""
+    place = f"goes on from step {step}" if step else "begins"
+    if not step and config.init_from:
+        place += f" with the weights of {config.init_from} ({config.init_parts})"
+    if step == config.steps:
+        place = "is finished already"
+    together = config.batch_size * config.accumulate
+    device = f"{processes.size} x {processes.device.type}" if processes.size > 1 else str(processes.device)
+    precision = "bf16" if use_bf16(config.precision, processes.device) else "fp32"
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    return (
+        f"{config.out} {place}: {config.task}, {config.steps:,} steps of {together} of {clips:,} clips "
+        f"({config.steps * together / clips:.1f} epochs), {parameters:,} parameters, {device}, {precision}"
+    )
+
+
 def _check_alike(task: ProxyTask, step: int, processes: Processes) -> None:
     """ValueError unless all processes start from the same step and weights."""
     if processes.size == 1:
@@ -270,20 +301,20 @@ def _speed(config: PretrainConfig, steps: int, seconds: float, wait_seconds: flo
     return {"clips_per_second": clips / seconds, "data_wait": wait_seconds / seconds}
 
 
-def _progress_text(row: dict[str, Any], task: ProxyTask, others: float | None) -> str:
+def _progress_text(row: dict[str, Any], groups: Mapping[str, float], others: float | None) -> str:
     """What the progress bar shows of a row of metrics, and of other programs on the same processors."""
     text = f"loss {row['loss']:.3f}  {row['clips_per_second']:.0f} clips/s  data wait {row['data_wait']:.0%}"
     if row["skipped"]:
         text += f"  {row['skipped']} skipped"
     if others is not None and others >= SHARED_MACHINE:
         text += f"  other programs take {others:.0%} of the processors"
-    return "  ".join([text, *(f"{group} {share:.0%}" for group, share in task.group_metrics(row).items())])
+    return "  ".join([text, *(f"{group} {share:.0%}" for group, share in groups.items())])
 
 
-def _finish(config: PretrainConfig, task: ProxyTask, processes: Processes) -> Path:
+def _finish(config: PretrainConfig, task: ProxyTask, processes: Processes, log: RunLog) -> Path:
     path = config.out / ENCODER_FILE
     if processes.main:
         save_encoder(task.video_encoder, path)
-        Console(stderr=True, soft_wrap=True).print(f"encoder written to {path}")
+        log.say(f"encoder written to {path}")
     processes.barrier()
     return path

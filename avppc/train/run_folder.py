@@ -17,14 +17,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from avppc._version import __version__
 from avppc.data.config import LoaderName
 from avppc.data.packed.remote import remote_url
 from avppc.data.source import DataSource
 from avppc.files import parse_json, read_bytes, write_json_lines
+from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, pretrained_names, weights_sha256
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
-from avppc.train.config import PretrainConfig
+from avppc.tasks.base import ProxyTask
+from avppc.train.checkpoint import newest_checkpoint, newest_whole
+from avppc.train.config import InitParts, PretrainConfig
 from avppc.train.distributed import Processes
 from avppc.train.hardware import use_bf16
 
@@ -35,18 +39,18 @@ ENVIRONMENT_FILE = "environment.json"
 REFUSED_FILE = "refused.jsonl"
 VIDEOS_FILE = "videos.jsonl"
 """The training videos of a run on a folder of videos, whose clips it sees when it goes on, too."""
+INIT_FILE = "init.json"
 _ROUNDING_ALONE = ("device", "threads")  # settings that change what is learned by no more than rounding
+_HOW_NOT_WHAT = ("log_every", "logger", "checkpoint_every", "keep_checkpoints", "verify_data")
+_OF_THE_MACHINE = ("scale.activation_checkpointing", "scale.compile", "scale.max_skipped_steps")
 _OF_THE_CALL = ("out", "start_anew", "workers")  # settings of one call of the command; a run's directory may move
-_FIRST_FILES = {DATA_FILE, VIDEOS_FILE, REFUSED_FILE, TASK_FILE, ENVIRONMENT_FILE}  # written before config.json
+_ENCODER = "video_encoder."  # begins the names of its weights in a task
+_SHAPING = ("task", "encoder", "objective", "audio_width", "features", "baselines")  # settings that weights depend on
+_FIRST_FILES = {DATA_FILE, VIDEOS_FILE, REFUSED_FILE, INIT_FILE, TASK_FILE, ENVIRONMENT_FILE}  # before config.json
 logger = logging.getLogger(__name__)
 
-_OF_EACH_PROCESS = (
-    "data",
-    "out",
-    "device",
-    "threads",
-    "workers",
-)  # may differ: what lies in `data` is compared by its checksum
+# what lies in `data` is compared by its checksum
+_OF_EACH_PROCESS = ("data", "out", "device", "threads", "workers")
 
 
 def open_run(
@@ -55,6 +59,7 @@ def open_run(
     task: Mapping[str, Any],
     videos: Mapping[str, str] | None = None,
     refused: Iterable[tuple[str, str]] = (),
+    initial: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a run of the directory config.out, which is there, or checks that the run in it is this one.
 
@@ -66,13 +71,16 @@ def open_run(
         task: the task's own description of its metrics.
         videos: SHA-256 by path of the training videos, where the clips are not packed.
         refused: videos that could not be used, or clips of them, and why.
+        initial: of `begin_from`, where the run has done no step.
 
     Raises:
-        ValueError: the directory holds a run with other settings, which the text names, or on other clips.
+        ValueError: the directory holds a run with other settings, which the text names, or on other clips, or one that
+            began from other weights.
     """
     path = config.out / CONFIG_FILE
     # Where the clips lie must mean the same from every folder in which a later command is started.
-    wanted = config_to_dict(replace(config, start_anew=False)) | {"data": _lasting_place(config.data)}
+    lasting = {"data": _lasting_place(config.data), "init_from": _lasting_source(config.init_from)}
+    wanted = config_to_dict(replace(config, start_anew=False)) | lasting
     exists = path.exists()
     known = clips_of(config.out)
     if exists:
@@ -90,14 +98,38 @@ def open_run(
             write_json_lines(config.out / VIDEOS_FILE, lines)
             write_json_lines(config.out / REFUSED_FILE, ({"path": path, "reason": reason} for path, reason in refused))
         write_checked_json(config.out / DATA_FILE, {"train_sha256": clips})
+    if initial is not None:
+        _record_initial(config, initial)
     write_checked_json(config.out / TASK_FILE, task)
     if not exists or not (config.out / ENVIRONMENT_FILE).exists():
         versions = {"avppc": __version__, "torch": torch.__version__, "python": platform.python_version()}
         write_checked_json(config.out / ENVIRONMENT_FILE, {**versions, "machine": platform.machine()})
     if not exists:
         write_checked_json(path, wanted)
-    elif there["data"] != wanted["data"]:  # moved, or written relative to some folder
-        write_checked_json(path, {**there, "data": wanted["data"]})
+    elif there != wanted | {"out": there["out"]}:  # the clips have moved, or it goes on in another way
+        _tell_of_rounding(config, there)
+        write_checked_json(path, {**wanted, "out": there["out"]})
+
+
+def _record_initial(config: PretrainConfig, initial: Mapping[str, Any]) -> None:
+    """Writes init.json, or checks that it is there and of the same weights."""
+    path = config.out / INIT_FILE
+    before = read_checked_json(path) if path.exists() else initial
+    if not isinstance(before, dict) or before.get("weights_sha256") != initial["weights_sha256"]:
+        raise ValueError(
+            f"{config.out} holds a run that began from other weights than those that are at {initial['from']} now "
+            f"({path} has their checksum); give another --out"
+        )
+    if not path.exists():
+        write_checked_json(path, initial)
+
+
+def _tell_of_rounding(config: PretrainConfig, there: Mapping[str, Any]) -> None:
+    now = config_to_dict(config)
+    for name in _ROUNDING_ALONE:
+        if now[name] != there[name]:
+            what = f"goes on with {name} {now[name]!r} instead of {there[name]!r}"
+            logger.warning("%s %s: the same but for rounding", config.out, what)
 
 
 def _check_same_run(
@@ -112,10 +144,13 @@ def _check_same_run(
     wanted, there = _places(wanted), _places(there)
     if known is not None:
         there = there | {"data": wanted["data"]}  # the same clips, wherever they lie
-    if differing := sorted(differences(wanted, there)):
+    free = {*_ROUNDING_ALONE, *_HOW_NOT_WHAT, *_OF_THE_MACHINE}
+    differing = sorted(line for line in differences(wanted, there) if line.partition(" is ")[0] not in free)
+    if differing:
+        longer = f"; to train longer, give another --out and --init-from {config.out} --init-parts all"
         raise ValueError(
-            f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): "
-            "give the same settings to go on with it, or another --out"
+            f"{config.out} holds a run with other settings ({'; '.join(differing[:5])}): give the same settings to go "
+            f"on with it, or another --out{longer if wanted['steps'] != there['steps'] else ''}"
         )
 
 
@@ -128,6 +163,69 @@ def _may_begin(run: Path, known_clips: str | None) -> bool:
 def _has_checkpoints(run: Path) -> bool:
     folder = run / "checkpoints"
     return folder.is_dir() and any(folder.iterdir())
+
+
+def begin_from(source: str, parts: InitParts, task: ProxyTask, config: PretrainConfig) -> dict[str, Any]:
+    """Gives a task the weights that a run begins from.
+
+    Args:
+        source: the directory of a run, finished or not, an encoder file, or the name of a pretrained encoder.
+        parts: "encoder", or "all" that the task has.
+
+    Returns:
+        What is to be known of them later: where they come from, which they are, their checksum.
+
+    Raises:
+        FileNotFoundError: there is nothing of the kind.
+        ValueError: it is damaged, or its weights are not those of such a task; the text names one.
+    """
+    place, weights, there = _weights_at(source, parts)
+    own, shaping = task.state_dict(), ("encoder",) if parts == "encoder" else _SHAPING
+    if parts == "encoder":
+        own, weights = _of_encoder(own), _of_encoder(weights)
+    here = config_to_dict(config)
+    differing = differences({name: here[name] for name in shaping}, {name: there[name] for name in shaping})
+    _check_weights_fit(place, weights, own, differing)
+    if parts == "encoder" and differing:
+        logger.warning("the encoder in %s was trained for other pictures: %s", place, "; ".join(differing))
+    task.load_state_dict({**task.state_dict(), **weights})
+    checksum = weights_sha256(weights)
+    return {"from": os.path.abspath(place), "parts": parts, "tensors": len(weights), "weights_sha256": checksum}
+
+
+def _weights_at(source: str, parts: InitParts) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+    """The file or directory at a source, its weights by their names in a task, and the settings known of them."""
+    run, checkpoints = Path(source), Path(source) / "checkpoints"
+    has_checkpoint = newest_checkpoint(checkpoints) is not None
+    if parts == "all" and not has_checkpoint:
+        raise ValueError(f"init_parts='all' needs the directory of a run with a checkpoint, got init_from={source}")
+    if parts == "all" or (has_checkpoint and not (run / ENCODER_FILE).exists()):
+        checkpoint = newest_whole(checkpoints, set())
+        assert checkpoint is not None
+        return checkpoint.directory, checkpoint.tensors("model"), config_to_dict(read_run_config(run))
+    file = find_encoder(source)
+    encoder = load_encoder(file)
+    weights = {f"{_ENCODER}{name}": value for name, value in encoder.state_dict().items()}
+    return file, weights, {"encoder": config_to_dict(encoder.config)}
+
+
+def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if name.startswith(_ENCODER)}
+
+
+def _check_weights_fit(
+    file: Path, found: Mapping[str, Tensor], allowed: Mapping[str, Tensor], differing: list[str]
+) -> None:
+    """ValueError unless a run's weights have the names, types and shapes of those to be replaced."""
+    settings = f" (settings: {'; '.join(differing[:5])})" if differing else ""
+    for name in [*allowed, *found]:
+        here, there = (_kind(tensors[name]) if name in tensors else "none" for tensors in (allowed, found))
+        if here != there:
+            raise ValueError(f"init_from: {name} is {there} in {file}, this task needs {here}{settings}")
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 def read_run_config(run: Path) -> PretrainConfig:
@@ -225,17 +323,13 @@ def _train_sha256(source: DataSource) -> str | None:
 
 
 def is_same_run(config: PretrainConfig, clips: str) -> bool:
-    """Whether the run in config.out has these settings and clips; device and threads may differ."""
+    """Whether the run in config.out has these settings and clips; what does not change what is learned may differ."""
     wanted, there = config_to_dict(config), config_to_dict(read_run_config(config.out))
     try:
-        _check_same_run(config, _what_is_learned(wanted), _what_is_learned(there), clips, clips_of(config.out))
+        _check_same_run(config, wanted, there, clips, clips_of(config.out))
     except ValueError:
         return False
     return True
-
-
-def _what_is_learned(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _ROUNDING_ALONE}
 
 
 def _lasting_place(data: Path) -> str:
@@ -243,10 +337,17 @@ def _lasting_place(data: Path) -> str:
     return remote_url(data) or os.path.abspath(data)
 
 
+def _lasting_source(source: str) -> str:
+    """The name or absolute path of what a run begins from, to be kept in a file."""
+    is_name = not source or source.startswith("hf:") or (source in pretrained_names() and not Path(source).exists())
+    return source if is_name else os.path.abspath(source)
+
+
 def _places(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings to compare: without those of one call, and with the path of the data in one spelling."""
+    """The settings to compare: without those of one call, and with paths in one spelling."""
     kept = {name: value for name, value in settings.items() if name not in _OF_THE_CALL}
-    return kept | {"data": remote_url(kept["data"]) or os.path.realpath(kept["data"])}
+    data = remote_url(kept["data"]) or os.path.realpath(kept["data"])
+    return kept | {"data": data, "init_from": _lasting_source(kept["init_from"])}
 
 
 def differences(wanted: Any, found: Any, name: str = "") -> list[str]:

@@ -18,8 +18,7 @@ from avppc.clip import Clip, ClipBatch
 from avppc.data.augment import augment_log_mel, augment_video, crop_video
 from avppc.data.config import AugmentConfig
 from avppc.data.packed.dataset import PackedDataset
-from avppc.data.packed.loader import ClipLoader, iterate_once
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler, iterate_once
 from avppc.files import write_atomically
 from avppc.tasks.base import cut_elements
 from avppc.tasks.config import CutConfig

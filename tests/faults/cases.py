@@ -20,7 +20,7 @@ TINY += ["--objective.dim", "16", "--keep-checkpoints", "1"]
 TABLE = "batch_size=8;encoder.width=8;encoder.features=16;audio_width=4;objective.dim=16;checkpoint_every=1;log_every=1"
 QUICK = ["--epochs", "1", "--training-epochs", "1", "--selection-epochs", "1", "--heads", "bins", "--head-hidden", "8"]
 QUICK += ["--rows", "random", "frozen", "--labels-per-word", "2", "--draws", "1", "--device", "cpu", "--threads", "1"]
-_LOST = ("metrics.jsonl", "tensorboard", "tensorboard/events", "checkpoints/step_00000001*")
+_LOST = ("metrics.jsonl", "train.log", "tensorboard", "tensorboard/events", "checkpoints/step_00000001*")
 """What a run may lack that went on without it, or have left: an old checkpoint that could not be removed."""
 
 

@@ -30,6 +30,8 @@ def snapshot(folder: Path) -> dict[str, Any]:
         name = str(path.relative_to(folder))
         if path.parent.name == "tensorboard":  # a run that was resumed has more event files
             found[str(path.parent.relative_to(folder) / "events")] = path.name.startswith("events.out.tfevents")
+        elif path.name == "train.log":  # times of day, and the beginning and end of each of its calls
+            found[name] = bool(path.stat().st_size)
         elif path.is_dir():
             found[name] = None
         else:
@@ -56,8 +58,9 @@ def state(folders: Iterable[Path], root: Path) -> str:
             if not path.is_file():
                 lines.append(f"{name} {found.st_mode}")
                 continue
-            try:  # no command reads TensorBoard's files, which hold times
-                content = None if path.parent.name == "tensorboard" else _content(path, synthetic=False)
+            try:  # no command reads TensorBoard's files or train.log, which hold times
+                unread = path.parent.name == "tensorboard" or path.name == "train.log"
+                content = None if unread else _content(path, synthetic=False)
             except (ValueError, zipfile.BadZipFile):  # half of it
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
             lines.append(f"{name} {found.st_mode} {content!r}")

@@ -15,7 +15,8 @@ from tiny_runs import tiny_config
 from avppc.cli import main
 from avppc.processes import Stopped
 from avppc.train import loop
-from avppc.train.log import EventLog, MetricsLog, read_metrics
+from avppc.train.events import EventLog
+from avppc.train.log import MetricsLog, read_metrics
 from avppc.train.loop import pretrain
 
 TESTS = Path(__file__).parent

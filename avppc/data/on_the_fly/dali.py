@@ -25,8 +25,7 @@ from avppc.data.config import TRACKED_CROPS
 from avppc.data.on_the_fly.listing import ClipList
 from avppc.data.on_the_fly.nvdec import nvdec_problem
 from avppc.data.on_the_fly.videos import VideoClip, as_batch
-from avppc.data.packed.loader import SampledBatches
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import EpochSampler, SampledBatches
 from avppc.data.prepare.worker import kind_of
 from avppc.data.sound_file import SOUND_FILE
 from avppc.data.video.crop import SHOWN_OTHERWISE, Crop, luma_of

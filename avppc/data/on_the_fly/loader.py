@@ -16,8 +16,7 @@ from avppc.clip import CLIP_FRAMES
 if TYPE_CHECKING:
     from avppc.data.on_the_fly.dali import DaliLoader
     from avppc.data.on_the_fly.videos import VideoClip
-    from avppc.data.packed.loader import ClipLoader
-    from avppc.data.packed.sampler import EpochSampler
+    from avppc.data.packed.loader import ClipLoader, EpochSampler
     from avppc.data.video.crop import Crop
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ from torch.nn import functional
 
 from avppc.clip import ClipBatch
 from avppc.data.packed.dataset import Clips
-from avppc.data.packed.loader import iterate_once
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import EpochSampler, iterate_once
 from avppc.losses.subtasks import task_gradients
 from avppc.tasks.base import ProxyTask, cut_elements
 from avppc.tasks.permutative import PermutativeBase, PermutativeTask

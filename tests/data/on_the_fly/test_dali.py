@@ -18,8 +18,7 @@ from make_videos import click_seconds, copy_cut, flash_frame, join_tracks, set_m
 from avppc import make_video_loader
 from avppc.data.on_the_fly import dali
 from avppc.data.on_the_fly.videos import VideoClip, VideoDataset, first_clips
-from avppc.data.packed.loader import ClipLoader
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler
 from avppc.data.scan import scan
 from avppc.data.video.crop import Crop, luma_of
 from avppc.data.video.decode import decode_clip

@@ -21,8 +21,7 @@ from avppc.data.config import PrepareConfig, VideoConfig
 from avppc.data.on_the_fly import dali, listing, videos
 from avppc.data.on_the_fly.videos import ListedDataset
 from avppc.data.packed.dataset import PackedDataset
-from avppc.data.packed.loader import ClipLoader
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler
 from avppc.data.prepare import prepare, worker
 from avppc.data.prepare.pool import TIMED_OUT, WorkerPool
 from avppc.data.source import DataSource

@@ -8,8 +8,7 @@ import torch
 from packed_sets import clip_video, write_packed
 
 from avppc.data.packed.dataset import PackedDataset
-from avppc.data.packed.loader import ClipLoader, iterate_once
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler, iterate_once
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from safetensors import safe_open
 
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.packed.index import SHARD_FOLDER, PackedIndex
-from avppc.data.packed.loader import ClipLoader
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import ClipLoader, EpochSampler
 from avppc.data.packed.shard import ShardWriter
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avppc.data.packed.sampler import EpochSampler
+from avppc.data.packed.loader import EpochSampler
 
 seeds = st.integers(0, 2**70)
 sizes = st.integers(1, 200)
