@@ -80,7 +80,7 @@ COMMANDS = {
         "Pretrains a visual encoder without labels.",
         "PretrainConfig",
         "avppc.train.loop",
-        _names("data out loader preset task steps batch_size seed init_from device optimizer.learning_rate"),
+        _names("data out loader preset task steps batch_size seed device optimizer.learning_rate"),
         goes_on=True,
     ),
     "evaluate": Command(

@@ -148,7 +148,7 @@ class TestIdentity:
             pretrain(tiny_config(tiny_set, tmp_path / "run"))
         assert list((tmp_path / "run").iterdir()) == []
 
-        def is_locked(*args: object) -> None:
+        def is_locked(*args: object, **named: object) -> None:
             with pytest.raises(ValueError, match="in use"), sole_use(tmp_path / "run"):
                 pass
             raise OSError("as if the disk were full")
