@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import typing
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -158,3 +159,11 @@ def is_autocast_on(device_type: str) -> bool:
     # trace the question whether a device has it, so cpu and cuda are named.
     has_autocast = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
     return has_autocast and torch.is_autocast_enabled(device_type)
+
+
+def read_share(name: str, text: str) -> tuple[int, int]:
+    """(i, n) of a share of the work "i/n", all of it for ""; raises ValueError unless 0 <= i < n."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text or "0/1")
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f'{name} must be "i/n" with i from 0 to n - 1, got {text!r}')
+    return int(match[1]), int(match[2])

@@ -100,7 +100,7 @@ COMMANDS = {
         "Compares the proxy tasks, in one table.",
         "TableConfig",
         "avppc.evaluate.table.table",
-        _names("data out preset tasks labels seeds heads finetune steps only_finished device"),
+        _names("data out preset tasks labels seeds heads steps only_finished part device"),
         goes_on=True,
     ),
     "diagnose": Command(

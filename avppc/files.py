@@ -158,17 +158,18 @@ def _remove_temporary(path: Path) -> None:
             path.unlink()
 
 
+class InUse(ValueError):
+    """Another process works in a directory."""
+
+
 @contextlib.contextmanager
 def sole_use(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Locks a directory for this process while the block lasts; the lock goes with the process, however that ends.
 
     Where the file system knows no locks (some network ones), others are not kept out.
 
-    Args:
-        wait: until the process that uses it is done.
-
     Raises:
-        ValueError: another process uses it.
+        InUse: another process uses it; with `wait` it is waited for.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -176,7 +177,7 @@ def sole_use(directory: Path, *, wait: bool = False) -> Iterator[None]:
             if _fcntl is not None:
                 _fcntl.flock(handle, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise ValueError(f"{directory} is in use: another process works there") from error
+            raise InUse(f"{directory} is in use: another process works there") from error
         except OSError:
             pass
         yield

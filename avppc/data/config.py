@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from avppc.checks import MAX_SEED, check_integer, check_number, check_types
+from avppc.checks import MAX_SEED, check_integer, check_number, check_types, read_share
 from avppc.clip import CLIP_FRAMES, LRW_COLUMNS, LRW_ROWS
 from avppc.ops.log_mel.config import Framing, LogMelConfig, Padding, Preset, Window
 from avppc.processes import count_cores
@@ -123,12 +122,7 @@ class SharedWork(VideoSelection, _DataFolder):
         text, origin = self.shard, "shard"
         if (launcher := self._launcher()) is not None:
             text, origin = "/".join(os.environ[name] for name in launcher[:2]), "/".join(launcher[:2])
-        if not text:
-            return 0, 1
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-        if match is None or int(match[1]) >= int(match[2]):
-            raise ValueError(f'{origin} must be "i/n" with i from 0 to n - 1, got {text!r}')
-        return int(match[1]), int(match[2])
+        return read_share(origin, text)
 
     def end_of_share(self) -> int | None:
         """Says why this was but a share of the work, where nobody gave `shard`.

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.checks import MAX_SEED, MAX_THREADS, check_choice, check_choices, check_integer, check_number, check_types
+from avppc.checks import (
+    MAX_SEED,
+    MAX_THREADS,
+    check_choice,
+    check_choices,
+    check_integer,
+    check_number,
+    check_types,
+    read_share,
+)
 from avppc.clip import SplitName
 from avppc.data.config import ReaderName
 from avppc.processes import count_cores
@@ -295,6 +304,10 @@ class TableConfig:
     (8 at least)."""
     only_finished: bool = False
     """Makes the pages from what is there: nothing is pretrained or measured, and what is missing stays empty."""
+    part: str = ""
+    """"i/n" (0/4 to 3/4, say): pretrain and measure the i-th of n shares, each on a machine of its own with the same
+    OUT. The one that ends last writes the whole table, and --only-finished what there is. Empty: everything but what
+    another process on this machine is at, which is waited for."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1"...; "auto" takes a GPU where there is one."""
     threads: int = 0
@@ -319,6 +332,7 @@ class TableConfig:
         check_integer("steps", self.steps, 0)
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("workers", self.workers, 0, 1024)
+        read_share("part", self.part)
 
     @property
     def label_counts(self) -> tuple[int, ...]:

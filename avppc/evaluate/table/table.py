@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from markupsafe import Markup
 
 from avppc._version import __version__
+from avppc.checks import read_share
 from avppc.data.packed.dataset import PackedDataset, check_data_apart, split_sha256
 from avppc.evaluate.config import EvaluateConfig, TableConfig
 from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS
@@ -28,13 +32,12 @@ from avppc.evaluate.table.results import (
     CellResult,
     Entry,
     Rate,
-    RunCost,
     Table,
     cells_of,
     entries_of,
     read_cost,
 )
-from avppc.files import check_vacant, write_atomically, write_json
+from avppc.files import InUse, check_vacant, sole_use, write_atomically, write_json
 from avppc.models.encoder_file import ENCODER_FILE, save_encoder
 from avppc.models.encoders import VideoEncoder
 from avppc.printing import Console
@@ -45,6 +48,7 @@ from avppc.train.loop import pretrain
 from avppc.train.run_folder import CONFIG_FILE, is_same_run, source_of
 
 TEMPLATE = "table/table.html.jinja"
+_TURN_SECONDS = 2.0
 NOTES = (
     "Word classification rate on the test clips in %, encoder frozen (in brackets: the encoder trained, too). Frozen "
     "means that its batch norms stay in eval mode as well. Head, learning rates and epoch were chosen on validation "
@@ -64,41 +68,116 @@ def execute(config: TableConfig) -> int:
 def make_table(config: TableConfig) -> Table:
     """Pretrains and measures what the table lacks; what is finished, with the same settings, is only read.
 
-    The pages are rewritten after each group of cells, so that they always show what there is.
+    What another process is at comes last, and is waited for. The pages are rewritten after each group of cells, so that
+    they always show what there is; a part of the work writes them once, of all that is there then.
     """
     check_data_apart(config.out, config.data)
     if not (config.out / "runs").is_dir():
         check_vacant(config.out, "one that avppc table began")
-    console = Console(stderr=True, soft_wrap=True)
     entries = entries_of(config)
     runs = {(entry, seed): entry.pretraining(config, seed) for entry in entries for seed in range(config.seeds)}
     for run_config in runs.values():
         make_task(run_config.task, run_config)  # refuses settings that do not fit before hours are spent
     labels = _training_labels(config)
-    costs: dict[tuple[Entry, int], RunCost] = {}
-    for number, (key, run_config) in enumerate(runs.items(), 1):
-        if not _is_finished(run_config):
-            if config.only_finished:
-                continue
-            console.print(f"pretraining {number} of {len(runs)}: {key[0].text}, seed {key[1]}")
-            pretrain(run_config)
-        costs[key] = read_cost(run_config.out)
+    console = Console(stderr=True, soft_wrap=True)
+    share, shares = read_share("part", config.part)
+    (config.out / "runs").mkdir(parents=True, exist_ok=True)  # a part without a run is of this table, too
+    if not config.only_finished:
+        _pretrain(runs, list(runs)[share::shares], console)
+    costs = {key: read_cost(run_config.out) for key, run_config in runs.items() if _is_finished(run_config)}
 
-    results: list[CellResult] = []
-    cells = cells_of(config)
     baseline = _write_untrained(runs[entries[0], 0], config.out / "cells" / "baselines")
-    for number, cell in enumerate(cells, 1):
+    protocols: dict[Cell, EvaluateConfig] = {}
+    for cell in cells_of(config):
         encoder = runs[cell.entry, cell.seed].out if cell.entry else baseline
-        protocol = _protocol(config, cell, encoder, _count_labelled(labels, cell.labels_per_word))
-        if config.only_finished:
-            found = _read(protocol, cell) if cell.entry is None or (cell.entry, cell.seed) in costs else None
-            results += [found] if found else []
-        else:
-            console.print(f"cell {number} of {len(cells)}: {cell}")
-            results.append(CellResult(cell, *evaluate(protocol, show=False, keep_readers=False)))
-        if number == len(cells) or cells[number].group != cell.group:
-            _write(Table(config, entries, costs, results))
-    return Table(config, entries, costs, results)
+        protocols[cell] = _protocol(config, cell, encoder, _count_labelled(labels, cell.labels_per_word))
+    results: dict[Cell, CellResult] = {}
+    shown = replace(config, part="")  # the table is the same, whoever made it
+
+    def table() -> Table:
+        return Table(shown, entries, costs, [results[cell] for cell in protocols if cell in results])
+
+    if not config.only_finished:
+        own = _deal(list(protocols), list(runs), share, shares)
+        for is_last_of_group in _measure(protocols, own, results, console):
+            if shares == 1 and is_last_of_group:
+                _write(table())
+    for cell, protocol in protocols.items():
+        if cell not in results and (cell.entry is None or (cell.entry, cell.seed) in costs):
+            found = _read(protocol, cell)
+            if found is not None:
+                results[cell] = found
+    _write(table())
+    return table()
+
+
+def _pretrain(
+    runs: Mapping[tuple[Entry, int], PretrainConfig], own: Iterable[tuple[Entry, int]], console: Console
+) -> None:
+    """Finishes some of the runs."""
+
+    def finish(key: tuple[Entry, int]) -> None:
+        if _is_finished(runs[key]):
+            return
+        if runs[key].out.is_dir():
+            with sole_use(runs[key].out):
+                pass  # whether it may begin is known before it is announced
+        console.print(f"pretraining {list(runs).index(key) + 1} of {len(runs)}: {key[0].text}, seed {key[1]}")
+        pretrain(runs[key])
+
+    for _ in _in_turn(own, finish, console):
+        pass
+
+
+def _measure(
+    protocols: Mapping[Cell, EvaluateConfig], own: Sequence[Cell], results: dict[Cell, CellResult], console: Console
+) -> Iterator[bool]:
+    """Measures some of the cells; yields after each whether it was the last one of its group."""
+
+    def finish(cell: Cell) -> None:
+        protocol = protocols[cell]
+        assert protocol.results is not None
+        protocol.results.mkdir(parents=True, exist_ok=True)
+        with sole_use(protocol.results):
+            console.print(f"cell {list(protocols).index(cell) + 1} of {len(protocols)}: {cell}")
+            results[cell] = CellResult(cell, *evaluate(protocol, show=False, keep_readers=False))
+
+    for cell in _in_turn(own, finish, console):
+        rest = own[own.index(cell) + 1 :]
+        yield not rest or rest[0].group != cell.group
+
+
+_Work = TypeVar("_Work")
+
+
+def _in_turn(work: Iterable[_Work], finish: Callable[[_Work], None], console: Console) -> Iterator[_Work]:
+    """Yields each piece of work when it is finished, first those that no other process is at."""
+    waiting, is_told = list(work), False
+    while waiting:
+        busy = []
+        for piece in waiting:
+            try:
+                finish(piece)
+            except InUse:
+                busy.append(piece)
+            else:
+                yield piece
+        if len(busy) == len(waiting):
+            if not is_told:
+                console.print(f"another process is at the last {len(busy)}: waiting for it")
+            is_told = True
+            time.sleep(_TURN_SECONDS)
+        waiting = busy
+
+
+def _deal(cells: Sequence[Cell], keys: Sequence[tuple[Entry, int]], share: int, shares: int) -> list[Cell]:
+    """The cells of a share: those of the runs that it pretrains, and of the baselines every n-th."""
+    baselines = [cell for cell in cells if cell.entry is None]
+
+    def number(cell: Cell) -> int:
+        return baselines.index(cell) if cell.entry is None else keys.index((cell.entry, cell.seed))
+
+    return [cell for cell in cells if number(cell) % shares == share]
 
 
 def _write_untrained(config: PretrainConfig, directory: Path) -> Path:

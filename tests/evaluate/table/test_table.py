@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -32,6 +33,7 @@ from avppc.evaluate.table.results import (
     paired_difference,
 )
 from avppc.evaluate.table.table import NOTHING, make_table, seeds_text, to_markdown
+from avppc.files import sole_use
 from avppc.tasks.config import TASK_NAMES
 
 TINY = "batch_size=8;encoder.width=4;encoder.features=16;audio_width=4;objective.dim=16;checkpoint_every=1"
@@ -145,6 +147,54 @@ def test_interrupted_pretraining_and_more_seeds_go_on(data: Path, tmp_path: Path
     assert "2 pretraining seeds" in page
     assert "supervised" not in page.split("Word classification")[0]
     assert "<svg" not in (tmp_path / "table.html").read_text()  # one count of labels makes no curve
+
+
+def rates_in(table: Path) -> list[list[str]]:
+    """The lines of table.csv without how long each took."""
+    return [line[:-3] + line[-2:] for line in csv.reader((table / "table.csv").read_text().splitlines())]
+
+
+def test_parts_in_any_order_make_the_table_of_one(data: Path, tmp_path: Path, quick: list[str]) -> None:
+    config = tiny_table(data, tmp_path / "one", tasks=(OURS,), labels="4,1", heads=("bins",), finetune=False)
+    make_table(config)
+    assert len(quick) == 6
+    quick.clear()
+    for part, measured in (("2/3", 0), ("1/3", 3), ("0/3", 3), ("1/3", 0)):  # two runs make two parts busy
+        make_table(dataclasses.replace(config, out=tmp_path / "parts", part=part))
+        assert len(quick) == measured, part
+        quick.clear()
+    assert rates_in(tmp_path / "parts") == rates_in(tmp_path / "one")
+    assert json.loads((tmp_path / "parts" / "table.json").read_text())["settings"]["part"] == ""
+    assert "--part" not in (tmp_path / "parts" / "table.md").read_text()
+
+
+def test_what_another_process_is_at_comes_last(
+    data: Path, tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run is pretrained elsewhere until all others are done, and then a cell of it is measured there."""
+    config = tiny_table(data, tmp_path, tasks=(OURS, RIVAL), labels="4", heads=("bins",), seeds=1, finetune=False)
+    entry = entries_of(config)[0]
+    run = entry.pretraining(config, 0)
+    cell = Cell("frozen", entry, 0, "bins", 4).directory(config)
+    with contextlib.ExitStack() as other:
+        for directory in (run.out, cell):
+            directory.mkdir(parents=True)
+        other.enter_context(sole_use(run.out))
+
+        def wait(seconds: float) -> None:
+            assert seconds == 2
+            other.close()
+            if not quick:
+                other.enter_context(sole_use(cell))
+
+        monkeypatch.setattr(table_module.time, "sleep", wait)
+        table = make_table(config)
+    assert [result.cell.entry for result in table.results] == [None, *entries_of(config)]
+    assert quick == ["random bins 4", "frozen bins 4", "frozen bins 4"]
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert told.count("another process is at the last 1: waiting for it") == 2
+    assert told.index("pretraining 2 of 2") < told.index("pretraining 1 of 2")
+    assert told.index("cell 3 of 3") < told.index("cell 2 of 3")
 
 
 def test_pages_can_be_made_of_what_is_finished(data: Path, tmp_path: Path, quick: list[str]) -> None:
@@ -352,6 +402,7 @@ def test_published_figures_and_order() -> None:
         ({"labels": "10,10"}, "labels must be different"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"heads": ("tcn",)}, "heads must be one of"),
+        ({"part": "3/3"}, 'part must be "i/n" with i from 0 to n - 1, got \'3/3\''),
     ],
 )
 def test_bad_settings_are_refused_by_name(changes: dict[str, object], message: str) -> None:
