@@ -402,7 +402,7 @@ def test_published_figures_and_order() -> None:
         ({"labels": "10,10"}, "labels must be different"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"heads": ("tcn",)}, "heads must be one of"),
-        ({"part": "3/3"}, 'part must be "i/n" with i from 0 to n - 1, got \'3/3\''),
+        ({"part": "3/3"}, "part must be \"i/n\" with i from 0 to n - 1, got '3/3'"),
     ],
 )
 def test_bad_settings_are_refused_by_name(changes: dict[str, object], message: str) -> None:
