@@ -1,8 +1,11 @@
 """Audio-visual permutative predictive coding: a visual speech encoder from unlabelled talking-face video.
 
-Importing it, the losses, the audio features and the encoders need torch alone; the commands (`avppc --help`) and
-`make_video_loader` need the package's other dependencies.
+Importing it, the losses, the audio features and the encoders need torch alone; the commands (`avppc --help`),
+`make_video_loader` and the names in `ON_DEMAND` need the package's other dependencies.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from avppc._version import __version__
 from avppc.clip import Clip, ClipBatch
@@ -43,3 +46,37 @@ __all__ = [
     "moment_info_nce",
     "save_encoder",
 ]
+
+ON_DEMAND = {
+    "ClipLoader": "avppc.data.packed.loader",
+    "EpochSampler": "avppc.data.packed.loader",
+    "PackedDataset": "avppc.data.packed.dataset",
+    "PretrainConfig": "avppc.config",
+    "ProxyTask": "avppc.tasks.base",
+    "TaskConfig": "avppc.config",
+    "TaskOutput": "avppc.tasks.base",
+    "make_task": "avppc.tasks.registry",
+    "pretrain": "avppc.train.loop",
+}
+"""Names that are imported from here when they are first asked for, and their modules."""
+
+if TYPE_CHECKING:
+    from avppc.config import PretrainConfig as PretrainConfig
+    from avppc.config import TaskConfig as TaskConfig
+    from avppc.data.packed.dataset import PackedDataset as PackedDataset
+    from avppc.data.packed.loader import ClipLoader as ClipLoader
+    from avppc.data.packed.loader import EpochSampler as EpochSampler
+    from avppc.tasks.base import ProxyTask as ProxyTask
+    from avppc.tasks.base import TaskOutput as TaskOutput
+    from avppc.tasks.registry import make_task as make_task
+    from avppc.train.loop import pretrain as pretrain
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ON_DEMAND:
+        raise AttributeError(f"module 'avppc' has no attribute {name!r}")
+    return getattr(importlib.import_module(ON_DEMAND[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *ON_DEMAND})

@@ -85,8 +85,10 @@ def check_path(name: str, value: object) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Raises TypeError if a field is not the text, path, tuple, truth value or configuration that its annotation says,
-    and ValueError if it is none of the choices that a Literal allows.
+    """Makes a Path of a text where a field is to have one.
+
+    Raises TypeError if a field is not the text, path, tuple, truth value or configuration that its annotation says, and
+    ValueError if it is none of the choices that a Literal allows.
 
     Numbers have checks of their own, which check their ranges as well.
     """
@@ -94,6 +96,10 @@ def check_types(config: Any) -> None:
     kinds_of, choices_of = _allowed_in_fields(cls)
     for name, (kinds, words) in kinds_of.items():
         value = getattr(config, name)
+        if isinstance(value, str) and Path in kinds and str not in kinds:  # as people write it in Python
+            check_path(name, value)
+            value = Path(value)
+            object.__setattr__(config, name, value)
         if not isinstance(value, kinds):
             raise TypeError(f"{name} must be {words}, got {type(value).__name__} {value!r}")
     for name, choices in choices_of.items():

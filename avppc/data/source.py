@@ -1,4 +1,4 @@
-"""Where clips come from: packed shards, or a folder of videos.
+"""Where clips come from: packed shards, a folder of videos, or a data set of one's own.
 
 Decoders are imported when they are needed: packed clips are read without them.
 """
@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 
-from avppc.clip import SPLITS
+from avppc.clip import SPLITS, Clip, ClipBatch
 from avppc.data.config import CropSettings, LoaderName, VideoConfig, VideoDecoder
 from avppc.data.packed.dataset import (
     Clips,
@@ -29,6 +29,7 @@ from avppc.data.packed.dataset import (
 )
 from avppc.data.packed.index import CLAIM_NAME, INDEX_NAME, SHARD_FOLDER, PackedIndex, prepared_crop
 from avppc.data.packed.remote import remote_url
+from avppc.data.packed.shard import ClipShape
 from avppc.processes import count_cores
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ if TYPE_CHECKING:
     from avppc.data.packed.loader import EpochSampler, SampledBatches
 
 _log = logging.getLogger(__name__)
+
+
+class MapDataset(Protocol):
+    """A map-style data set, as torch.utils.data.DataLoader takes it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Clip | tuple[Any, Any]:
+        """A Clip, or (video, audio): uint8 [T, H, W] luma, 16 black to 235 white, at 25 frames a second, and int16
+        [640 T] at 16 kHz, as tensors or arrays; all clips of one shape."""
 
 
 @dataclass(frozen=True)
@@ -197,3 +208,92 @@ class DataSource:
                 )
             _log.info("decoding with pyav (not DALI: %s)", against)
         return ClipLoader(dataset, sampler, device=device)
+
+
+class OwnClips:
+    """A map-style data set of one's own in the place of DataSource and of the training split that it opens.
+
+    Args:
+        dataset: see MapDataset. Two attributes are optional: `speakers`, [n] integers of at least 0, by which batches
+            may be grouped, and `sha256`, a text that is another one for other clips; without it, the first, the middle
+            and the last clip stand for all.
+
+    Raises:
+        ValueError: it is empty, or an item is no clip.
+    """
+
+    split = "train"
+    words: tuple[str, ...] = ()
+    is_packed = True
+
+    def __init__(self, dataset: MapDataset) -> None:
+        count = len(dataset)
+        if count < 1:
+            raise ValueError("dataset must hold at least one clip, got 0")
+        self._dataset = dataset
+        self.shape = ClipShape(*self._clip(0).video.shape)
+        self.sources = tuple(f"clip {number}" for number in range(count))
+        self.clip_ids = torch.arange(count)
+        self.labels = torch.full((count,), -1)
+        self.speakers = torch.as_tensor(getattr(dataset, "speakers", self.labels)).long()
+        if len(self.speakers) != count:
+            raise ValueError(f"dataset.speakers must have {count} entries like the data set, got {len(self.speakers)}")
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @cached_property
+    def sha256(self) -> str:
+        """What tells these clips from others: of the data set, or of three of its clips and their number."""
+        known = getattr(self._dataset, "sha256", None)
+        digest = hashlib.sha256(str(known or len(self)).encode())
+        for number in () if known else (0, len(self) // 2, len(self) - 1):
+            clip = self._clip(number)
+            digest.update(clip.video.numpy().tobytes() + clip.audio.numpy().tobytes())
+        return digest.hexdigest()
+
+    def batch(self, indices: torch.Tensor, *, pin_memory: bool = False) -> ClipBatch:
+        """The clips of these numbers, in that order."""
+        batch = ClipBatch.stack([self._clip(number) for number in indices.tolist()])
+        return batch.pin_memory() if pin_memory else batch
+
+    def _clip(self, number: int) -> Clip:
+        item = self._dataset[number]
+        if isinstance(item, Clip):
+            video, audio = item.video, item.audio
+        elif isinstance(item, (tuple, list)) and len(item) == 2:
+            video, audio = (torch.as_tensor(part) for part in item)
+        else:
+            raise TypeError(f"dataset[{number}] must be a Clip or (video, audio), got {type(item).__name__}")
+        try:
+            return Clip(video, audio, clip_id=number)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"dataset[{number}]: {error}") from error
+
+    def check(self, out: Path) -> None:
+        """Nothing lies in a folder that could be the output's."""
+
+    def verify(self, split: str, number: int, shares: int) -> None:
+        """There are no checksums."""
+
+    def open(self, split: str, verify: bool = True) -> OwnClips:
+        """This object."""
+        return self
+
+    def record(self, split: str) -> tuple[None, list[tuple[str, str]]]:
+        """As of packed clips."""
+        return None, []
+
+    def stream(self, dataset: Clips, sampler: EpochSampler, device: torch.device) -> SampledBatches:
+        """Batches for training, made ahead by a thread."""
+        from avppc.data.packed.loader import ClipLoader
+
+        return ClipLoader(dataset, sampler, device=device)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...

@@ -28,6 +28,7 @@ from avppc.settings import config_from_dict, config_to_dict, is_version, parse_c
 Model = TypeVar("Model", bound=nn.Module)
 
 FORMAT, VERSION = "avppc-encoder", 1
+OWN_FORMAT = "avppc-own-encoder"
 ENCODER_FILE = "encoder.safetensors"
 HUB_CONFIG, HUB_WEIGHTS = "config.json", "model.safetensors"
 _ON_HUB = re.compile(r"hf:/{1,2}(?P<repository>[^@]*)(@(?P<revision>.+))?")  # a Path makes one stroke of two
@@ -39,6 +40,12 @@ def save_encoder(encoder: VideoEncoder, path: Path) -> None:
     """Writes the encoder's weights and configuration, atomically."""
     header = {"format": FORMAT, "version": VERSION, "config": config_to_dict(encoder.config)}
     write_model(path, encoder.state_dict(), header)
+
+
+def save_own_encoder(module: nn.Module, path: Path) -> None:
+    """Writes the weights of a module of one's own, atomically; safetensors.torch.load_model(module, path) reads it."""
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    write_model(path, module.state_dict(), {"format": OWN_FORMAT, "version": VERSION, "class": name})
 
 
 def write_model(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -169,6 +176,11 @@ def _values_of(file: Path, header: Mapping[str, str], kind: str, version: int) -
         values = parse_checked_json(header.get("avppc", "null").encode())
     except ValueError as error:
         raise ValueError(f"{file}: its header{error}") from error
+    if isinstance(values, dict) and values.get("format") == OWN_FORMAT:
+        raise ValueError(
+            f"{file} has the weights of {values.get('class')}, an encoder of your own: make one, and load them with "
+            f"safetensors.torch.load_model(encoder, {str(file)!r})"
+        )
     if not isinstance(values, dict) or values.get("format") != kind or not is_version(values.get("version"), version):
         raise ValueError(
             f"{file} is not an {kind.replace('-', ' ')} of version {version}: its header says {str(header)[:200]}"

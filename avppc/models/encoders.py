@@ -127,6 +127,38 @@ class VideoEncoder(nn.Module):
             raise TypeError(f"video must have dtype {weight.dtype} like the encoder, got {video.dtype}")
 
 
+class OwnEncoder(nn.Module):
+    """Any module [N, T, H, W] -> [N, T, D] in VideoEncoder's place in a proxy task.
+
+    Args:
+        module: gets luma from 0 to 1, float32 or under autocast. Its attribute `reach`, if it has one, says how many
+            video frames before and after its own a feature depends on; without one, past and future are always encoded
+            apart.
+        features: D.
+    """
+
+    def __init__(self, module: nn.Module, features: int) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"encoder must be a torch.nn.Module, got {type(module).__name__}")
+        reach = getattr(module, "reach", 0)
+        check_integer("encoder.reach", reach, 0, 1 << 20)
+        self.module, self.out_features, self.reach = module, features, reach
+        self.is_local = hasattr(module, "reach")
+
+    def forward(self, video: Tensor, *, frame_stride: int = 1, frame_phase: int = 0) -> Tensor:
+        """As of VideoEncoder; all frames are encoded."""
+        features = self.module(video)
+        expected = (*video.shape[:2], self.out_features)
+        if not isinstance(features, Tensor) or features.shape != expected:
+            got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(
+                f"encoder must give [N, T, D] = {list(expected)} (D: encoder.features in the settings) for video "
+                f"{list(video.shape)}, got {got}"
+            )
+        return features[:, frame_phase::frame_stride]
+
+
 class AudioEncoder(nn.Module):
     """Features at the video's clock: log-mel [N, 4 T, B] -> [N, T, features].
 

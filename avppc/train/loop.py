@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from avppc.data.packed.dataset import Clips
 from avppc.data.packed.loader import EpochSampler
-from avppc.data.source import DataSource
+from avppc.data.source import DataSource, MapDataset, OwnClips
 from avppc.files import sole_use
-from avppc.models.encoder_file import ENCODER_FILE, save_encoder
+from avppc.models.encoder_file import ENCODER_FILE, save_encoder, save_own_encoder
+from avppc.models.encoders import OwnEncoder
 from avppc.ops.info_nce.agreement import rows_known_even
 from avppc.printing import Console
 from avppc.processes import Stopped
 from avppc.tasks.base import ProxyTask
-from avppc.tasks.registry import make_task
+from avppc.tasks.registry import make_task, with_encoder
 from avppc.train.checkpoint import (
     CheckpointSaver,
     CheckpointStore,
@@ -70,8 +72,22 @@ def _where_it_goes_on(checkpoints: Path) -> str:
     return f"the same command goes on from {newest}"
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    task: Callable[[PretrainConfig], ProxyTask] | None = None,
+    encoder: nn.Module | None = None,
+    dataset: MapDataset | None = None,
+) -> Path:
     """Pretrains an encoder and returns its file. Under torchrun each process does its share of every batch.
+
+    Args:
+        config: the settings.
+        task: makes a proxy task from them, such as a class derived from ProxyTask; None: the one of config.task.
+        encoder: a module of one's own, [N, T, H, W] luma from 0 to 1 -> [N, T, config.encoder.features]; it is trained
+            in place, and safetensors.torch.load_model(encoder, file) reads the file. None: a VideoEncoder.
+        dataset: clips of one's own, a map-style data set of Clip or (video, audio); config.data is then only its name.
+            None: the clips in config.data.
 
     Every draw of step i comes from (seed, i, place of the clip in the batch), and the order of the clips from (seed,
     epoch). So on a CPU a run that was killed and is started again by the same call gives, bit for bit, the weights of
@@ -92,23 +108,44 @@ def pretrain(config: PretrainConfig) -> Path:
         Stopped: SIGTERM or Ctrl-C came, and a checkpoint is written.
     """
     kept = videos_of(config.out) if config.out.is_dir() else None
-    source = DataSource(config.data, config.loader, config.videos, config.workers, kept)
+    source: DataSource | OwnClips
+    if dataset is None:
+        source = DataSource(config.data, config.loader, config.videos, config.workers, kept)
+    else:
+        source = OwnClips(dataset)
     source.check(config.out)
-    if not source.is_packed:
+    if isinstance(source, DataSource) and not source.is_packed:
         _ = source.listing  # before processes wait for each other: it may take long
     if config.logger == "wandb":
         require_wandb()
     with join_processes(config.device) as processes, contextlib.ExitStack() as held:
-        return _pretrain(config, source, processes, held)
+        return _pretrain(config, partial(_make_task, config, task, encoder), source, processes, held)
 
 
-def _pretrain(config: PretrainConfig, source: DataSource, processes: Processes, held: contextlib.ExitStack) -> Path:
+def _make_task(
+    config: PretrainConfig, task: Callable[[PretrainConfig], ProxyTask] | None, encoder: nn.Module | None
+) -> ProxyTask:
+    if task is None:
+        return make_task(config.task, config, encoder)
+    made = task(config)
+    if not isinstance(made, ProxyTask):
+        raise TypeError(f"task must make a ProxyTask, got {type(made).__name__}")
+    return with_encoder(made, encoder)
+
+
+def _pretrain(
+    config: PretrainConfig,
+    make: Callable[[], ProxyTask],
+    source: DataSource | OwnClips,
+    processes: Processes,
+    held: contextlib.ExitStack,
+) -> Path:
     device, main = processes.device, processes.main
     set_up_cpu(config.threads)
     dataset = held.enter_context(processes.all_or_none(partial(_open_data, config, source, processes)))
     check_same_training(config, dataset.sha256, processes)
     sampler = _make_sampler(config, dataset, processes)
-    task = _open_task(config, source, dataset, processes, held)
+    task = _open_task(config, make, source, dataset, processes, held)
     optimizer = make_optimizer(task, config.optimizer)
     store = CheckpointStore(config.out / "checkpoints", config.keep_checkpoints)
     step, skipped_before = processes.all_or_none(partial(_restore, config, store, task, optimizer, sampler))
@@ -155,7 +192,7 @@ def _pretrain(config: PretrainConfig, source: DataSource, processes: Processes, 
         return _finish(config, task, processes, log)
 
 
-def _open_data(config: PretrainConfig, source: DataSource, processes: Processes) -> Clips:
+def _open_data(config: PretrainConfig, source: DataSource | OwnClips, processes: Processes) -> Clips:
     """The training clips, checked; each process checks its share of the shards."""
     if config.verify_data:
         source.verify("train", processes.rank, processes.size)
@@ -171,12 +208,17 @@ def _open_data(config: PretrainConfig, source: DataSource, processes: Processes)
 
 
 def _open_task(
-    config: PretrainConfig, source: DataSource, dataset: Clips, processes: Processes, held: contextlib.ExitStack
+    config: PretrainConfig,
+    make: Callable[[], ProxyTask],
+    source: DataSource | OwnClips,
+    dataset: Clips,
+    processes: Processes,
+    held: contextlib.ExitStack,
 ) -> ProxyTask:
     """The task with its initial weights. Makes the run's directory, and locks it until `held` is closed."""
     frames = dataset.shape.frames
     torch.manual_seed(config.seed)
-    task = make_task(config.task, config)
+    task = make()
     if config.scale.cached_negatives and not task.has_representations:
         raise ValueError(
             f"scale.cached_negatives needs a permutative task or multiway synchronization, task is {config.task!r}"
@@ -314,7 +356,11 @@ def _progress_text(row: dict[str, Any], groups: Mapping[str, float], others: flo
 def _finish(config: PretrainConfig, task: ProxyTask, processes: Processes, log: RunLog) -> Path:
     path = config.out / ENCODER_FILE
     if processes.main:
-        save_encoder(task.video_encoder, path)
+        encoder: nn.Module = task.video_encoder
+        if isinstance(encoder, OwnEncoder):
+            save_own_encoder(encoder.module, path)
+        else:
+            save_encoder(task.video_encoder, path)
         log.say(f"encoder written to {path}")
     processes.barrier()
     return path
