@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,13 +16,14 @@ from numpy.typing import NDArray
 from avppc.clip import CLIP_FRAMES, SPLITS, VIDEO_FPS
 from avppc.synth import mouth, visemes
 from avppc.synth import voice as sound
-from avppc.synth.config import AFTER, BEFORE, Difficulty
+from avppc.synth.config import AFTER, BEFORE, Difficulty, Look
 from avppc.synth.face import (
     FACE_X,
     MOUTH_X,
     MOUTH_Y,
     SIZE,
     Image,
+    Light,
     StillFace,
     as_image,
     draw_light,
@@ -28,6 +31,7 @@ from avppc.synth.face import (
     paint_face,
     smoothstep,
 )
+from avppc.synth.head import HeadScene
 from avppc.synth.speaker import Face, Speaker
 from avppc.synth.voice import Espeak, Speech
 
@@ -105,6 +109,7 @@ def make_clip(
     *,
     seed: int,
     free_words: tuple[str, ...] = (),
+    look: Look = "mouth",
 ) -> MadeClip:
     """Speaks, moves, films and mixes one clip; free_words are what unlabelled clips talk about."""
     rng = job.rng(seed, _SPEECH_STREAM)
@@ -125,7 +130,7 @@ def make_clip(
         centre = sum(word) / 2 + rng.normal(0, difficulty.jitter_seconds)
     start = centre - _CLIP_SECONDS / 2
     movement = _move_mouth(speech, start, speaker.face, job.rng(seed, _MOUTH_STREAM), difficulty)
-    frames, picture = render(movement, speaker.face, job.rng(seed, _PICTURE_STREAM), difficulty)
+    frames, picture = render(movement, speaker.face, job.rng(seed, _PICTURE_STREAM), difficulty, look)
     audio, snr_db = sound.mix(sound.cut_speech(speech, start), job.rng(seed, _SOUND_STREAM), difficulty)
     word_seconds = round(word[1] - word[0], 4) if word else None
     facts = {
@@ -192,26 +197,48 @@ def render(
     face: Face,
     rng: np.random.Generator,
     difficulty: Difficulty,
+    look: Look = "mouth",
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
     """Frames in I420 layout, [T, 384, 256] (256 rows of luma, then both chromas), and what was drawn for them."""
     light = draw_light(rng, difficulty)
-    look = mouth.MouthLook(face.lip * rng.uniform(0.9, 1.1), face.tooth * (232 - 25 * rng.random()))
-    still = paint_face(face, light, rng)
+    scene: _DrawnScene | HeadScene
+    if look == "head":
+        scene = HeadScene(trajectory, face, light, rng, difficulty)
+    else:
+        scene = _DrawnScene(trajectory, face, light, rng)
     camera = _draw_camera(len(trajectory), rng, difficulty)
-    shapes = mouth.shape_mouth(trajectory, face)
     film = _Film(camera, rng)
-    picture = _tone(_over(still.face, still.background), camera)
+    picture = _tone(scene.still, camera)
     frames = np.empty((len(trajectory), SIZE * 3 // 2, SIZE), np.uint8)
-    folds = _cheek_folds()
     for index in range(len(trajectory)):
-        part = _move_jaw(still, _JAW_DROP * float(shapes.gap[index]))
-        fold = np.float32(np.clip(0.10 * face.spread_gain * trajectory[index, visemes.SPREAD], 0, 0.2))
-        patch = mouth.draw_mouth(shapes, index, face, look)
-        around = part[_PATCH_IN_JAW]
-        around[:] = over(patch.color * still.shading[mouth.PATCH], around * (1 - fold * folds), patch.alpha)
-        picture[_JAW] = _tone(part, camera)
+        picture[scene.moving] = _tone(scene.draw(index), camera)
         frames[index] = film.shoot(picture, index)
-    return frames, {"light": round(light.directed, 4), "blur": round(camera.blur, 4), "noise": round(camera.noise, 4)}
+    facts = {"light": round(light.directed, 4), "blur": round(camera.blur, 4), "noise": round(camera.noise, 4)}
+    return frames, {**facts, **scene.facts}
+
+
+class _DrawnScene:
+    """A drawn face whose jaw and mouth move."""
+
+    moving = _JAW
+    facts: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(self, trajectory: NDArray[np.float64], face: Face, light: Light, rng: np.random.Generator) -> None:
+        self._face = face
+        self._look = mouth.MouthLook(face.lip * rng.uniform(0.9, 1.1), face.tooth * (232 - 25 * rng.random()))
+        self._still = paint_face(face, light, rng)
+        self._shapes = mouth.shape_mouth(trajectory, face)
+        self._folds = np.clip(0.10 * face.spread_gain * trajectory[:, visemes.SPREAD], 0, 0.2).astype(np.float32)
+        self.still = _over(self._still.face, self._still.background)
+
+    def draw(self, index: int) -> Image:
+        """The moving part of one frame."""
+        part = _move_jaw(self._still, _JAW_DROP * float(self._shapes.gap[index]))
+        patch = mouth.draw_mouth(self._shapes, index, self._face, self._look)
+        around = part[_PATCH_IN_JAW]
+        skin = around * (1 - self._folds[index] * _cheek_folds())
+        around[:] = over(patch.color * self._still.shading[mouth.PATCH], skin, patch.alpha)
+        return part
 
 
 def _over(layer: Image, background: Image) -> Image:

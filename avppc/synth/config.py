@@ -15,6 +15,8 @@ __all__ = ["SynthConfig"]
 MAX_WORDS = 186
 RESERVED_WORDS = 20
 
+Look = Literal["mouth", "head"]
+
 
 @dataclass(frozen=True)
 class SynthConfig:
@@ -38,6 +40,8 @@ class SynthConfig:
     """What no two splits share: "face", "voice", "face,voice", or "" (nothing)."""
     difficulty: Literal["easy", "medium", "hard"] = "medium"
     """How much pose, light, blur, noise, context and speakers vary."""
+    look: Look = "mouth"
+    """mouth: a mouth drawn on a flat face; head: a life-like head (extra `heads`)."""
     train_speakers: int = 150
     """Speakers of the training split."""
     val_speakers: int = 10

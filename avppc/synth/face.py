@@ -170,13 +170,19 @@ def _paint_beard(skin: Image, face: Face, radius2: Image, rng: np.random.Generat
     _blend(skin, 0.8 * face.hair, np.clip(face.moustache * np.exp(-(lip**2)) + beard, 0, 1) * stubble)
 
 
-def _paint_background(face: Face, rng: np.random.Generator) -> Image:
+def paint_room(rng: np.random.Generator) -> Image:
+    """[3, 256, 256] planes of blue, green and red: what is far behind, out of focus."""
     rows, columns = rng.integers(2, 7, 2)
     patches = rng.uniform(20, 210, (rows, columns, 3))
     patches = 0.45 * patches + 0.55 * patches.mean(2, keepdims=True)
     image = np.stack(cv2.split(cv2.resize(patches.astype(np.float32), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)))
     clutter = cv2.resize(_white_noise(rng, SIZE // 8), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     image += clutter * np.float32(4 * rng.random())
+    return image
+
+
+def _paint_background(face: Face, rng: np.random.Generator) -> Image:
+    image = paint_room(rng)
     x = _X - FACE_X
     _blend(image, 0.62 * face.skin, smoothstep(46, 40, np.abs(x)) * smoothstep(170, 185, _Y))  # neck
     _blend(image, rng.uniform(10, 200, 3), smoothstep(0, 6, _Y - (222 + 0.006 * x * x)))  # shoulders

@@ -21,7 +21,7 @@ _VARIANTS = """
 """
 VARIANTS: tuple[str, ...] = tuple(_VARIANTS.split())
 _VARIANTS_OF_VAL, _VARIANTS_OF_TEST = 7, 14
-_FACE_STREAM, _VOICE_STREAM, _VARIANT_STREAM = 101, 102, 103
+_FACE_STREAM, _VOICE_STREAM, _VARIANT_STREAM, _HEAD_STREAM = 101, 102, 103, 104
 
 Color = NDArray[np.float64]  # [3] blue, green, red, 0 to 255
 
@@ -67,6 +67,10 @@ class Face:
     """How far the mouth stays open in silence, 0 to 1."""
     tempo: float
     """Stretches the time constants of the movement; above 1 the mouth is lazy."""
+    head_seed: tuple[int, ...]
+    """What the shape of the head is drawn from."""
+    identity: float
+    """How far it may be from the average, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,8 @@ def make_face(seed: int, number: int, identity: float) -> Face:
         round_gain=draw(0.7, 1.2),
         rest_open=draw(0, 0.10),
         tempo=draw(0.8, 1.35),
+        head_seed=(seed, _HEAD_STREAM, number),
+        identity=identity,
     )
 
 

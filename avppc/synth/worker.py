@@ -19,6 +19,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from avppc.checks import check_integer
@@ -56,6 +57,7 @@ def start_worker(config: SynthConfig) -> None:
     global _config
     follow_parent()
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     _config = config
 
 
@@ -74,6 +76,7 @@ def make_and_write(job: Job) -> dict[str, Any]:
         _workshop.espeak,
         seed=config.seed,
         free_words=WORDS[config.words :],
+        look=config.look,
     )
     checksum = write_clip(config.out, job.stem, clip)
     return {
