@@ -18,7 +18,7 @@ from avppc.data.packed.loader import EpochSampler
 from avppc.data.scan import scan
 from avppc.data.video.crop import Crop
 from avppc.data.video.decode import decode_clip
-from avppc.data.video.torchcodec import load_torchcodec
+from avppc.data.video.picked import load_torchcodec
 
 WINDOW = (slice(*LRW_ROWS), slice(*LRW_COLUMNS))
 

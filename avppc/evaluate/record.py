@@ -1,21 +1,26 @@
-"""What a pretraining run left behind, as numbers: its settings, its curves, and its lip-reading rows."""
+"""What a pretraining run left behind, as numbers: its settings, its curves, and its lip-reading rows.
+
+And what writes them down: templates and shell commands, as the report, the table and the model card have them.
+"""
 
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from avppc.clip import CLIP_FRAMES
 from avppc.evaluate.lipreading.results import RowResult, read_rows
 from avppc.losses.subtasks import SUBTASKS, SubTask, modality_group
-from avppc.settings import read_checked_json
+from avppc.settings import config_to_dict, read_checked_json
 from avppc.tasks.registry import make_task
 from avppc.tasks.visual import VisualMomentTask
 from avppc.train.config import PretrainConfig
@@ -24,6 +29,22 @@ from avppc.train.run_folder import ENVIRONMENT_FILE, TASK_FILE, read_run_config
 
 FINAL_ENTRIES = 5
 """So many of the last entries of the log are averaged for "the end of training"."""
+
+PALETTE = {
+    "ink": ("#1d2126", "#e4e7ea"),
+    "soft": ("#5f6872", "#98a2ad"),
+    "line": ("#dce0e5", "#333a42"),
+    "page": ("#fefefe", "#14171b"),
+    "panel": ("#f5f6f8", "#1c2026"),
+    "accent": ("#2560a8", "#6fabf0"),
+    "second": ("#bf6516", "#e8a15e"),
+    "third": ("#2a8a6c", "#56c09c"),
+    "fourth": ("#8356a5", "#bb99da"),
+    "on-accent": ("#fffffe", "#0e1216"),
+}
+"""Colours by name, for a light and a dark page; the page defines them as CSS variables."""
+
+_LINE_LENGTH = 100
 
 Array = NDArray[np.float64]
 _BY_NAME = {subtask.name: subtask for subtask in SUBTASKS}
@@ -204,3 +225,57 @@ def _group(labels: Sequence[str]) -> dict[str, list[int]]:
     for number, label in enumerate(labels):
         groups.setdefault(label, []).append(number)
     return groups
+
+
+def page_environment(folder: Path = Path(__file__).parent, *, html: bool = True) -> jinja2.Environment:
+    """jinja2's environment for the templates in a folder; a value that a template names but is not given is an error.
+
+    Templates of other folders may include the style of every page.
+
+    Args:
+        html: escapes the values for HTML; other texts, such as Markdown, get them as they are.
+    """
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=html,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def changed_settings(config: Any, default: Any) -> dict[str, Any]:
+    """The settings of `config` that differ from those of `default`: {dotted name: value of `config`}."""
+    ours, theirs = _flat(config_to_dict(config)), _flat(config_to_dict(default))
+    return {name: value for name, value in ours.items() if value != theirs[name]}
+
+
+def command_line(command: str, settings: Mapping[str, Any]) -> str:
+    """The shell command that runs `avppc COMMAND` with these settings; a long one goes over several lines.
+
+    Args:
+        settings: {dotted name: value}, a flag each.
+    """
+    lines = [f"avppc {command}"]
+    for name, value in settings.items():
+        flag = shlex.join(_flag(name.replace("_", "-"), value))
+        if len(lines[-1]) + len(flag) > _LINE_LENGTH:
+            lines.append("   ")
+        lines[-1] += f" {flag}"
+    return " \\\n".join(lines)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    """One flag as words of a command line: --name and its values, or --name / --no-name for a boolean."""
+    parent, dot, leaf = name.rpartition(".")
+    if isinstance(value, bool):
+        return [f"--{parent}{dot}{'' if value else 'no-'}{leaf}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

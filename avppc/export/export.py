@@ -30,8 +30,7 @@ from avppc.clip import CROP_SIZE, LUMA_BLACK, LUMA_WHITE, VIDEO_FPS
 from avppc.data.packed.index import PackedIndex
 from avppc.data.packed.remote import remote_url
 from avppc.evaluate.lipreading.results import RowResult, title_of
-from avppc.evaluate.pages import changed_settings, command_line, page_environment
-from avppc.evaluate.record import RunRecord, read_record
+from avppc.evaluate.record import RunRecord, changed_settings, command_line, page_environment, read_record
 from avppc.export.config import ExportConfig, FormatName
 from avppc.files import new_directory, read_bytes, read_json, sha256_of, write_atomically, write_json
 from avppc.models.encoder_file import (

@@ -23,7 +23,7 @@ from avppc.data.video.track import MouthTrack
 from avppc.evaluate.diagnose.check_sync import Offset
 from avppc.evaluate.lipreading.heads import LipReader
 from avppc.evaluate.media import Picture, make_film
-from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
+from avppc.evaluate.record import PALETTE, changed_settings, command_line, page_environment
 from avppc.export.config import ReadConfig
 from avppc.files import replace_file, temporary_place
 from avppc.printing import ProgressBar

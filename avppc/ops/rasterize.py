@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from avppc.ops import _library
-from avppc.ops.derivatives import is_differentiated
+from avppc.ops.modes import is_differentiated
 
 _STEPS = 256  # of a point's part of a pixel: the vertices are moved to this grid, so that coverage is exact
 

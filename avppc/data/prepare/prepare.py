@@ -37,8 +37,8 @@ from avppc.data.prepare.worker import CHANGED, SHARD_OF_UNIT, DecodeJob, UnitRec
 from avppc.data.scan import VIDEO_SUFFIXES, Scan, Video, scan
 from avppc.data.sentences import Sentences, find_sentences
 from avppc.data.video.faces import make_finder
+from avppc.data.video.picked import load_torchcodec
 from avppc.data.video.source import UNREADABLE
-from avppc.data.video.torchcodec import load_torchcodec
 from avppc.data.video.track import TRACKER_VERSION
 from avppc.files import check_apart, check_vacant, read_json, remove_files, remove_leftovers, sole_use, write_json_lines
 from avppc.printing import Console, ProgressBar

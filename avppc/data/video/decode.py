@@ -55,7 +55,7 @@ def decode_clip(
     check_integer("num_frames", num_frames, 1, _MAX_FRAMES)
     check_choice("backend", backend, get_args(Backend))
     if backend == "torchcodec":
-        from avppc.data.video.torchcodec import decode_clip_torchcodec  # only here: it is an extra
+        from avppc.data.video.picked import decode_clip_torchcodec  # only here: it is an extra
 
         return decode_clip_torchcodec(source, start_frame, num_frames, crop or Crop())
     if may_seek and start_frame > SEEK_BEYOND_FRAMES:

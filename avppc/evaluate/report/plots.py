@@ -18,8 +18,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from avppc.evaluate.lipreading.results import RowResult, title_of
-from avppc.evaluate.pages import PALETTE
-from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, mean_of_finite
+from avppc.evaluate.record import PALETTE, RunRecord, group_by_modality, group_by_size, mean_of_finite
 from avppc.losses.subtasks import ELEMENTS, SubTask
 
 _LIGHT = {name: light for name, (light, _) in PALETTE.items()}

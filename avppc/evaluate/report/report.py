@@ -26,8 +26,16 @@ from avppc.evaluate.lipreading.results import (
     title_of,
 )
 from avppc.evaluate.media import ClipSheet, make_clip_sheet
-from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
-from avppc.evaluate.record import RunRecord, group_by_modality, group_by_size, read_record
+from avppc.evaluate.record import (
+    PALETTE,
+    RunRecord,
+    changed_settings,
+    command_line,
+    group_by_modality,
+    group_by_size,
+    page_environment,
+    read_record,
+)
 from avppc.evaluate.report import plots
 from avppc.files import sha256_of, write_atomically
 from avppc.models.encoder_file import ENCODER_FILE

@@ -21,7 +21,7 @@ from avppc.evaluate.lipreading.classifier import HELD_OUT_SPLITS
 from avppc.evaluate.lipreading.evaluate import evaluate, settings_of
 from avppc.evaluate.lipreading.fits import check_words
 from avppc.evaluate.lipreading.results import read_row
-from avppc.evaluate.pages import PALETTE, changed_settings, command_line, page_environment
+from avppc.evaluate.record import PALETTE, changed_settings, command_line, page_environment
 from avppc.evaluate.report import plots
 from avppc.evaluate.report.report import HEADS, duration
 from avppc.evaluate.table.results import (

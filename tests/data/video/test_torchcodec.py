@@ -20,14 +20,14 @@ import avppc.data
 from avppc.data.config import PrepareConfig
 from avppc.data.packed.dataset import PackedDataset
 from avppc.data.prepare import prepare
-from avppc.data.video import torchcodec
+from avppc.data.video import picked
 from avppc.data.video.decode import decode_clip
 from avppc.data.video.source import DecodeError
 
 
 def _missing() -> str | None:
     try:
-        torchcodec.load_torchcodec()
+        picked.load_torchcodec()
     except ImportError as error:
         return str(error)
     return None
