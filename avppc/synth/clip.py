@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,9 +31,11 @@ from avppc.synth.face import (
     paint_face,
     smoothstep,
 )
-from avppc.synth.head import HeadScene
 from avppc.synth.speaker import Face, Speaker
 from avppc.synth.voice import Espeak, Speech
+
+if TYPE_CHECKING:
+    from avppc.synth.head import HeadScene
 
 _CLIP_SECONDS = CLIP_FRAMES / VIDEO_FPS
 _SPEAKER_STREAM, _SPEECH_STREAM, _MOUTH_STREAM, _PICTURE_STREAM, _SOUND_STREAM = range(5)
@@ -203,6 +205,8 @@ def render(
     light = draw_light(rng, difficulty)
     scene: _DrawnScene | HeadScene
     if look == "head":
+        from avppc.synth.head import HeadScene  # only here: it loads compiled operators
+
         scene = HeadScene(trajectory, face, light, rng, difficulty)
     else:
         scene = _DrawnScene(trajectory, face, light, rng)

@@ -36,6 +36,7 @@ _FORMAT, _VERSION = "avppc talking mouths", 1
 _SETTINGS, _MANIFEST, _JOURNAL, _SHEET = "synth.json", "manifest.jsonl", "manifest.partial.jsonl", "contact_sheet.png"
 SUFFIXES = (".npy", ".txt", ".mp4")  # of the files of a clip
 _HOW_NOT_WHAT = ("out", "workers", "overwrite")  # settings that leave the clips as they are
+_SETTINGS_OF_OLD = {"look": "mouth"}  # of a data set from before there was a choice
 _JOBS_IN_FLIGHT = 4  # a worker
 
 Record = dict[str, Any]
@@ -48,7 +49,7 @@ def execute(config: SynthConfig) -> int:
         ImportError: a package of avppc[synth] is missing.
         ValueError: config.out holds something else, or a data set of other settings.
     """
-    _require_extras()
+    _require_extras(config)
     if not config.out.is_dir():
         check_vacant(config.out, "one that avppc synth began")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -94,9 +95,13 @@ def plan(config: SynthConfig) -> Iterator[Job]:
         yield Job(UNLABELED_FOLDER, "train", number, None)
 
 
-def _require_extras() -> None:
+def _require_extras(config: SynthConfig) -> None:
     if any(importlib.util.find_spec(name) is None for name in ("cv2", "espeakng_loader")):
         raise ImportError("avppc synth needs the extra packages: pip install 'avppc[synth]'")
+    if config.look == "head":
+        from avppc.synth.head import find_data
+
+        find_data()
 
 
 def _identity(config: SynthConfig) -> Record:
@@ -136,7 +141,7 @@ def _claim_folder(config: SynthConfig) -> None:
 def _differences(found: Record, wanted: Record) -> list[str]:
     """What differs between two data sets, in words."""
     known = found.get("config")
-    before = {"version": found.get("version"), **(known if isinstance(known, dict) else {})}
+    before = {"version": found.get("version"), **_SETTINGS_OF_OLD, **(known if isinstance(known, dict) else {})}
     now = {"version": wanted["version"], **wanted["config"]}
     return [
         f"{name} {before.get(name)!r} there, {value!r} here" for name, value in now.items() if before.get(name) != value

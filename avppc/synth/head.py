@@ -319,10 +319,12 @@ class HeadScene:
         """What may be seen in the moving part of the picture: the model, its points and colours."""
         rows, columns = _MOVING
         x, y, _ = self._project(head.points, _MOVING).T
-        near = np.maximum(np.maximum(-x, x - columns.stop + columns.start), np.maximum(-y, y - rows.stop + rows.start))
+        outside = np.maximum(
+            np.maximum(-x, x - columns.stop + columns.start), np.maximum(-y, y - rows.stop + rows.start)
+        )
         normals = vertex_normals(torch.from_numpy(head.points[None]), torch.from_numpy(model.triangles)).numpy()[0]
-        seen = (near < _MARGIN) & (((normals @ self._pose)[:, 2] > _AWAY) | (model.within > 0))
-        kept, corners = np.unique(model.triangles[seen[model.triangles].all(1)], return_inverse=True)
+        seen = (outside < _MARGIN) & (((normals @ self._pose)[:, 2] > _AWAY) | (model.within > 0))
+        kept, corners = np.unique(model.triangles[seen[model.triangles].any(1)], return_inverse=True)
         return model.cut(kept, corners.reshape(-1, 3)), head.points[kept], colors[kept]
 
     def _render(

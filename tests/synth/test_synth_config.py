@@ -30,6 +30,7 @@ def test_word_list() -> None:
         ({"clips_per_word": 0, "val_clips_per_word": 0, "test_clips_per_word": 0}, "are all 0"),
         ({"split_by": "face,tongue"}, "split_by must be one of 'face', 'voice'; got 'tongue'"),
         ({"difficulty": "brutal"}, "difficulty must be one of 'easy', 'medium', 'hard'; got 'brutal'"),
+        ({"look": "cartoon"}, "look must be one of 'mouth', 'head'; got 'cartoon'"),
         ({"test_speakers": 0}, "test_speakers must be from 1"),
         ({"seed": -1}, "seed must be from 0"),
         ({"workers": -2}, "workers must be from 0"),

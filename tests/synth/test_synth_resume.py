@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from avppc.files import sole_use, temporary_name
+from avppc.settings import write_checked_json
 from avppc.synth.config import SynthConfig
 from avppc.synth.dataset import _claim_folder, execute, read_records
 
@@ -105,6 +106,17 @@ def test_another_configuration_is_refused_and_replaced_only_on_demand(copy: Synt
     assert {path.read_text() for path in mine} == {"not of this program"}
     assert not list(copy.out.rglob(".*.tmp"))
     assert json.loads((copy.out / "synth.json").read_text())["config"]["difficulty"] == "easy"
+
+
+def test_a_set_from_before_looks_goes_on_as_mouths(copy: SynthConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = json.loads((copy.out / "synth.json").read_text())
+    del settings["checksum"]
+    assert settings["config"].pop("look") == "mouth"
+    write_checked_json(copy.out / "synth.json", settings)
+    with pytest.raises(ValueError, match=r"look 'mouth' there, 'head' here"):
+        _claim_folder(dataclasses.replace(copy, look="head"))
+    assert execute(copy) == 0
+    assert "0 of them made now" in capsys.readouterr().out
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
