@@ -374,7 +374,7 @@ def _paint(model: HeadModel, head: Head, face: Face, rng: np.random.Generator) -
         colors[:] += np.clip(amount, 0, 1)[:, None] * (color - colors)
 
     hair = face.hair * (1 + 0.12 * hairs)
-    shaven = np.clip(0.6 + 0.8 * stubble[:, 0], 0, 1)
+    shaven = np.clip(0.85 + 0.2 * stubble[:, 0], 0, 1)
     beard = smoothstep(6.62, 6.45, y) * smoothstep(5.9, 6.1, y) * smoothstep(0.2, 0.5, z)
     moustache = np.exp(-(((y - 6.76) / 0.07) ** 2)) * smoothstep(0.36, 0.26, x) * smoothstep(1.2, 1.3, z)
     blend(0.8 * hair, np.clip(face.beard * beard + face.moustache * moustache, 0, 1) * shaven)
