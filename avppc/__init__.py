@@ -55,6 +55,7 @@ ON_DEMAND = {
     "ProxyTask": "avppc.tasks.base",
     "TaskConfig": "avppc.config",
     "TaskOutput": "avppc.tasks.base",
+    "load_clip": "avppc.data.video.decode",
     "make_task": "avppc.tasks.registry",
     "pretrain": "avppc.train.loop",
 }
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from avppc.data.packed.dataset import PackedDataset as PackedDataset
     from avppc.data.packed.loader import ClipLoader as ClipLoader
     from avppc.data.packed.loader import EpochSampler as EpochSampler
+    from avppc.data.video.decode import load_clip as load_clip
     from avppc.tasks.base import ProxyTask as ProxyTask
     from avppc.tasks.base import TaskOutput as TaskOutput
     from avppc.tasks.registry import make_task as make_task

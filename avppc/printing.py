@@ -39,6 +39,11 @@ def as_line(text: str) -> str:
     return visible(text).replace("\n", "\\n")
 
 
+def counted(number: int, thing: str) -> str:
+    """For example "1 word", "1,200 words"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def visible(text: str) -> str:
     """The text with escapes such as \\x1b for what would command the terminal or deceive the eye; lines stay."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -71,6 +71,11 @@ class DataSource:
     def is_packed(self) -> bool:
         """Whether `data` is a packed set, or is to be one; ValueError where it is one and `loader` decodes videos."""
         names = (INDEX_NAME, CLAIM_NAME)
+        if remote_url(self.data) is None and self.data.is_file():
+            raise ValueError(
+                f"data must be a folder of packed shards or of videos, and {self.data} is a file; one video's clip is "
+                "avppc.load_clip(path) in Python"
+            )
         packed = remote_url(self.data) is not None or any((self.data / name).is_file() for name in names)
         if self.loader == "packed" or (self.loader == "auto" and (packed or not self.data.is_dir())):
             return True

@@ -295,6 +295,8 @@ class TableConfig:
     """Also fine-tunes the encoders, and trains one from scratch with the labels."""
     steps: int = 0
     """Pretraining steps; 0: the preset's."""
+    batch_size: int = 0
+    """Clips of one loss in pretraining; 0: the preset's, which must not be more than the training clips."""
     draws: int = 5
     """Draws of the labelled clips for cells whose encoder is frozen."""
     training_draws: int = 3
@@ -330,6 +332,7 @@ class TableConfig:
         for name in ("seeds", "draws", "training_draws", "most_clips"):
             check_integer(name, getattr(self, name), 1)
         check_integer("steps", self.steps, 0)
+        check_integer("batch_size", self.batch_size, 0)
         check_integer("threads", self.threads, 0, MAX_THREADS)
         check_integer("workers", self.workers, 0, 1024)
         read_share("part", self.part)

@@ -24,7 +24,7 @@ from avppc.files import (
     sole_use,
     write_json_lines,
 )
-from avppc.printing import ProgressBar
+from avppc.printing import ProgressBar, counted
 from avppc.processes import ctrl_c_waits, process_context, process_pool
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.synth.config import WORDS, SynthConfig
@@ -78,7 +78,8 @@ def _make(config: SynthConfig) -> int:
     _write_sheet(config.out, [f"{job.stem}.mp4" for job in jobs])
     seconds = time.perf_counter() - begin
     speed = f" in {seconds:.0f} s, {len(to_do) / seconds:.1f} clips/s" if to_do else ""
-    print(f"{config.out}: {len(jobs)} clips of {config.words} words, {len(to_do)} of them made now{speed}")
+    clips = f"{counted(len(jobs), 'clip')} of {counted(config.words, 'word')}"
+    print(f"{config.out}: {clips}, {len(to_do)} of them made now{speed}")
     return 0
 
 

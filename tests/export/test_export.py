@@ -216,7 +216,7 @@ def test_a_run_that_has_not_finished_is_refused(tmp_path: Path, capsys: pytest.C
 def test_bad_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="formats must name at least one of safetensors, torch-export, onnx"):
         ExportConfig(tmp_path, tmp_path, ())
-    with pytest.raises(ValueError, match="formats must be one of 'safetensors', 'torch-export', 'onnx', 'hub'; got 'tflite'"):
+    with pytest.raises(ValueError, match=r"formats must be one of 'safetensors', .*, 'hub'; got 'tflite'"):
         ExportConfig(tmp_path, tmp_path, ("tflite",))
     with pytest.raises(TypeError, match=r"out must be a pathlib\.Path, got int"):
         ExportConfig(tmp_path, 3)

@@ -178,6 +178,15 @@ def test_paths_may_be_texts() -> None:
         avppc.PretrainConfig("a\0", "runs/x")  # type: ignore[arg-type]
 
 
+def test_a_file_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "video.mp4").write_bytes(b"")
+    flags = ["embed", str(tmp_path / "video.mp4"), "--encoder", "talking-mouths", "--out", str(tmp_path / "x.npz")]
+    assert main(flags) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "data must be a folder of packed shards or of videos, and" in error
+    assert "one video's clip is avppc.load_clip(path) in Python" in error
+
+
 def test_names_on_demand_are_there_and_shown() -> None:
     assert set(avppc.ON_DEMAND) <= set(dir(avppc))
     assert not set(avppc.ON_DEMAND) & set(avppc.__all__)  # `from avppc import *` needs torch alone

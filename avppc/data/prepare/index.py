@@ -49,7 +49,9 @@ def execute(config: IndexConfig) -> int:
     out = config.data / MANIFEST_NAME if config.out is None else config.out
     found = scan(config.data, config.paths, layout="tree")  # whichever videos are words: the facts are the same
     if not found.videos and not found.refused:
-        print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        Console(stderr=True, quiet=False, soft_wrap=True).print(
+            f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
+        )
         return 1
     understood = print_understood(found, config)
     number, shares = config.share()

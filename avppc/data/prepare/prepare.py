@@ -70,7 +70,9 @@ def execute(config: PrepareConfig) -> int:
     if sentences is not None:
         print_sentences(found, sentences)
     if not found.videos and not found.refused:  # an empty mount point, say: nothing in OUT is touched
-        print(f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        Console(stderr=True, quiet=False, soft_wrap=True).print(
+            f"{config.data} has no videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
+        )
         return 1
     units = plan(config, found.videos)
     check_installed(config)

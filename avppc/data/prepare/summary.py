@@ -11,7 +11,7 @@ from avppc.data.prepare.worker import UnitRecord, kind_of
 from avppc.data.scan import Scan, find_places
 from avppc.data.sentences import Sentences, find_sentences
 from avppc.data.video.reader import LONGER
-from avppc.printing import as_line
+from avppc.printing import as_line, counted
 
 REFUSED_NAME = "refused.jsonl"
 NOTES_NAME = "notes.jsonl"
@@ -47,7 +47,7 @@ def print_summary(
             count[1] += 1
             count[2] += shard.bytes
     videos = f"{len(found.videos)} videos" if done == len(found.videos) else f"{done} of the {len(found.videos)} videos"
-    print(f"{config.out}: {videos} of {config.data}, {len(found.words)} words, {seconds:.1f} s")
+    print(f"{config.out}: {videos} of {config.data}, {counted(len(found.words), 'word')}, {seconds:.1f} s")
     for split, (clips, shards, size) in counts.items():
         if clips:
             print(f"  {split:5} {clips:8,} clips in {shards:,} shards, {size / 1e9:.3f} GB")

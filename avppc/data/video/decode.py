@@ -6,12 +6,14 @@ that is missing inside a clip or for most of it. What can be converted is conver
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, get_args
 
-from avppc.checks import check_choice, check_integer
-from avppc.clip import CLIP_FRAMES
+from avppc.checks import check_choice, check_integer, check_number, check_path
+from avppc.clip import CLIP_FRAMES, VIDEO_FPS, Clip
 from avppc.data.video.crop import Crop
 from avppc.data.video.reader import ClipError, DecodedClip, StreamReader
 from avppc.data.video.source import DecodeError, Source, check_container, damage_as_decode_error, open_video
@@ -64,6 +66,33 @@ def decode_clip(
         except DecodeError:
             pass  # a container that cannot seek exactly: read it from the start
     return next(_clips(source, num_frames, None, crop or Crop(), None, start_frame))
+
+
+def load_clip(
+    path: str | os.PathLike[str],
+    *,
+    start_seconds: float = 0.0,
+    num_frames: int = CLIP_FRAMES,
+    crop: Crop | None = None,
+) -> Clip:
+    """One clip of a video as a Clip: picture and sound, as `avppc prepare` cuts them.
+
+    The features of its frames are encoder(crop_video(clip.video[None], crop_pixels, input_pixels)).
+
+    Args:
+        path: a file.
+        start_seconds: where the clip starts in the video, at least 0; rounded to a frame of 1/25 s.
+        num_frames: its length in frames of 1/25 s.
+        crop: as for decode_clip: which part of each frame is kept, the middle square unless the video is of LRW's size.
+
+    Raises:
+        DecodeError, TypeError, ValueError: as for decode_clip.
+    """
+    check_path("path", path)
+    check_number("start_seconds", start_seconds, 0)
+    start = round(start_seconds * VIDEO_FPS)
+    decoded = decode_clip(Path(path), start_frame=start, num_frames=num_frames, crop=crop)
+    return Clip(decoded.video, decoded.audio)
 
 
 def decode_clips(

@@ -172,7 +172,9 @@ def plot_low_shot(
 
 
 def _shorten(name: str, most: int = 60) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A long name without its middle: names that begin alike differ at their ends."""
+    half = most // 2
+    return name if len(name) <= most else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def plot_training(record: RunRecord) -> str:

@@ -65,6 +65,7 @@ class Entry:
         """The settings of its pretraining with a seed; ValueError for a setting that pretraining does not have."""
         config = PretrainConfig.from_preset(table.preset, table.data, table.out / "runs" / f"{self.folder}-seed{seed}")
         config = replace(config, device=table.device, threads=table.threads, steps=table.steps or config.steps)
+        config = replace(config, batch_size=table.batch_size or config.batch_size)
         values = {**config_to_dict(config), "task": self.task, "seed": seed}
         for (first, *others), value in self.settings():
             names, place = [current_name(PretrainConfig, first), *others], values
@@ -290,6 +291,20 @@ class Table:
             if entry.task != "av-permutative" and found:
                 rates[entry] = sum(item.val_rate for item in found) / len(found)
         return max(rates, key=rates.__getitem__) if rates else None
+
+    def is_best(self, entry: Entry | None, head: str, labels_per_word: int) -> bool:
+        """Whether no proxy task reads more than this one in a column, the encoder frozen."""
+        rates = {other: self.rate("frozen", other, head, labels_per_word) for other in self.entries}
+        means = {other: rate.mean for other, rate in rates.items() if rate is not None}
+        return entry in means and means[entry] == max(means.values())
+
+    @property
+    def measured_on(self) -> str:
+        """The words and test clips that the rates are of, and chance; empty where nothing is measured."""
+        if not self.results:
+            return ""
+        result = self.results[0].result
+        return f"{len(result.words)} words, {result.tested:,} test clips, chance {100 * result.chance:.1f} %"
 
     def ahead(self, entry: Entry | None, title: str, labels_per_word: int) -> str:
         """How far a row is ahead of the best rival under the last head, the encoder frozen, as a text."""

@@ -286,14 +286,19 @@ def to_markdown(table: Table) -> str:
     for labels in config.label_counts:
         lines = [f"### {plots.labels_title(labels)}", "", _line(header), _line(["---"] * len(header))]
         for title, entry, pairs in table.lines(labels):
-            cells = [title, *(pair_text(*pairs[head]) for head in table.columns)]
+            cells = [title]
+            for head in table.columns:
+                mark = "**" if table.is_best(entry, head, labels) else ""
+                cells.append(f"{mark}{pair_text(*pairs[head])}{mark}")
             cells.append(table.ahead(entry, title, labels))
             cells += [published_text(entry.task, head) if entry else NOTHING for head in slides]
             cost = table.cost(entry)
             cells += [f"{cost.clips:,}", duration(cost.seconds).replace("\u00a0", " ")] if cost else [NOTHING, NOTHING]
             lines.append(_line(cells))
         parts.append("\n".join(lines))
-    parts.append(f"{NOTES} {seeds_text(table)}.\n\nSlides: {SOURCE}\n\n`{_command(config)}`\n")
+    measured = f" {table.config.data.name}: {table.measured_on}." if table.measured_on else ""
+    notes = f"{NOTES} {seeds_text(table)}.{measured} Bold: the proxy task that reads most in a column, frozen."
+    parts.append(f"{notes}\n\nSlides: {SOURCE}\n\n`{_command(config)}`\n")
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from avppc.checks import check_bool, check_choice, without_autocast
 from avppc.ops import _library
 from avppc.ops.info_nce import cpu
+from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
 from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, make_problem
 from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
 from avppc.ops.info_nce.triton.op import info_nce_triton_rows
@@ -35,21 +36,21 @@ def bilinear_info_nce(
     contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
     scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
     target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
-    return_stats: Literal[False] = False,
+    gather: str = "none", return_stats: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def bilinear_info_nce(
     contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
     scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
     target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
-    return_stats: Literal[True],
+    gather: str = "none", return_stats: Literal[True],
 ) -> tuple[Tensor, InfoNCEStats]: ...  # fmt: skip
 @overload
 def bilinear_info_nce(
     contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
     scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
     target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
-    return_stats: bool,
+    gather: str = "none", return_stats: bool,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]: ...  # fmt: skip
 def bilinear_info_nce(
     contexts: Tensor,
@@ -64,6 +65,7 @@ def bilinear_info_nce(
     symmetric: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
+    gather: str = "none",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """K InfoNCE losses with bilinear scores: each context must find its target among the targets of the whole batch.
@@ -87,6 +89,8 @@ def bilinear_info_nce(
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
         backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
             the fastest that can run.
+        gather: "none", "all" or "ring", as in BilinearInfoNCE: with torch.distributed the targets of all processes are
+            the negatives. Weights and scale with gradients must be inside what averages the gradients.
         return_stats: also return InfoNCEStats, which costs next to nothing.
 
     Returns:
@@ -99,6 +103,15 @@ def bilinear_info_nce(
         RuntimeError: the backend asked for is not available here.
     """
     check_bool("return_stats", return_stats)
+    if not (isinstance(gather, str) and gather == "none"):
+        check_choice("gather", gather, GATHERS)
+        if has_others():
+            ids = {"context_ids": context_ids, "target_ids": target_ids}
+            options = {**ids, "scale": scale, "positive_offset": positive_offset, "symmetric": symmetric}
+            gathered, all_stats = _solve_gathered(
+                contexts, targets, weights, pairs, options, gather, reduction, backend
+            )
+            return (gathered, all_stats) if return_stats else gathered
     if context_ids is None and target_ids is None:
         arguments = contexts, targets, weights, pairs, scale, positive_offset, symmetric
         found = solve_at_once(*arguments, reduction, backend, return_stats)
@@ -117,6 +130,29 @@ def bilinear_info_nce(
     )
     loss, stats = solve(problem, reduction, None, backend, return_stats)
     return loss if stats is None else (loss, stats)
+
+
+def _solve_gathered(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    pairs: Pairs | None,
+    options: dict[str, Any],
+    gather: str,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, InfoNCEStats]:
+    """With the targets of all processes; the others, which wait for this one, learn of an error."""
+    from avppc.ops.info_nce.distributed import solve_gathered  # which imports this module
+
+    device = contexts.device if isinstance(contexts, Tensor) else torch.device("cpu")
+    with refusal_told(device):
+        if options["positive_offset"] != 0:
+            raise ValueError(f"positive_offset must be 0 with gather={gather!r}, got {options['positive_offset']}")
+        problem = make_problem(contexts, targets, weights, pairs, **options)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, BACKENDS)
+    return solve_gathered(problem, gather, reduction, None, backend)
 
 
 def solve_at_once(

@@ -141,7 +141,7 @@ class TestIndex:
     def test_no_videos(self, tmp_path, capsys):
         assert index.execute(IndexConfig(tmp_path)) == 1
         assert not (tmp_path / "manifest.jsonl").exists()
-        assert "has no videos" in capsys.readouterr().out
+        assert "has no videos" in capsys.readouterr().err
 
     def test_videos_that_are_all_refused_unopened_are_listed(self, tmp_path, capsys):
         data = tmp_path / "data"

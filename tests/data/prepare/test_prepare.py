@@ -316,7 +316,7 @@ def test_nothing_usable(tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     assert prepare.execute(PrepareConfig(data, out)) == 1
-    assert "has no videos" in capsys.readouterr().out
+    assert "has no videos" in capsys.readouterr().err
     assert not out.exists()
     (data / "a.mp4").write_bytes(b"no")
     assert prepare.execute(PrepareConfig(data, out, workers=1)) == 1

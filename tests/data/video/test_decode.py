@@ -20,10 +20,11 @@ from make_videos import (
     write_video,
 )
 
+from avppc import crop_video, load_encoder
 from avppc.clip import CLIP_FRAMES, CLIP_SAMPLES, VIDEO_FPS
 from avppc.data.features import read_sound
 from avppc.data.video.crop import Crop
-from avppc.data.video.decode import decode_clip, decode_clips
+from avppc.data.video.decode import decode_clip, decode_clips, load_clip
 from avppc.data.video.inspect import inspect_video
 from avppc.data.video.reader import ClipError, missing_sound
 from avppc.data.video.source import DecodeError
@@ -140,6 +141,21 @@ class TestClock:
         with av.open(str(cut)) as container:
             shown_first = next(container.decode(video=0)).time
         check_together(decode_clip(cut), event - 1.4 - shown_first)
+
+    def test_a_clip_for_an_encoder_is_one_call(self, tmp_path):
+        path = write_video(tmp_path / "long.mp4", frames=100, flashes=(1.8,), clicks=(1.8,))
+        clip = load_clip(str(path), start_seconds=29 / VIDEO_FPS)
+        expected = decode_clip(path, start_frame=29)
+        assert torch.equal(clip.video, expected.video)
+        assert torch.equal(clip.audio, expected.audio)
+        side = load_encoder("talking-mouths").config
+        luma = crop_video(clip.video[None], side.crop_pixels, side.input_pixels)
+        assert load_encoder("talking-mouths")(luma).shape == (1, CLIP_FRAMES, 64)
+        assert load_clip(path, num_frames=50).video.shape[0] == 50
+        with pytest.raises(ValueError, match="start_seconds must be at least 0, got -1"):
+            load_clip(path, start_seconds=-1.0)
+        with pytest.raises(DecodeError, match=r"long.mp4: too short"):
+            load_clip(path, start_seconds=60.0)
 
     def test_clips_of_a_long_video_keep_the_clock(self, tmp_path):
         times = (0.4, 1.8, 3.0)

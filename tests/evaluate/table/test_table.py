@@ -102,7 +102,7 @@ def test_table_is_whole_and_goes_on_at_the_missing_cell(data: Path, tmp_path: Pa
     rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
     assert len(rows) == 2 * (1 + 2 + 2)
     assert rows[0].count("|") == 9  # task, GRU, time bins, best, ahead, slides: GRU, clips, minutes
-    assert re.search(r"\| \d+\.\d ± \d+\.\d \(\d+\.\d ± \d+\.\d\) \|", rows[4])
+    assert re.search(r"\| (\*\*)?\d+\.\d ± \d+\.\d \(\d+\.\d ± \d+\.\d\)(\*\*)? \|", rows[4])
     assert "59.9 (78.3)" in rows[3]
     assert "80.3 (83.2)" in rows[4]
     assert "| 16 |" in rows[4]  # clips seen: 2 steps of 8
@@ -113,6 +113,8 @@ def test_table_is_whole_and_goes_on_at_the_missing_cell(data: Path, tmp_path: Pa
     html = (config.out / "table.html").read_text()
     assert html.count("<svg") == 1
     assert "avppc table --data" in html
+    assert "words, " in html.split("preset laptop")[1].split("</p>")[0]  # on what it was measured, and chance
+    assert html.count('"rate best"') >= len(table.columns) * 2
     content = json.loads((config.out / "table.json").read_text())
     assert len(content["cells"]) == 40
     assert {run["clips"] for run in content["runs"]} == {16}
@@ -282,6 +284,13 @@ def test_settings_of_an_entry_are_read_under_former_names(name: str) -> None:
     assert entry.pretraining(TableConfig(Path("d"), Path("o")), 0).baselines.sync_mode == "multiway"
 
 
+def test_the_batch_of_all_pretrainings_has_one_setting() -> None:
+    table = TableConfig(Path("d"), Path("o"), batch_size=16)
+    assert Entry("time-arrow").pretraining(table, 0).batch_size == 16
+    assert Entry("time-arrow:batch_size=8").pretraining(table, 0).batch_size == 8
+    assert Entry("time-arrow").pretraining(TableConfig(Path("d"), Path("o")), 0).batch_size == 128
+
+
 def test_many_labels_take_fewer_epochs() -> None:
     config = TableConfig(Path("data"), Path("out"))
     few, all_ = config.protocol(Path("run"), 10, 200), config.protocol(Path("run"), 0, 2000)
@@ -383,6 +392,9 @@ def test_rows_are_compared_with_the_best_rival_of_the_validation_clips() -> None
     assert table.best_rival(10).task == "correspondence"
     ahead = [table.ahead(entry, title, 10).split(" ±")[0] for title, entry, _ in table.lines(10)]
     assert ahead == ["-25.0", NOTHING, "+50.0", "best rival", "+25.0"]
+    assert [table.is_best(entry, "bins", 10) for entry in (None, *entries)] == [False, True, False, False]
+    assert "**75.0 ±" in to_markdown(table)
+    assert to_markdown(table).count("**") == 2
 
 
 def test_published_figures_and_order() -> None:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.losses.permutative_info_nce import PermutativeInfoNCE
+from avppc.ops.info_nce.op import bilinear_info_nce
 
 ROWS = 7  # of each process
 PAIRS = ((0, 0), (1, 1), (1, 2), (0, 1))
@@ -34,9 +35,16 @@ class GatherCase:
     reduction: str = "mean"
     moments: str = ""
     """What moments are told from; empty: there are none."""
+    plain: bool = False
+    """Dot products by the function itself, as CLIP-like code has them."""
 
     def __str__(self) -> str:
-        flags = ["symmetric"] * self.symmetric + ["ids"] * self.ids + [self.moments] * bool(self.moments)
+        flags = (
+            ["symmetric"] * self.symmetric
+            + ["ids"] * self.ids
+            + [self.moments] * bool(self.moments)
+            + ["plain"] * self.plain
+        )
         return "-".join([self.gather, self.backend, str(self.dtype).removeprefix("torch."), self.reduction, *flags])
 
 
@@ -50,6 +58,7 @@ def all_cases(backends: list[str]) -> list[GatherCase]:
             cases.append(GatherCase(gather, backend, dtype, ids=True, reduction="task"))
             cases.append(GatherCase(gather, backend, dtype, symmetric=True, reduction="none"))
         cases.append(GatherCase(gather, backends[0], torch.bfloat16))
+        cases += [GatherCase(gather, "reference", torch.float64, bool(ids), bool(ids), plain=True) for ids in (0, 1)]
         for moments, reduction in (("clip", "mean"), ("moment", "none"), ("both", "task")):
             cases.append(GatherCase(gather, "reference", torch.float64, False, True, reduction, moments))
     if "cpp" in backends:
@@ -89,6 +98,24 @@ class Model(nn.Module):
         return self.loss(contexts, targets, ids, ids)
 
 
+class PlainModel(nn.Module):
+    """Two projections and a learned scale, without W."""
+
+    def __init__(self, case: GatherCase, gather: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoders = nn.ModuleList(nn.Linear(3, 5) for _ in range(2))
+        self.log_scale = nn.Parameter(torch.tensor(0.3))
+        self.options = {"gather": gather, "symmetric": case.symmetric, "backend": case.backend, "return_stats": True}
+        self.to(case.dtype)
+
+    def forward(self, seen: Tensor, heard: Tensor, ids: Tensor | None) -> Any:
+        image, text = (encoder(side) for encoder, side in zip(self.encoders, (seen, heard), strict=True))
+        return bilinear_info_nce(
+            image, text, scale=self.log_scale.exp(), context_ids=ids, target_ids=ids, **self.options
+        )
+
+
 class MomentModel(nn.Module):
     """The same with clips that have moments: two sub-tasks score them, two score the clips' first moments."""
 
@@ -119,6 +146,8 @@ class MomentModel(nn.Module):
 
 
 def make_model(case: GatherCase, gather: str) -> nn.Module:
+    if case.plain:
+        return PlainModel(case, gather)
     return MomentModel(case, gather) if case.moments else Model(case, gather)
 
 
