@@ -84,7 +84,7 @@ def test_teeth_and_tongue_are_seen_when_they_should(monkeypatch: pytest.MonkeyPa
     )
     assert max(teeth["p"], teeth["rest"], tongue["p"], tongue["rest"]) < 8  # pixels in full light
     assert min(teeth["ee"], teeth["ah"]) > teeth["rest"] + 15
-    assert teeth["f"] > teeth["p"] + 5  # on the lower lip
+    assert teeth["f"] > 0.6 * teeth["ee"]  # on the lower lip
     assert tongue["th"] > 15 > tongue["f"]
 
 
