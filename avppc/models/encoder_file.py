@@ -20,16 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from avppc.checks import check_path
-from avppc.files import read_bytes, read_json, write_atomically, write_json
+from avppc.files import read_bytes, read_json, sha256_of, write_atomically, write_json
 from avppc.models.config import EncoderConfig
 from avppc.models.encoders import VideoEncoder
-from avppc.settings import config_from_dict, config_to_dict, is_version, parse_checked_json, with_checksum
+from avppc.settings import (
+    config_from_dict,
+    config_to_dict,
+    is_version,
+    parse_checked_json,
+    read_checked_json,
+    with_checksum,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
 FORMAT, VERSION = "avppc-encoder", 1
 OWN_FORMAT = "avppc-own-encoder"
 ENCODER_FILE = "encoder.safetensors"
+ENCODER_PREFIX = "video_encoder."  # begins the names of its weights in a task, as checkpoints hold them
+PROGRESS_FILE = "progress.json"  # of a checkpoint
 HUB_CONFIG, HUB_WEIGHTS = "config.json", "model.safetensors"
 _ON_HUB = re.compile(r"hf:/{1,2}(?P<repository>[^@]*)(@(?P<revision>.+))?")  # a Path makes one stroke of two
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -85,6 +94,9 @@ def find_encoder(path: str | os.PathLike[str]) -> Path:
             (file / name for name in (ENCODER_FILE, HUB_WEIGHTS) if (file / name).exists()), file / ENCODER_FILE
         )
     if not file.is_file():
+        stopped = sorted(file.parent.glob("checkpoints/step_*"), key=lambda folder: (len(folder.name), folder.name))
+        if stopped:
+            raise FileNotFoundError(f"the run in {file.parent} is not finished; its newest encoder is in {stopped[-1]}")
         raise FileNotFoundError(
             f"there is no encoder at {file}: give an encoder file, the directory of a finished run or of an export "
             f"with safetensors, the name of a pretrained encoder ({', '.join(pretrained_names())}), or hf://USER/NAME"
@@ -98,7 +110,8 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     `crop_video` of avppc.data.augment makes its input from the stored [N, T, 96, 96] uint8 crops.
 
     Args:
-        path: an encoder file; the directory of a finished run or of an export; "talking-mouths", the encoder that comes
+        path: an encoder file; the directory of a finished run, of one of a run's checkpoints or of an export;
+            "talking-mouths", the encoder that comes
             with the package, trained on synthetic mouths as `make demo` trains its own; or "hf://USER/NAME", an encoder
             on the Hugging Face Hub, "hf://USER/NAME@REVISION" for a branch, tag or commit (needs the extra [hub]).
 
@@ -116,7 +129,8 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
     """
     file = find_encoder(path)
     if file.name == HUB_WEIGHTS:
-        return _load_hub_files(file).eval()
+        load = _load_of_checkpoint if file.with_name(PROGRESS_FILE).exists() else _load_hub_files
+        return load(file).eval()
     values, weights = read_model(file, FORMAT, VERSION)
     config = config_from_dict(EncoderConfig, values.get("config"), str(file))
     encoder = make_model(file, lambda: VideoEncoder(config), values, weights)
@@ -136,6 +150,23 @@ def _load_hub_files(file: Path) -> VideoEncoder:
     if config_from_dict(EncoderConfig, values.get("config"), str(file)) != config:
         raise ValueError(f"{beside} is not the configuration that the header of {file.name} has: {values['config']}")
     return make_model(file, lambda: VideoEncoder(config), values, weights)
+
+
+def _load_of_checkpoint(file: Path) -> VideoEncoder:
+    """The encoder in a checkpoint of a run, RUN/checkpoints/step_N/model.safetensors."""
+    said = read_checked_json(file.with_name(PROGRESS_FILE))
+    settings = read_checked_json(file.parents[2] / "config.json")
+    if not isinstance(said, dict) or said.get("files", {}).get(file.name) != sha256_of(file):
+        raise ValueError(f"{file} is damaged: its checksum is not the one in {PROGRESS_FILE}")
+    config = config_from_dict(EncoderConfig, settings.get("encoder"), f"{file.parents[2] / 'config.json'}: encoder")
+    _, weights = _read(file)
+    own = {name.removeprefix(ENCODER_PREFIX): value for name, value in of_encoder(weights).items()}
+    return make_model(file, lambda: VideoEncoder(config), {}, own)
+
+
+def of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a task's weights that are its visual encoder's, by their names in the task."""
+    return {name: value for name, value in weights.items() if name.startswith(ENCODER_PREFIX)}
 
 
 def write_hub_files(encoder: VideoEncoder, file: Path) -> None:

@@ -23,10 +23,10 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from avppc.files import read_bytes, remove_files, remove_leftovers, sha256_of, sync_file, temporary_place
+from avppc.models.encoder_file import PROGRESS_FILE
 from avppc.settings import is_version, read_checked_json, write_checked_json
 
 _NUMBER = re.compile(r"\(os error (\d+)\)|in read-only mode: .*\((\d+)\)")  # safetensors' words, and torch's
-_PROGRESS = "progress.json"
 _NAME = re.compile(r"step_\d{8,}")
 _TENSORS = re.compile(r"\w+\.safetensors", re.ASCII)
 logger = logging.getLogger(__name__)
@@ -146,9 +146,9 @@ class CheckpointStore:
                 sync_file(path)
                 checksums[path.name] = sha256_of(path)
             header = {"format": FORMAT, "version": VERSION, "step": step, "files": checksums}
-            write_checked_json(temporary / _PROGRESS, {**header, "progress": dict(progress)})
+            write_checked_json(temporary / PROGRESS_FILE, {**header, "progress": dict(progress)})
             _give_usual_modes(temporary)
-            names = {*checksums, _PROGRESS}
+            names = {*checksums, PROGRESS_FILE}
             remove_files(self.directory, [f"{final.name}/{name}" for name in names])
             os.rename(temporary, final)
         self._damaged.discard(final.name)
@@ -239,7 +239,7 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         ValueError: it is damaged, or of another version; the text says in what.
         OSError: it cannot be read, whether or not it is damaged.
     """
-    path = directory / _PROGRESS
+    path = directory / PROGRESS_FILE
     if not _is_file(path):
         raise ValueError(f"{path} is missing")
     header = read_checked_json(path)
@@ -258,8 +258,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         if not _TENSORS.fullmatch(name) or not _is_file(directory / name):
             raise ValueError(f"{path} names a file that is none: {name!r}")
         if sha256_of(directory / name) != checksum:
-            raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {_PROGRESS}")
-    return Checkpoint(directory, step, progress, frozenset({*files, _PROGRESS}))
+            raise ValueError(f"{directory / name} is damaged: its checksum is not the one in {PROGRESS_FILE}")
+    return Checkpoint(directory, step, progress, frozenset({*files, PROGRESS_FILE}))
 
 
 def _is_file(path: Path) -> bool:
@@ -272,7 +272,7 @@ def _is_file(path: Path) -> bool:
 
 def _give_usual_modes(directory: Path) -> None:
     """Gives the tensors' files, which safetensors makes for their owner alone, the mode of files made as usual."""
-    mode = stat.S_IMODE((directory / _PROGRESS).stat().st_mode)
+    mode = stat.S_IMODE((directory / PROGRESS_FILE).stat().st_mode)
     with contextlib.suppress(OSError):  # some file systems know no modes
         for path in directory.iterdir():
             path.chmod(mode)

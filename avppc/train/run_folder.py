@@ -24,7 +24,15 @@ from avppc.data.config import LoaderName
 from avppc.data.packed.remote import remote_url
 from avppc.data.source import DataSource
 from avppc.files import parse_json, read_bytes, write_json_lines
-from avppc.models.encoder_file import ENCODER_FILE, find_encoder, load_encoder, pretrained_names, weights_sha256
+from avppc.models.encoder_file import (
+    ENCODER_FILE,
+    ENCODER_PREFIX,
+    find_encoder,
+    load_encoder,
+    of_encoder,
+    pretrained_names,
+    weights_sha256,
+)
 from avppc.settings import config_from_dict, config_to_dict, read_checked_json, write_checked_json
 from avppc.tasks.base import ProxyTask
 from avppc.train.checkpoint import newest_checkpoint, newest_whole
@@ -44,7 +52,6 @@ _ROUNDING_ALONE = ("device", "threads")  # settings that change what is learned 
 _HOW_NOT_WHAT = ("log_every", "logger", "checkpoint_every", "keep_checkpoints", "verify_data")
 _OF_THE_MACHINE = ("scale.activation_checkpointing", "scale.compile", "scale.max_skipped_steps")
 _OF_THE_CALL = ("out", "start_anew", "workers")  # settings of one call of the command; a run's directory may move
-_ENCODER = "video_encoder."  # begins the names of its weights in a task
 _SHAPING = ("task", "encoder", "objective", "audio_width", "features", "baselines")  # settings that weights depend on
 _FIRST_FILES = {DATA_FILE, VIDEOS_FILE, REFUSED_FILE, INIT_FILE, TASK_FILE, ENVIRONMENT_FILE}  # before config.json
 logger = logging.getLogger(__name__)
@@ -182,7 +189,7 @@ def begin_from(source: str, parts: InitParts, task: ProxyTask, config: PretrainC
     place, weights, there = _weights_at(source, parts)
     own, shaping = task.state_dict(), ("encoder",) if parts == "encoder" else _SHAPING
     if parts == "encoder":
-        own, weights = _of_encoder(own), _of_encoder(weights)
+        own, weights = of_encoder(own), of_encoder(weights)
     here = config_to_dict(config)
     differing = differences({name: here[name] for name in shaping}, {name: there[name] for name in shaping})
     _check_weights_fit(place, weights, own, differing)
@@ -205,12 +212,8 @@ def _weights_at(source: str, parts: InitParts) -> tuple[Path, dict[str, Tensor],
         return checkpoint.directory, checkpoint.tensors("model"), config_to_dict(read_run_config(run))
     file = find_encoder(source)
     encoder = load_encoder(file)
-    weights = {f"{_ENCODER}{name}": value for name, value in encoder.state_dict().items()}
+    weights = {f"{ENCODER_PREFIX}{name}": value for name, value in encoder.state_dict().items()}
     return file, weights, {"encoder": config_to_dict(encoder.config)}
-
-
-def _of_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in weights.items() if name.startswith(_ENCODER)}
 
 
 def _check_weights_fit(

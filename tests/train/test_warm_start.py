@@ -117,6 +117,26 @@ class TestWhatIsTaken:
         assert "encoder.channels is 'local-motion' there, 'motion' here" in caplog.text
 
 
+class TestUnfinished:
+    def test_the_encoder_of_a_checkpoint_is_loaded(self, first: Path, tmp_path: Path) -> None:
+        checkpoint = first / "checkpoints" / "step_00000004"
+        expected = load_encoder(first).state_dict()
+        found = load_encoder(checkpoint)
+        assert not found.training
+        assert not differing(dict(found.state_dict()), dict(expected))
+        run = shutil.copytree(first, tmp_path / "run")
+        (run / "encoder.safetensors").unlink()
+        text = r"the run in .*run is not finished; its newest encoder is in .*run/checkpoints/step_00000004"
+        with pytest.raises(FileNotFoundError, match=text):
+            load_encoder(run)
+        file = run / "checkpoints" / "step_00000004" / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model.safetensors is damaged: its checksum is not the one in progress"):
+            load_encoder(file.parent)
+
+
 class TestRefusals:
     def test_shapes_are_named(self, first: Path, tiny_set: Path, tmp_path: Path) -> None:
         config = tiny_config(tiny_set, tmp_path / "run", init_from=str(first), encoder=EncoderConfig(width=4))
