@@ -125,6 +125,16 @@ def _allowed_in_fields(cls: Any) -> tuple[dict[str, tuple[tuple[type[Any], ...],
     return kinds_of, choices_of
 
 
+def check_offsets(name: str, offsets: Sequence[int]) -> None:
+    """Raises TypeError or ValueError unless offsets are different integers from 1 on; there may be none."""
+    if not isinstance(offsets, (list, tuple)):
+        raise TypeError(f"{name} must be a sequence of integers, got {offsets!r}")
+    for offset in offsets:
+        check_integer(name, offset, 1, 10_000)
+    if len(set(offsets)) < len(offsets):
+        raise ValueError(f"{name} must be different, got {tuple(offsets)}")
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """The dtype as errors name it, such as "float32"."""
     return str(dtype).removeprefix("torch.")

@@ -240,6 +240,8 @@ class Moments(NamedTuple):
     """[P, N, Tc, D], one for each sub-task in turn."""
     targets: Tensor
     """[P, N, Tz, D]"""
+    further: int = 0
+    """By which W they are scored: 0, the sub-task's own; i, the i-th of its further ones."""
 
 
 class MomentInfoNCE(BilinearInfoNCE):
@@ -249,12 +251,38 @@ class MomentInfoNCE(BilinearInfoNCE):
         dim: the width of contexts and targets.
         pairs: as in BilinearInfoNCE.
         candidates: what a moment is told from, as in moment_info_nce.
+        several: sub-tasks that score moments in several ways, each with a W; their loss is the mean over the ways.
+        ways: how many.
         settings: the others of BilinearInfoNCE.
     """
 
-    def __init__(self, dim: int, pairs: Pairs, candidates: Candidates, **settings: Any) -> None:
+    further_weight: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        pairs: Pairs,
+        candidates: Candidates,
+        *,
+        several: tuple[int, ...] = (),
+        ways: int = 1,
+        **settings: Any,
+    ) -> None:
+        self.further_weight = None
         super().__init__(dim, dim, pairs=pairs, **settings)
         self.candidates = candidates
+        self.several = several
+        if several and ways > 1:
+            self.further_weight = nn.Parameter(torch.empty(ways - 1, len(several), dim, dim))
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.further_weight is not None:
+            dim = self.weight.shape[-1]
+            with torch.no_grad():
+                identity = torch.eye(dim, device=self.further_weight.device) / math.sqrt(dim)
+                _fill(self.further_weight, identity.expand(self.further_weight.shape))
 
     def forward(
         self,
@@ -286,21 +314,21 @@ class MomentInfoNCE(BilinearInfoNCE):
             if self.symmetric:
                 raise ValueError("symmetric is for elements without moments: they have no losses of columns")
             problems: list[tuple[tuple[int, ...], Problem | MomentProblem]] = []
-            for tasks, queries, candidates in moments:
-                check_like_module("moments", queries, self.weight)
+            for part in moments:
+                check_like_module("moments", part.contexts, self.weight)
                 problem = make_moment_problem(
-                    queries, candidates, self._weight_of(tasks), None, self.candidates, scale=scale,
-                    layer_norm=layer_norm, context_ids=clip_ids, target_ids=clip_ids,
+                    part.contexts, part.targets, self.weight_of(part.tasks, part.further), None, self.candidates,
+                    scale=scale, layer_norm=layer_norm, context_ids=clip_ids, target_ids=clip_ids,
                 )  # fmt: skip
-                problems.append((tasks, problem))
+                problems.append((part.tasks, problem))
             if by_span:
                 assert self.pairs is not None
                 spans = make_problem(
-                    contexts, targets, self._weight_of(by_span), self.pairs[list(by_span)], scale=scale,
+                    contexts, targets, self.weight_of(by_span), self.pairs[list(by_span)], scale=scale,
                     layer_norm=layer_norm, context_ids=context_ids, target_ids=target_ids,
                 )  # fmt: skip
                 problems.append((by_span, spans))
-        parts = [(tasks, *self._solve(problem, tasks)) for tasks, problem in problems]
+        parts = _mean_over_ways([(tasks, *self._solve(problem, tasks)) for tasks, problem in problems])
         joined = [task for tasks, _, _ in parts for task in tasks]
         order = self._numbers(tuple(joined.index(task) for task in range(len(joined))))
         loss = self._join([(tasks, loss) for tasks, loss, _ in parts], order)
@@ -308,9 +336,13 @@ class MomentInfoNCE(BilinearInfoNCE):
         stats = InfoNCEStats(torch.cat(losses)[order], torch.cat(accuracies)[order])
         return (loss, stats) if with_stats else loss
 
-    def _weight_of(self, tasks: tuple[int, ...]) -> Tensor:
-        """[P, D, D], the W of some sub-tasks."""
-        return self.weight.index_select(0, self._numbers(tasks))
+    def weight_of(self, tasks: tuple[int, ...], further: int = 0) -> Tensor:
+        """[P, D, D], the W of some sub-tasks, or the further ones of a number of those that have several."""
+        if not further:
+            return self.weight.index_select(0, self._numbers(tasks))
+        assert self.further_weight is not None
+        assert tasks == self.several
+        return self.further_weight[further - 1]
 
     def _numbers(self, numbers: tuple[int, ...]) -> Tensor:
         """The numbers as a tensor beside the weights."""
@@ -331,5 +363,20 @@ class MomentInfoNCE(BilinearInfoNCE):
             weights = self.task_weights or (1.0,) * len(self.weight)
             shares = [sum([weights[task] for task in tasks]) / sum(weights) for tasks, _ in parts]
             return torch.stack([share * loss for share, (_, loss) in zip(shares, parts, strict=True)]).sum()
-        # under "none" a clip has the mean of its moments
-        return torch.cat([loss.mean(2) if loss.ndim == 3 else loss for _, loss in parts])[order]
+        return torch.cat([loss for _, loss in parts])[order]
+
+
+_Part = tuple[tuple[int, ...], Tensor, InfoNCEStats]
+"""Numbers of some sub-tasks, their loss and their statistics."""
+
+
+def _mean_over_ways(parts: Sequence[_Part]) -> list[_Part]:
+    """One part for each set of sub-tasks; by the reduction "none" a clip has the mean of its moments."""
+    ways: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
+    for tasks, loss, stats in parts:
+        ways.setdefault(tasks, []).append((loss.mean(2) if loss.ndim == 3 else loss, *stats))
+    found = []
+    for tasks, values in ways.items():
+        means = values[0] if len(values) == 1 else [torch.stack(each).mean(0) for each in zip(*values, strict=True)]
+        found.append((tasks, means[0], InfoNCEStats(*means[1:])))
+    return found

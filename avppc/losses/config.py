@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from avppc.checks import check_integer, check_number, check_types
+from avppc.checks import check_integer, check_number, check_offsets, check_types
 from avppc.ops.info_nce.moments import Candidates
 
 __all__ = ["ObjectiveConfig"]
@@ -18,7 +18,7 @@ WeightingName = Literal["modality", "equal", "group", "uncertainty", "gradient-n
 class ObjectiveConfig:
     """The loss: embeddings, their fusion and the weights of the 42 sub-tasks."""
 
-    BEFORE: ClassVar[dict[str, str]] = {"moments": "none"}
+    BEFORE: ClassVar[dict[str, Any]] = {"moments": "none", "moment_offsets": ()}
     """What a file means that lacks a field: it was written before there was one."""
 
     dim: int = 128
@@ -47,12 +47,18 @@ class ObjectiveConfig:
     moments: MomentsName = "clip"
     """Which sub-tasks between picture and sound are scored moment by moment: "element", those of the same time (Vp->Ap,
     Vf->Af and back), with elements that are sequences of moments; "clip", those of all seen and all heard
-    (Vp,Vf->Ap,Af and back), over the moments of the whole clip; "none"."""
+    (Vp,Vf->Ap,Af and back), over the moments of the whole clip, and at moment_offsets Vp->Af, Vf->Ap and back;
+    "none"."""
+    moment_offsets: tuple[int, ...] = (2, 4)
+    """With moments "clip": by how many moments later (Vp->Af, Ap->Vf) or earlier (Vf->Ap, Af->Vp) than its own a moment
+    predicts the other modality, by a W for each; none: these four score spans."""
     candidates: Candidates = "both"
     """What a moment is told from: "clip", the other moments of its clip; "moment", the same moment of other clips;
     "both"."""
-    moment_share: float = 0.8
+    moment_share: float = 0.85
     """Share of all weights that the sub-tasks by moments have together."""
+    offset_share: float = 0.3
+    """Share of these that those at moment_offsets have together."""
     negatives: Literal["clips", "same-clip"] = "clips"
     """What a target is told from: the targets of other clips, or also targets with past and future swapped."""
     leave_out: Literal["none", "clip", "word"] = "none"
@@ -70,5 +76,7 @@ class ObjectiveConfig:
             check_number("group_weights", weight, 0)
         check_number("gradient_norm_power", self.gradient_norm_power, 0, 4)
         check_number("moment_share", self.moment_share, 0, 1)
+        check_number("offset_share", self.offset_share, 0, 1)
+        check_offsets("moment_offsets", self.moment_offsets)
         if self.between_weight == self.other_weight == 0:
             raise ValueError("between_weight and other_weight must not both be 0")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_tensor, dtype_name
+from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_offsets, check_tensor, dtype_name
 from avppc.losses.bilinear_info_nce import MAX_WIDTH, MomentInfoNCE, Moments, check_like_module, check_weight_list
-from avppc.losses.subtasks import BY_NAME, ELEMENTS, OTHER_TIME, SUBTASKS, ElementNames, SubTask
+from avppc.losses.subtasks import ELEMENTS, OTHER_TIME, SUBTASKS, ElementNames, SubTask, check_subtasks
 from avppc.ops.info_nce.moments import CANDIDATES, Candidates
 from avppc.ops.info_nce.op import InfoNCEStats
 from avppc.ops.info_nce.problem import check_ids, product_dtype
@@ -75,7 +75,8 @@ class PermutativeInfoNCE(nn.Module):
     picture to sound of the same time and back (Vp->Ap, Vf->Af, Ap->Vp, Af->Vf) are scored moment by moment, as in
     moment_info_nce: which moment of the sound belongs to this picture? All others score the span, the mean of its
     moments. In Vp,Vf->Ap,Af and Ap,Af->Vp,Vf nothing is predicted through time: where the moments of whole clips are
-    given, these two are scored by them.
+    given, these two are scored by them; with moment_offsets so are Vp->Af, Vf->Ap, Ap->Vf and Af->Vp: a moment then
+    predicts the other modality so many moments later, or earlier.
 
     Args:
         dim: the width D of the elements' embeddings.
@@ -89,6 +90,7 @@ class PermutativeInfoNCE(nn.Module):
             own moments of past and future, 2 T candidates.
         candidates: what a moment is told from: "clip", the moments of its own clip; "moment", the same moment of other
             clips; "both".
+        moment_offsets: by how many moments later or earlier; each has W of its own, and the loss is the mean over them.
         scale, learn_scale, normalize, reduction, backend, gather, return_stats: as in BilinearInfoNCE. The defaults are
             the method's: no temperature, no normalisation.
         symmetric: as in bilinear_info_nce; not beside swapped_negatives.
@@ -108,6 +110,7 @@ class PermutativeInfoNCE(nn.Module):
         fusion: str = "mlp",
         swapped_negatives: bool = False,
         candidates: Candidates = "clip",
+        moment_offsets: Sequence[int] = (),
         scale: float = 1.0,
         learn_scale: bool = False,
         normalize: str = "none",
@@ -126,9 +129,11 @@ class PermutativeInfoNCE(nn.Module):
                 "own contexts are no second set of losses"
             )
         check_choice("candidates", candidates, CANDIDATES)
+        check_offsets("moment_offsets", moment_offsets)
+        self.moment_offsets = tuple(moment_offsets)
         self.swapped_negatives = swapped_negatives
         self.dim = dim
-        self.subtasks = _check_subtasks(subtasks)
+        self.subtasks = check_subtasks(subtasks)
         contexts = _used([subtask.inputs for subtask in self.subtasks])
         targets = _used([subtask.targets for subtask in self.subtasks])
         self.context_singles = [elements[0] for elements in contexts if len(elements) == 1]
@@ -142,6 +147,8 @@ class PermutativeInfoNCE(nn.Module):
             dim,
             [(contexts.index(subtask.inputs), targets.index(subtask.targets)) for subtask in self.subtasks],
             candidates,
+            several=tuple(task for task, subtask in enumerate(self.subtasks) if subtask.crosses_both),
+            ways=max(1, len(self.moment_offsets)),
             scale=scale,
             learn_scale=learn_scale,
             normalize=normalize,
@@ -223,14 +230,15 @@ class PermutativeInfoNCE(nn.Module):
         pairs, scale = torch.as_tensor(self.score.pairs), torch.as_tensor(self.score.scale)
         logits = info_nce_logits_reference(contexts, targets, self.score.weight, pairs, scale, 0, None, None)
         for part in self._moments(elements, v_clip, a_clip, swapped):
-            contexts, targets = self._normalized(part[1:])
-            count = contexts.shape[2]
+            contexts, targets = self._normalized((part.contexts, part.targets))
+            count, ways = contexts.shape[2], len(self.moment_offsets) if part.tasks == self.score.several else 1
             if targets.shape[2] == count and swapped:  # of whole clips: their halves change places
                 targets = torch.cat([targets, targets.roll(count // 2, 2)], 2)
-            for place, task in enumerate(part.tasks):
-                queries = contexts[place] @ self.score.weight[task].T
+            for place, (task, weight) in enumerate(zip(part.tasks, self.score.weight_of(*part[::3]), strict=True)):
+                queries = contexts[place] @ weight.T
                 scores = [torch.einsum("ntd,mtd->nm", queries, side) for side in targets[place].split(count, 1)]
-                logits[task] = scale / count * torch.cat(scores, 1)
+                others = logits[task] if part.further else 0.0
+                logits[task] = others + scale / count / ways * torch.cat(scores, 1)
         return logits
 
     def _normalized(self, sides: Sequence[Tensor]) -> list[Tensor]:
@@ -259,6 +267,26 @@ class PermutativeInfoNCE(nn.Module):
                 contexts = torch.stack([sides[self.subtasks[task].inputs[0][0]] for task in tasks])
                 targets = torch.stack([sides[self.subtasks[task].targets[0][0]] for task in tasks])
                 found.append(Moments(tasks, contexts, targets))
+            found += self._across_time(sides)
+        return found
+
+    def _across_time(self, sides: Mapping[str, Tensor]) -> list[Moments]:
+        """What is scored at moment_offsets: a moment of the past as context predicts later ones, else earlier ones."""
+        found, tasks = [], self.score.several
+        for way, offset in enumerate(self.moment_offsets if tasks else ()):
+            count = sides["V"].shape[1] - offset
+            if count < 1:
+                raise ValueError(
+                    f"v_clip must have more moments than moment_offsets reach, {offset}; got {count + offset}"
+                )
+            early = {side: value[:, :count] for side, value in sides.items()}
+            late = {side: value[:, offset:] for side, value in sides.items()}
+            contexts, targets = [], []
+            for task in tasks:
+                (context,), (target,) = self.subtasks[task].inputs, self.subtasks[task].targets
+                contexts.append((early if context[1] == "p" else late)[context[0]])
+                targets.append((late if context[1] == "p" else early)[target[0]])
+            found.append(Moments(tasks, torch.stack(contexts), torch.stack(targets), way))
         return found
 
     def _check_clips(
@@ -339,25 +367,6 @@ def _check_kind(argument: str, value: Tensor, first: tuple[str, Tensor] | None) 
 def _used(sides: Sequence[ElementNames]) -> list[ElementNames]:
     """The distinct sets of elements: singles before pairs, in the order of ELEMENTS."""
     return sorted(set(sides), key=lambda side: (len(side), [ELEMENTS.index(element) for element in side]))
-
-
-def _check_subtasks(subtasks: Sequence[SubTask | str]) -> tuple[SubTask, ...]:
-    if isinstance(subtasks, (str, SubTask, Tensor)) or not isinstance(subtasks, Collection):
-        raise TypeError(f"subtasks must be a sequence of SubTask or names, got {subtasks!r}")
-    chosen = []
-    for subtask in subtasks:
-        if not isinstance(subtask, (str, SubTask)):
-            raise TypeError(f"subtasks must hold SubTask or names, got {subtask!r}")
-        name = subtask if isinstance(subtask, str) else str(subtask.name)
-        if name not in BY_NAME or subtask not in (name, BY_NAME[name]):
-            raise ValueError(f"subtasks must be taken from SUBTASKS, such as 'Vp,Ap->Vf'; got {subtask!r}")
-        chosen.append(BY_NAME[name])
-    if not chosen:
-        raise ValueError("subtasks must hold at least one sub-task, got none")
-    if len(set(chosen)) < len(chosen):
-        twice = next(subtask.name for subtask in chosen if chosen.count(subtask) > 1)
-        raise ValueError(f"subtasks must not repeat one, got {twice!r} more than once")
-    return tuple(chosen)
 
 
 def _check_task_weights(

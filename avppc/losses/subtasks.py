@@ -7,7 +7,8 @@ predicts every disjoint set of one or two.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ class SubTask(NamedTuple):
         return len(self.inputs) == len(self.targets) == 1 and self.inputs[0][1] == self.targets[0][1]
 
     @property
+    def crosses_both(self) -> bool:
+        """Whether one element is predicted from the one of the other modality and the other time, as in "Vp->Af"."""
+        return self.between_modalities and self.group == "1to1" and not self.same_time
+
+    @property
     def whole_clip(self) -> bool:
         """Whether all that is heard is predicted from all that is seen, or the other way round."""
         return self.between_modalities and self.group == "2to2"
@@ -75,7 +81,7 @@ def fixed_weights(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> list[
     """One weight a sub-task; None if the weights are found during training, by what `make_weighting` gives."""
     if config.weighting == "modality":
         weights = [config.between_weight if task.between_modalities else config.other_weight for task in subtasks]
-        return _with_share(weights, [is_by_moment(config, task) for task in subtasks], config.moment_share)
+        return _with_shares_of_moments(config, weights, subtasks)
     if config.weighting == "equal":
         return [1.0] * len(subtasks)
     if config.weighting == "group":
@@ -87,18 +93,29 @@ def fixed_weights(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> list[
 
 def is_by_moment(config: ObjectiveConfig, subtask: SubTask) -> bool:
     """Whether a sub-task is scored moment by moment."""
-    return {"none": False, "element": subtask.same_time, "clip": subtask.whole_clip}[config.moments]
+    by_clip = subtask.whole_clip or (subtask.crosses_both and bool(config.moment_offsets))
+    return {"none": False, "element": subtask.same_time, "clip": by_clip}[config.moments]
 
 
-def _with_share(weights: list[float], chosen: list[bool], share: float) -> list[float]:
-    """The weights with those of the chosen sub-tasks, equal, such that they are `share` of all."""
-    rest = sum(weight for weight, marked in zip(weights, chosen, strict=True) if not marked)
-    if not any(chosen) or rest == 0:
+def _with_shares_of_moments(config: ObjectiveConfig, weights: list[float], subtasks: Sequence[SubTask]) -> list[float]:
+    """The weights with those of the sub-tasks by moments changed: together they are moment_share of all, and those at
+    offsets offset_share of these; inside each of the two groups they are equal."""
+    marks = [is_by_moment(config, task) for task in subtasks]
+    rest = sum(weight for weight, marked in zip(weights, marks, strict=True) if not marked)
+    share = config.moment_share if rest else 1.0
+    counts = Counter(task.crosses_both for task, marked in zip(subtasks, marks, strict=True) if marked)
+    if not counts:
         return weights
-    if share == 1:
-        return [float(marked) for marked in chosen]
-    each = rest * share / (1 - share) / sum(chosen)
-    return [each if marked else weight for weight, marked in zip(weights, chosen, strict=True)]
+    total = rest * share / (1 - share) if share < 1 else 1.0
+    parts = (
+        {True: config.offset_share, False: 1 - config.offset_share} if len(counts) == 2 else {next(iter(counts)): 1.0}
+    )
+    each = {crosses: total * part / counts[crosses] for crosses, part in parts.items()}
+    others = 1.0 if share < 1 else 0.0
+    return [
+        each[task.crosses_both] if marked else others * weight
+        for task, weight, marked in zip(subtasks, weights, marks, strict=True)
+    ]
 
 
 def make_weighting(config: ObjectiveConfig, subtasks: Sequence[SubTask]) -> Weighting | None:
@@ -203,6 +220,26 @@ def modality_group(subtask: SubTask) -> str:
     if subtask.between_modalities:
         return "between"
     return "within" if len({element[0] for element in (*subtask.inputs, *subtask.targets)}) == 1 else "mixed"
+
+
+def check_subtasks(subtasks: Sequence[SubTask | str]) -> tuple[SubTask, ...]:
+    """The sub-tasks, found by name if need be; TypeError or ValueError unless they are different ones of SUBTASKS."""
+    if isinstance(subtasks, (str, SubTask, Tensor)) or not isinstance(subtasks, Collection):
+        raise TypeError(f"subtasks must be a sequence of SubTask or names, got {subtasks!r}")
+    chosen = []
+    for subtask in subtasks:
+        if not isinstance(subtask, (str, SubTask)):
+            raise TypeError(f"subtasks must hold SubTask or names, got {subtask!r}")
+        name = subtask if isinstance(subtask, str) else str(subtask.name)
+        if name not in BY_NAME or subtask not in (name, BY_NAME[name]):
+            raise ValueError(f"subtasks must be taken from SUBTASKS, such as 'Vp,Ap->Vf'; got {subtask!r}")
+        chosen.append(BY_NAME[name])
+    if not chosen:
+        raise ValueError("subtasks must hold at least one sub-task, got none")
+    if len(set(chosen)) < len(chosen):
+        twice = next(subtask.name for subtask in chosen if chosen.count(subtask) > 1)
+        raise ValueError(f"subtasks must not repeat one, got {twice!r} more than once")
+    return tuple(chosen)
 
 
 def choose_subtasks(available: Sequence[SubTask], chosen: str = "", excluded: str = "") -> tuple[SubTask, ...]:

@@ -25,7 +25,9 @@ def make_av_permutative(config: TaskConfig) -> ProxyTask:
 class PermutativeBase(ProxyTask):
     """What the permutative tasks share: the losses of the sub-tasks over four elements, and their weighted mean."""
 
-    def __init__(self, config: TaskConfig, subtasks: Sequence[SubTask], *, with_audio: bool) -> None:
+    def __init__(
+        self, config: TaskConfig, subtasks: Sequence[SubTask], *, with_audio: bool, moment_offsets: Sequence[int] = ()
+    ) -> None:
         super().__init__(config, with_audio=with_audio)
         objective = config.objective
         weights = fixed_weights(objective, subtasks)
@@ -39,6 +41,7 @@ class PermutativeBase(ProxyTask):
             gather=config.gather,
             swapped_negatives=objective.negatives == "same-clip",
             candidates=objective.candidates,
+            moment_offsets=moment_offsets,
             reduction="mean" if weights else "task",
             return_stats=True,
         )
@@ -101,7 +104,8 @@ class PermutativeTask(PermutativeBase):
         if not _uses(subtasks, "V"):
             names = [task.name for task in subtasks]
             raise ValueError(f"subtasks must use pictures (V), or no visual encoder is learned; got {names}")
-        super().__init__(config, subtasks, with_audio=_uses(subtasks, "A"))
+        offsets = config.objective.moment_offsets if config.objective.moments == "clip" else ()
+        super().__init__(config, subtasks, with_audio=_uses(subtasks, "A"), moment_offsets=offsets)
         features, dim = config.encoder.features, config.objective.dim
         by_moment = any(is_by_moment(config.objective, subtask) for subtask in subtasks)
         self.scored = config.objective.moments if by_moment else "none"
@@ -122,7 +126,8 @@ class PermutativeTask(PermutativeBase):
         if self.scored != "clip":
             return least
         jitter = self.config.augment.time_jitter_frames
-        return max(least, jitter + 2 * (self.margin_frames + self.config.frame_stride))  # two moments
+        moments = 2 + max(self.loss.moment_offsets, default=0)
+        return max(least, jitter + 2 * self.margin_frames + moments * self.config.frame_stride)
 
     def forward(self, batch: ClipBatch, generator: torch.Generator) -> TaskOutput:
         """The loss of a batch; in eval mode the centre crop, the middle of the jitter and no variation."""
@@ -228,7 +233,11 @@ class PermutativeTask(PermutativeBase):
         objective, subtasks = self.config.objective, self.loss.subtasks
         if self.scored == "none":
             return [number for number, subtask in enumerate(subtasks) if subtask.same_time]
-        return [number for number, subtask in enumerate(subtasks) if is_by_moment(objective, subtask)]
+        return [
+            number
+            for number, subtask in enumerate(subtasks)
+            if is_by_moment(objective, subtask) and not subtask.crosses_both
+        ]
 
     def pair_scores(self, video: Tensor, audio: Tensor) -> Tensor:
         """The mean score of the sub-tasks between pictures and sound of the same time, and of moments.

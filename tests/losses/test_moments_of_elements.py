@@ -155,6 +155,85 @@ def test_whole_clips_are_scored_by_their_moments(candidates: str, spans: bool) -
     assert all(clip.grad is not None and clip.grad.any(2).all() for clip in clips.values())
 
 
+CROSSING = {"Vp->Af": 1, "Vf->Ap": -1, "Ap->Vf": 1, "Af->Vp": -1}
+"""Sub-tasks that moment_offsets score, and whether the target lies later or earlier."""
+
+
+def at_offsets(loss: PermutativeInfoNCE, name: str, clips: dict[str, Tensor]) -> Tensor:
+    """The loss of one of CROSSING, one moment of one clip at a time."""
+    k, means = [subtask.name for subtask in loss.subtasks].index(name), []
+    c, z = (F.layer_norm(clips["v_clip" if side[0] == "V" else "a_clip"], (D,)) for side in name.split("->"))
+    for way, offset in enumerate(loss.moment_offsets):
+        if way == 0:
+            weight = loss.score.weight[k]
+        else:
+            assert loss.score.further_weight is not None
+            weight = loss.score.further_weight[way - 1, [*CROSSING].index(name)]
+        rows, shift = [], CROSSING[name] * offset
+        times = [t for t in range(z.shape[1]) if 0 <= t + shift < z.shape[1]]
+        for n, t in itertools.product(range(N), times):
+            candidates = z[n, [u + shift for u in times]]
+            scores = loss.score.scale * (candidates @ weight @ c[n, t])
+            rows.append(F.cross_entropy(scores[None], torch.tensor([times.index(t)])))
+        means.append(torch.stack(rows).mean())
+    return torch.stack(means).mean()
+
+
+@pytest.mark.parametrize("offsets", [(2,), (1, 3, 4)])
+def test_moments_at_offsets_are_those_written_out(offsets: tuple[int, ...]) -> None:
+    loss = make_loss(normalize="layer_norm", reduction="task", learn_scale=True, moment_offsets=offsets)
+    elements, clips = [element[:, 0] for element in make_elements()], make_clips()
+    names = [subtask.name for subtask in SUBTASKS]
+    # the others are as without offsets
+    without = make_loss(normalize="layer_norm", reduction="task", learn_scale=True)
+    without.load_state_dict({key: value for key, value in loss.state_dict().items() if "further" not in key})
+    expected = without(*elements, **clips)
+    for name in CROSSING:
+        expected[names.index(name)] = at_offsets(loss, name, clips)
+    got, stats = loss(*elements, **clips, return_stats=True)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(stats.task_loss, expected.detach())
+    crossing = [names.index(name) for name in CROSSING]
+    wanted = [*clips.values(), *loss.score.parameters()]
+    gradients = (torch.autograd.grad(losses[crossing].sum(), wanted) for losses in (got, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    rows = make_loss(normalize="layer_norm", reduction="none", learn_scale=True, moment_offsets=offsets)
+    torch.testing.assert_close(rows(*elements, **clips).mean(1), got)
+    mean = make_loss(normalize="layer_norm", learn_scale=True, moment_offsets=offsets)
+    torch.testing.assert_close(mean(*elements, **clips), got.mean())
+
+
+def test_logits_of_moments_at_offsets_are_means_over_them() -> None:
+    loss = make_loss(scale=0.5, moment_offsets=(1, 3))
+    clips = make_clips()
+    logits = loss.logits(*(element[:, 0] for element in make_elements()), **clips)
+    seen, heard = clips["v_clip"], clips["a_clip"]
+    k = [subtask.name for subtask in SUBTASKS].index("Af->Vp")
+    assert loss.score.further_weight is not None
+    ways = [(1, loss.score.weight[k]), (3, loss.score.further_weight[0, [*CROSSING].index("Af->Vp")])]
+    for n, m in itertools.product(range(N), range(N)):
+        scores = [(seen[m, :-o] * (heard[n, o:] @ weight.T)).sum(1).mean() for o, weight in ways]
+        torch.testing.assert_close(logits[k, n, m], 0.5 * torch.stack(scores).mean())
+
+
+def test_offsets_need_moments_that_far() -> None:
+    loss = PermutativeInfoNCE(D, moment_offsets=(2, 6))
+    elements = [element.detach()[:, 0].float() for element in make_elements()]
+    clips = {name: clip.detach().float() for name, clip in make_clips().items()}
+    with pytest.raises(ValueError, match="v_clip must have more moments than moment_offsets reach, 6; got 6"):
+        loss(*elements, **clips)
+    without = PermutativeInfoNCE(D)
+    without.load_state_dict({key: value for key, value in loss.state_dict().items() if "further" not in key})
+    torch.testing.assert_close(loss(*elements), without(*elements))  # scored by spans, as without offsets
+    PermutativeInfoNCE(D, moment_offsets=(6,), subtasks=["Vp->Vf"])(*elements, **clips)  # it has no such sub-task
+    for offsets, message in (((0,), "moment_offsets must be from 1 to 10000, got 0"), ((2, 2), "must be different")):
+        with pytest.raises(ValueError, match=message):
+            PermutativeInfoNCE(D, moment_offsets=offsets)
+    with pytest.raises(TypeError, match="moment_offsets must be a sequence of integers, got 2"):
+        PermutativeInfoNCE(D, moment_offsets=2)
+
+
 def test_whole_clips_must_match_the_elements() -> None:
     loss = PermutativeInfoNCE(D)
     elements = [element.detach().float() for element in make_elements()]
@@ -199,7 +278,7 @@ def test_elements_that_do_not_match_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function:DeprecationWarning")  # of torch.compile, about torch
 def test_it_compiles_whole() -> None:
     torch.manual_seed(0)
-    loss = PermutativeInfoNCE(D, candidates="both", normalize="layer_norm", learn_scale=True)
+    loss = PermutativeInfoNCE(D, candidates="both", normalize="layer_norm", learn_scale=True, moment_offsets=(1, 2))
     inputs = [element.detach()[:, 0].float().requires_grad_() for element in make_elements()]
     clips = {name: clip.detach().float().requires_grad_() for name, clip in make_clips().items()}
     wanted = [*inputs, *clips.values(), *loss.parameters()]

@@ -109,15 +109,24 @@ def test_fixed_weights_are_what_they_say() -> None:
         ("clip", ["Vp,Vf->Ap,Af", "Ap,Af->Vp,Vf"]),
         ("element", ["Vp->Ap", "Vf->Af", "Ap->Vp", "Af->Vf"]),
     ):
-        config = ObjectiveConfig(other_weight=0.25, moments=moments, moment_share=0.75)
+        config = ObjectiveConfig(other_weight=0.25, moments=moments, moment_share=0.75, moment_offsets=())
         by_moment = dict(zip([task.name for task in SUBTASKS], fixed_weights(config, SUBTASKS), strict=True))
         assert sorted(by_moment, key=by_moment.get)[-len(names) :] == sorted(names, key=list(by_moment).index)
         assert sum(by_moment[name] for name in names) == pytest.approx(0.75 * sum(by_moment.values()))
-    alone = fixed_weights(ObjectiveConfig(moment_share=1.0), SUBTASKS)
+    alone = fixed_weights(ObjectiveConfig(moment_share=1.0, moment_offsets=()), SUBTASKS)
     assert [task.name for weight, task in zip(alone, SUBTASKS, strict=True) if weight] == [
         "Vp,Vf->Ap,Af",
         "Ap,Af->Vp,Vf",
     ]
+    for share in (0.6, 1.0):
+        config = ObjectiveConfig(moment_share=share, offset_share=0.25)
+        shares = dict(zip([task.name for task in SUBTASKS], fixed_weights(config, SUBTASKS), strict=True))
+        total = sum(shares.values())
+        assert [shares[name] / total for name in ("Vp,Vf->Ap,Af", "Ap,Af->Vp,Vf")] == pytest.approx([0.375 * share] * 2)
+        at_offsets = [shares[name] / total for name in ("Vp->Af", "Vf->Ap", "Ap->Vf", "Af->Vp")]
+        assert at_offsets == pytest.approx([0.0625 * share] * 4)
+    crossing = fixed_weights(ObjectiveConfig(), choose_subtasks(SUBTASKS, "Vp->Af,Vf->Ap"))
+    assert crossing == pytest.approx([0.5, 0.5])
     between = fixed_weights(ObjectiveConfig(other_weight=0.25, moments="none"), SUBTASKS)
     assert between == [1.0 if task.between_modalities else 0.25 for task in SUBTASKS]
     assert fixed_weights(ObjectiveConfig(weighting="uncertainty"), SUBTASKS) is None
@@ -217,7 +226,7 @@ def test_swapped_negatives_need_the_other_time_of_each_target() -> None:
 
 @pytest.mark.parametrize("leave_out", ["none", "clip", "word"])
 def test_false_negatives_are_left_out(leave_out: str) -> None:
-    config = make_config("av-permutative", objective={"leave_out": leave_out}, subtasks="Vp->Af")
+    config = make_config("av-permutative", objective={"leave_out": leave_out, "moment_offsets": ()}, subtasks="Vp->Af")
     torch.manual_seed(0)
     task = PermutativeTask(config, choose_subtasks(SUBTASKS, "Vp->Af")).eval()
     batch = dataclasses.replace(

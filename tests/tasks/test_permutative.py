@@ -151,8 +151,14 @@ def test_weights_choose_the_subtasks() -> None:
     output = task(make_batch(), torch.Generator().manual_seed(0))
     between = torch.tensor([subtask.between_modalities for subtask in task.loss.subtasks])
     assert between.sum() == 18
-    losses, by_moment = output.metrics["task_loss"], torch.tensor([task.whole_clip for task in task.loss.subtasks])
-    expected = 0.8 * losses[by_moment].mean() + 0.2 * losses[between & ~by_moment].mean()  # objective.moment_share
+    losses = output.metrics["task_loss"]
+    at_once, at_offsets = (
+        torch.tensor([getattr(subtask, kind) for subtask in task.loss.subtasks])
+        for kind in ("whole_clip", "crosses_both")
+    )
+    by_moment = 0.7 * losses[at_once].mean() + 0.3 * losses[at_offsets].mean()  # objective.offset_share
+    spans = losses[between & ~at_once & ~at_offsets].mean()
+    expected = 0.85 * by_moment + 0.15 * spans  # objective.moment_share
     torch.testing.assert_close(output.loss.detach(), expected)
 
 
