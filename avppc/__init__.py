@@ -19,13 +19,15 @@ from avppc.models.config import EncoderConfig
 from avppc.models.encoder_file import load_encoder, save_encoder
 from avppc.models.encoders import VideoEncoder
 from avppc.ops.info_nce.moments import moment_info_nce
-from avppc.ops.info_nce.op import InfoNCEStats, bilinear_info_nce
+from avppc.ops.info_nce.op import InfoNCEStats, bilinear_info_nce, bilinear_scores
+from avppc.ops.info_nce.reference import BilinearScores
 from avppc.ops.log_mel.config import LogMelConfig
 from avppc.ops.log_mel.op import LogMel, log_mel
 
 __all__ = [
     "SUBTASKS",
     "BilinearInfoNCE",
+    "BilinearScores",
     "Clip",
     "ClipBatch",
     "EncoderConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "VideoEncoder",
     "__version__",
     "bilinear_info_nce",
+    "bilinear_scores",
     "crop_video",
     "load_encoder",
     "load_reader",

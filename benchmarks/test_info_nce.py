@@ -175,3 +175,35 @@ def test_clip_loss(benchmark, N: int, D: int) -> None:
         "ours": lambda: bilinear_info_nce(image, text, scale=scale, symmetric=True),
     }
     compare_peer(benchmark, losses, (image, text, scale), 3 * 2.0 * N * N * D)
+
+
+@pytest.mark.parametrize("classes", [4, 64], ids=lambda value: f"classes{value}")
+@pytest.mark.parametrize("N", [256, 1024], ids=lambda value: f"N{value}")
+def test_supervised_contrastive(benchmark, N: int, classes: int) -> None:
+    """SupConLoss of pytorch-metric-learning: N embeddings, each told from the others, positives of the same class."""
+    peer = pytest.importorskip("pytorch_metric_learning.losses", reason="needs `pip install pytorch-metric-learning`")
+    torch.manual_seed(0)
+    x, labels, rows = torch.randn(N, 256, requires_grad=True), torch.arange(N) % classes, torch.arange(N)
+    others = torch.eye(N) == 0
+    same = (labels[:, None] == labels) & others
+    positives = same.nonzero()[:, 1].view(N, -1)
+    sup_con = peer.SupConLoss(temperature=0.1)
+
+    def plain() -> Tensor:
+        embeddings = F.normalize(x, dim=1)
+        s = (10.0 * embeddings @ embeddings.T).masked_fill(~others, -torch.inf)
+        return -(s.log_softmax(1).masked_fill(~same, 0.0).sum(1) / same.sum(1)).mean()
+
+    def ours() -> Tensor:
+        embeddings = F.normalize(x, dim=1)
+        return bilinear_info_nce(
+            embeddings, embeddings, scale=10.0, positives=positives, context_ids=rows, target_ids=rows
+        )
+
+    losses: dict[str, Callable[[], Tensor]] = {
+        "pytorch-metric-learning": lambda: sup_con(x, labels),
+        "plain torch": plain,
+        "ours": ours,
+    }
+    compare_peer(benchmark, losses, (x,), 3 * 2.0 * N * N * 256)
+    benchmark.extra_info.update(positives=positives.shape[1])

@@ -4,50 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_number, dtype_name
-from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
-from avppc.ops.info_nce.distributed import solve_gathered, solve_moments_gathered
-from avppc.ops.info_nce.moments import Candidates, make_moment_problem, solve_moments
-from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve, solve_at_once
-from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, as_pairs, make_problem, product_dtype
+from avppc.checks import check_bool, check_choice, check_integer, check_tensor
+from avppc.losses.config import check_factor, check_like_module, check_task_weights
+from avppc.ops.info_nce.agreement import GATHERS, GroupHolder, device_of, has_others, refusal_told
+from avppc.ops.info_nce.distributed import solve_gathered, solve_moments_gathered, solve_positives_gathered
+from avppc.ops.info_nce.moments import Candidates, Moments, make_moment_problem, solve_moments
+from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, solve, solve_at_once, solve_positives
+from avppc.ops.info_nce.problem import (
+    NORMALIZATIONS,
+    MomentProblem,
+    Pairs,
+    Problem,
+    as_pairs,
+    check_positives,
+    make_problem,
+)  # fmt: skip
 from avppc.ops.modes import constant
 
-NORMALIZATIONS = ("none", "layer_norm")
 MAX_WIDTH = 1 << 20
 MAX_TASKS = 1 << 20
 _SETTINGS = (  # that the repr shows
     "initial_scale", "learn_scale", "normalize", "task_weights", "symmetric", "reduction", "backend", "gather",
     "return_stats",
 )  # fmt: skip
-
-
-def check_weight_list(weights: object) -> None:
-    """Raises TypeError unless it is a collection, such as a list, and no tensor; BilinearInfoNCE checks the numbers."""
-    if not isinstance(weights, Collection) or isinstance(weights, Tensor):
-        raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
-
-
-def _check_factor(name: str, value: float) -> None:
-    check_number(name, value, 0.0)
-    if value > torch.finfo(torch.float32).max:
-        raise ValueError(f"{name} must be finite in float32, got {value}")
-
-
-def _check_task_weights(weights: Sequence[float], tasks: int) -> None:
-    check_weight_list(weights)
-    for weight in weights:
-        _check_factor("task_weights", weight)
-    if not any(weights):
-        raise ValueError("task_weights must hold a weight above 0, got none")
-    if len(weights) != tasks:
-        raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
 
 
 def _fill(parameter: Any, value: Tensor) -> None:
@@ -63,21 +50,6 @@ def _fill(parameter: Any, value: Tensor) -> None:
     parameter.to_local().copy_(whole.redistribute(mesh, parameter.placements).to_local())
 
 
-def check_like_module(name: str, value: object, weight: Tensor) -> None:
-    """Raises unless value has the device of a module's weight and, unless autocast makes them alike, its dtype.
-
-    Call it inside that module's forward: elsewhere a sharded weight may be stored in another dtype, on another device.
-    What is no tensor of floating point numbers is left to other checks.
-    """
-    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
-        return
-    if value.device != weight.device:
-        raise ValueError(f"{name} must be on {weight.device} like the module, got {value.device}")
-    if value.dtype != weight.dtype and product_dtype(value) != product_dtype(weight):
-        wanted, got = dtype_name(weight.dtype), dtype_name(value.dtype)
-        raise TypeError(f"{name} must have dtype {wanted} like the module where there is no autocast, got {got}")
-
-
 class BilinearInfoNCE(nn.Module):
     """bilinear_info_nce with its weights W [K, Dz, Dc] (and, if wanted, its scale) as parameters.
 
@@ -87,10 +59,11 @@ class BilinearInfoNCE(nn.Module):
         tasks: K, the number of sub-tasks; if pairs are given, their number.
         pairs: [K, 2] integers, the (context index, target index) of each sub-task; None: sub-task k uses context k
             and target k.
+        weight: whether there are W; False scores by plain dot products, as CLIP does (context_dim == target_dim).
         scale: what the logits are multiplied by, above 0; its first value if it is learned.
         learn_scale: whether the scale is a parameter (its logarithm is, so that it stays positive).
         normalize: "none": embeddings are scored as they come; "layer_norm": each is first brought to mean 0 and
-            variance 1.
+            variance 1; "l2": to length 1, so that without W a score is a cosine times the scale.
         task_weights: K weights of the sub-tasks in the mean, at least 0: sum(w_k loss_k) / sum(w_k); None: equal.
         symmetric, reduction, backend: as in bilinear_info_nce.
         gather: "none": negatives of this process alone. With torch.distributed, "all": the targets of all processes,
@@ -98,11 +71,15 @@ class BilinearInfoNCE(nn.Module):
             one process and more arithmetic. Each process returns the mean over its own rows, so that the gradients that
             DistributedDataParallel averages are those of one process with the whole batch; this module must be inside
             what it wraps. All processes must call it alike, after `eval()`, too.
+        group: the processes whose targets are gathered, a torch.distributed.ProcessGroup with this one; None: all. Then
+            "the whole batch" is the group's, and the processes that DistributedDataParallel averages over must be the
+            group or several such groups.
         return_stats: whether a call also returns InfoNCEStats, unless the call says otherwise.
 
     W starts as I / sqrt(D), so that embeddings of unit variance give logits of unit variance.
     """
 
+    weight: nn.Parameter | None
     log_scale: nn.Parameter | None
 
     def __init__(
@@ -112,6 +89,7 @@ class BilinearInfoNCE(nn.Module):
         *,
         tasks: int = 1,
         pairs: Pairs | None = None,
+        weight: bool = True,
         scale: float = 1.0,
         learn_scale: bool = False,
         normalize: str = "none",
@@ -120,17 +98,21 @@ class BilinearInfoNCE(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
         gather: str = "none",
+        group: dist.ProcessGroup | None = None,
         return_stats: bool = False,
     ) -> None:
         super().__init__()
         check_integer("context_dim", context_dim, 1, MAX_WIDTH)
         check_integer("target_dim", target_dim, 1, MAX_WIDTH)
         check_integer("tasks", tasks, 1, MAX_TASKS)
-        _check_factor("scale", scale)
+        check_factor("scale", scale)
         if scale == 0:
             raise ValueError("scale must be above 0, got 0")
-        for name, switch in (("learn_scale", learn_scale), ("symmetric", symmetric), ("return_stats", return_stats)):
+        switches = {"weight": weight, "learn_scale": learn_scale, "symmetric": symmetric, "return_stats": return_stats}
+        for name, switch in switches.items():
             check_bool(name, switch)
+        if not weight and context_dim != target_dim:
+            raise ValueError(f"target_dim must be context_dim, {context_dim}, with weight=False; got {target_dim}")
         check_choice("normalize", normalize, NORMALIZATIONS)
         check_choice("reduction", reduction, REDUCTIONS)
         check_choice("backend", backend, BACKENDS)
@@ -143,23 +125,25 @@ class BilinearInfoNCE(nn.Module):
                 raise ValueError(f"tasks must be left out or equal the {len(pairs)} pairs, got {tasks}")
             tasks = len(pairs)
         if task_weights is not None:
-            _check_task_weights(task_weights, tasks)
-        self.pairs = pairs
+            check_task_weights(task_weights, tasks)
+        self._group = GroupHolder(group)
+        self.pairs, self.tasks = pairs, tasks
+        self.context_dim, self.target_dim = context_dim, target_dim
         self.initial_scale, self.learn_scale, self.normalize = scale, learn_scale, normalize
         self.task_weights = None if task_weights is None else tuple(task_weights)
         self.symmetric, self.reduction, self.backend = symmetric, reduction, backend
         self.gather, self.return_stats = gather, return_stats
-        self.weight = nn.Parameter(torch.empty(tasks, target_dim, context_dim))
+        self.weight = nn.Parameter(torch.empty(tasks, target_dim, context_dim)) if weight else None
         self.log_scale = nn.Parameter(torch.empty(1)) if learn_scale else None  # FSDP shards nothing of 0 dimensions
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Sets W to I / sqrt(D) and the scale to its first value."""
-        _, target_dim, context_dim = self.weight.shape
         with torch.no_grad():
-            identity = torch.eye(target_dim, context_dim, device=self.weight.device)
-            identity /= math.sqrt(min(target_dim, context_dim))
-            _fill(self.weight, identity.expand(self.weight.shape))
+            if self.weight is not None:
+                identity = torch.eye(self.target_dim, self.context_dim, device=self.weight.device)
+                identity /= math.sqrt(min(self.target_dim, self.context_dim))
+                _fill(self.weight, identity.expand(self.weight.shape))
             if self.log_scale is not None:
                 self.log_scale.fill_(math.log(self.initial_scale))
 
@@ -175,9 +159,14 @@ class BilinearInfoNCE(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The processes whose targets are gathered; None: all."""
+        return self._group.group
+
+    @property
     def gathers(self) -> bool:
         """Whether the targets of other processes are negatives here."""
-        return self.gather != "none" and has_others()
+        return self.gather != "none" and has_others(self.group)
 
     @property
     def _is_bare(self) -> bool:
@@ -186,7 +175,7 @@ class BilinearInfoNCE(nn.Module):
 
     def refusal_told(self, device: torch.device) -> AbstractContextManager[None]:
         """A context for the checks of a call: the other processes, which wait for this one, learn of an error."""
-        return refusal_told(device) if self.gathers else contextlib.nullcontext()
+        return refusal_told(device, self.group) if self.gathers else contextlib.nullcontext()
 
     def forward(
         self,
@@ -195,53 +184,75 @@ class BilinearInfoNCE(nn.Module):
         context_ids: Tensor | None = None,  # [N]
         target_ids: Tensor | None = None,  # [M]
         *,
+        positives: Tensor | None = None,  # [N] or [N, P]
+        scale: float | Tensor | None = None,
         return_stats: bool | None = None,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-        """The loss, or (loss, InfoNCEStats); the arguments are those of bilinear_info_nce."""
+        """The loss, or (loss, InfoNCEStats); the arguments are those of bilinear_info_nce.
+
+        With several processes under gather="all" the positives are numbers of all their targets: target m of the
+        group's process r is r M + m. Under "ring" there are none. A scale given here takes the place of the module's,
+        which then must not be a learned one.
+        """
         with_stats = self.return_stats if return_stats is None else return_stats
-        if self._is_bare and context_ids is None and target_ids is None and isinstance(with_stats, bool):
-            arguments = contexts, targets, self.weight, self.pairs, self.scale, 0, self.symmetric
+        is_plain = context_ids is None and target_ids is None and positives is None and scale is None
+        weight = self.weight
+        fits = weight is not None or self._is_as_wide(contexts)
+        if fits and is_plain and isinstance(with_stats, bool) and self._is_bare:
+            arguments = contexts, targets, weight, self.pairs, self.scale, 0, self.symmetric
             found = solve_at_once(*arguments, self.reduction, self.backend, with_stats)
             if found is not None:
                 return found
-        with self.refusal_told(self.weight.device):
+        with self.refusal_told(device_of(contexts, targets) if weight is None else weight.device):
             check_bool("return_stats", with_stats)
-            check_like_module("contexts", contexts, self.weight)
+            self._check_call(contexts, positives, scale)
             problem = make_problem(
                 contexts,
                 targets,
-                self.weight,
+                weight,
                 self.pairs,
-                scale=self.scale,
+                scale=self.scale if scale is None else scale,
                 context_ids=context_ids,
                 target_ids=target_ids,
                 symmetric=self.symmetric,
-                layer_norm=self.normalize == "layer_norm",
+                normalize=self.normalize,
+                with_offset=positives is None,
             )
+            if positives is not None:
+                columns = problem.targets.shape[1] * (dist.get_world_size(self.group) if self.gathers else 1)
+                positives = check_positives(positives, problem.contexts, columns)
         stats: InfoNCEStats | None
-        if self.gathers:
-            loss, stats = solve_gathered(problem, self.gather, self.reduction, self.task_weights, self.backend)
+        options = self.reduction, self.task_weights, self.backend
+        if positives is not None:
+            if self.gathers:
+                loss, stats = solve_positives_gathered(problem, positives, *options, self.group, with_stats)
+            else:
+                loss, stats = solve_positives(problem, positives, *options, with_stats)
+        elif self.gathers:
+            loss, stats = solve_gathered(problem, self.gather, *options, self.group)
         else:
-            loss, stats = solve(problem, self.reduction, self.task_weights, self.backend, with_stats)
+            loss, stats = solve(problem, *options, with_stats)
         return (loss, stats) if with_stats and stats is not None else loss
 
+    def _is_as_wide(self, contexts: object) -> bool:
+        """Whether contexts have the module's width, which without W nothing else asks."""
+        return getattr(contexts, "shape", ())[-1:] == (self.context_dim,)
+
+    def _check_call(self, contexts: Tensor, positives: Tensor | None, scale: float | Tensor | None) -> None:
+        """Raises TypeError or ValueError where a call's arguments do not go with the settings."""
+        if self.weight is not None:
+            check_like_module("contexts", contexts, self.weight)
+        elif not self._is_as_wide(check_tensor("contexts", contexts)):
+            raise ValueError(f"contexts must be {self.context_dim} wide, got shape {list(contexts.shape)}")
+        if scale is not None and self.learn_scale:
+            raise ValueError("scale must be left out of a call of a module that learns its own")
+        if positives is not None and self.gather == "ring":
+            raise ValueError("positives need gather='all' or 'none', got 'ring', where no process has them all")
+
     def extra_repr(self) -> str:
-        tasks, target_dim, context_dim = self.weight.shape
         settings = (f"{name}={getattr(self, name)!r}" for name in _SETTINGS)
-        return f"{context_dim}, {target_dim}, tasks={tasks}, {', '.join(settings)}"
-
-
-class Moments(NamedTuple):
-    """Contexts and targets of some sub-tasks that score clips moment by moment."""
-
-    tasks: tuple[int, ...]
-    """P numbers of sub-tasks, from 0 to K - 1."""
-    contexts: Tensor
-    """[P, N, Tc, D], one for each sub-task in turn."""
-    targets: Tensor
-    """[P, N, Tz, D]"""
-    further: int = 0
-    """By which W they are scored: 0, the sub-task's own; i, the i-th of its further ones."""
+        weight = "" if self.weight is not None else "weight=False, "
+        return f"{self.context_dim}, {self.target_dim}, tasks={self.tasks}, {weight}{', '.join(settings)}"
 
 
 class MomentInfoNCE(BilinearInfoNCE):
@@ -256,6 +267,7 @@ class MomentInfoNCE(BilinearInfoNCE):
         settings: the others of BilinearInfoNCE.
     """
 
+    weight: nn.Parameter
     further_weight: nn.Parameter | None
 
     def __init__(
@@ -284,7 +296,7 @@ class MomentInfoNCE(BilinearInfoNCE):
                 identity = torch.eye(dim, device=self.further_weight.device) / math.sqrt(dim)
                 _fill(self.further_weight, identity.expand(self.further_weight.shape))
 
-    def forward(
+    def forward(  # type: ignore[override]  # the moments' positives are not given by index
         self,
         contexts: Tensor,  # [C, N, D]
         targets: Tensor,  # [U, M, D]
@@ -308,7 +320,7 @@ class MomentInfoNCE(BilinearInfoNCE):
         with_stats = self.return_stats if return_stats is None else return_stats
         by_moment = [task for part in moments for task in part.tasks]
         by_span = tuple(task for task in range(len(self.weight)) if task not in by_moment)
-        scale, layer_norm = self.scale, self.normalize == "layer_norm"
+        scale, normalize = self.scale, self.normalize
         with self.refusal_told(self.weight.device):
             check_bool("return_stats", with_stats)
             if self.symmetric:
@@ -318,14 +330,14 @@ class MomentInfoNCE(BilinearInfoNCE):
                 check_like_module("moments", part.contexts, self.weight)
                 problem = make_moment_problem(
                     part.contexts, part.targets, self.weight_of(part.tasks, part.further), None, self.candidates,
-                    scale=scale, layer_norm=layer_norm, context_ids=clip_ids, target_ids=clip_ids,
+                    scale=scale, normalize=normalize, context_ids=clip_ids, target_ids=clip_ids,
                 )  # fmt: skip
                 problems.append((part.tasks, problem))
             if by_span:
                 assert self.pairs is not None
                 spans = make_problem(
                     contexts, targets, self.weight_of(by_span), self.pairs[list(by_span)], scale=scale,
-                    layer_norm=layer_norm, context_ids=context_ids, target_ids=target_ids,
+                    normalize=normalize, context_ids=context_ids, target_ids=target_ids,
                 )  # fmt: skip
                 problems.append((by_span, spans))
         parts = _mean_over_ways([(tasks, *self._solve(problem, tasks)) for tasks, problem in problems])
@@ -354,8 +366,12 @@ class MomentInfoNCE(BilinearInfoNCE):
         weights = [] if self.task_weights is None else [self.task_weights[task] for task in tasks]
         options = self.reduction, weights if any(weights) else None, self.backend
         if isinstance(problem, Problem):
-            return solve_gathered(problem, self.gather, *options) if self.gathers else solve(problem, *options)
-        return solve_moments_gathered(problem, *options) if self.gathers else solve_moments(problem, *options)
+            if self.gathers:
+                return solve_gathered(problem, self.gather, *options, self.group)
+            return solve(problem, *options)
+        if self.gathers:
+            return solve_moments_gathered(problem, *options, self.group)
+        return solve_moments(problem, *options)
 
     def _join(self, parts: Sequence[tuple[tuple[int, ...], Tensor]], order: Tensor) -> Tensor:
         """The loss of all sub-tasks from those of its parts."""

@@ -1,12 +1,17 @@
-"""Settings of the loss."""
+"""Settings of the loss, and checks of those of its modules."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from avppc.checks import check_integer, check_number, check_offsets, check_types
+import torch
+from torch import Tensor
+
+from avppc.checks import FLOAT_DTYPES, check_integer, check_number, check_offsets, check_types, dtype_name
 from avppc.ops.info_nce.moments import Candidates
+from avppc.ops.info_nce.problem import product_dtype
 
 __all__ = ["ObjectiveConfig"]
 
@@ -80,3 +85,40 @@ class ObjectiveConfig:
         check_offsets("moment_offsets", self.moment_offsets)
         if self.between_weight == self.other_weight == 0:
             raise ValueError("between_weight and other_weight must not both be 0")
+
+
+def check_weight_list(weights: object) -> None:
+    """Raises TypeError unless it is a collection, such as a list, and no tensor; BilinearInfoNCE checks the numbers."""
+    if not isinstance(weights, Collection) or isinstance(weights, Tensor):
+        raise TypeError(f"task_weights must hold one number a sub-task, got {weights!r}")
+
+
+def check_factor(name: str, value: float) -> None:
+    check_number(name, value, 0.0)
+    if value > torch.finfo(torch.float32).max:
+        raise ValueError(f"{name} must be finite in float32, got {value}")
+
+
+def check_task_weights(weights: Sequence[float], tasks: int) -> None:
+    check_weight_list(weights)
+    for weight in weights:
+        check_factor("task_weights", weight)
+    if not any(weights):
+        raise ValueError("task_weights must hold a weight above 0, got none")
+    if len(weights) != tasks:
+        raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
+
+
+def check_like_module(name: str, value: object, weight: Tensor) -> None:
+    """Raises unless value has the device of a module's weight and, unless autocast makes them alike, its dtype.
+
+    Call it inside that module's forward: elsewhere a sharded weight may be stored in another dtype, on another device.
+    What is no tensor of floating point numbers is left to other checks.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        return
+    if value.device != weight.device:
+        raise ValueError(f"{name} must be on {weight.device} like the module, got {value.device}")
+    if value.dtype != weight.dtype and product_dtype(value) != product_dtype(weight):
+        wanted, got = dtype_name(weight.dtype), dtype_name(value.dtype)
+        raise TypeError(f"{name} must have dtype {wanted} like the module where there is no autocast, got {got}")

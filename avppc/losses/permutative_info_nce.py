@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 
 from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_offsets, check_tensor, dtype_name
-from avppc.losses.bilinear_info_nce import MAX_WIDTH, MomentInfoNCE, Moments, check_like_module, check_weight_list
+from avppc.losses.bilinear_info_nce import MAX_WIDTH, MomentInfoNCE
+from avppc.losses.config import check_like_module, check_weight_list
 from avppc.losses.subtasks import ELEMENTS, OTHER_TIME, SUBTASKS, ElementNames, SubTask, check_subtasks
-from avppc.ops.info_nce.moments import CANDIDATES, Candidates
+from avppc.ops.info_nce.moments import CANDIDATES, Candidates, Moments
 from avppc.ops.info_nce.op import InfoNCEStats
-from avppc.ops.info_nce.problem import check_ids, product_dtype
+from avppc.ops.info_nce.problem import check_ids, normalized, product_dtype
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given
@@ -91,8 +92,8 @@ class PermutativeInfoNCE(nn.Module):
         candidates: what a moment is told from: "clip", the moments of its own clip; "moment", the same moment of other
             clips; "both".
         moment_offsets: by how many moments later or earlier; each has W of its own, and the loss is the mean over them.
-        scale, learn_scale, normalize, reduction, backend, gather, return_stats: as in BilinearInfoNCE. The defaults are
-            the method's: no temperature, no normalisation.
+        scale, learn_scale, normalize, reduction, backend, gather, group, return_stats: as in BilinearInfoNCE. The
+            defaults are the method's: no temperature, no normalisation.
         symmetric: as in bilinear_info_nce; not beside swapped_negatives.
 
     A state_dict holds the W in the order of `subtasks`: load it into a module with the same sub-tasks in that order.
@@ -118,6 +119,7 @@ class PermutativeInfoNCE(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
         gather: str = "none",
+        group: dist.ProcessGroup | None = None,
         return_stats: bool = False,
     ) -> None:
         super().__init__()
@@ -157,6 +159,7 @@ class PermutativeInfoNCE(nn.Module):
             reduction=reduction,
             backend=backend,
             gather=gather,
+            group=group,
             return_stats=return_stats,
         )
 
@@ -243,9 +246,7 @@ class PermutativeInfoNCE(nn.Module):
 
     def _normalized(self, sides: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings as the scores take them."""
-        if self.score.normalize == "none":
-            return list(sides)
-        return [functional.layer_norm(side, side.shape[-1:]) for side in sides]
+        return [normalized(side, self.score.normalize) for side in sides]
 
     def _moments(
         self, elements: Mapping[str, Tensor], v_clip: Tensor | None, a_clip: Tensor | None, swapped: bool

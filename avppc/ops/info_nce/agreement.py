@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from avppc.checks import FLOAT_DTYPES, dtype_name
-from avppc.ops.info_nce.problem import MomentProblem, Problem
+from avppc.ops.info_nce.problem import NO_POSITIVE, MomentProblem, Problem
 
 GATHERS = ("none", "all", "ring")
 _REDUCTIONS = ("mean", "task", "none")
@@ -34,9 +34,33 @@ def rows_known_even() -> Iterator[None]:
         _checks = before
 
 
-def has_others() -> bool:
-    """Whether there are other processes, which take part in a loss unless its gather is "none"."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def has_others(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether there are other processes (of the group), which take part in a loss unless its gather is "none"."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    count = dist.get_world_size(group)
+    if count < 0:
+        raise ValueError(f"group must be one that this process belongs to, got one without rank {dist.get_rank()}")
+    return count > 1
+
+
+def device_of(*values: object) -> torch.device:
+    """That of the first tensor among the values."""
+    return next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+
+
+class GroupHolder:
+    """The setting `group` of a module. A copy of the module has the same group, which itself cannot be copied."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        """Raises TypeError unless it is None or a group that this process belongs to."""
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            # what torch.distributed.new_group gives the processes outside is a number
+            raise TypeError(f"group must be None or a torch.distributed.ProcessGroup of this process, got {group!r}")
+        self.group = group
+
+    def __deepcopy__(self, _: object) -> GroupHolder:
+        return self
 
 
 class _Facts(NamedTuple):
@@ -55,6 +79,7 @@ class _Facts(NamedTuple):
     pairs: int
     weights: int
     ids: int
+    positives: int
     symmetric: int
     reduction: int
     task_weights: int
@@ -72,6 +97,7 @@ _TEXTS: dict[str, Callable[[int], str]] = {
     "task_weights": lambda code: f"(hash {code})",
     "weights": lambda code: "given" if code else "None",
     "ids": lambda code: "given" if code else "None",
+    "positives": lambda code: "given" if code else "None",
     "symmetric": lambda code: str(bool(code)),
     "reduction": lambda code: repr(_REDUCTIONS[code]),
     "targets_gradient": lambda code: "needed" if code else "not needed",
@@ -80,7 +106,11 @@ _TEXTS: dict[str, Callable[[int], str]] = {
 
 
 def check_agreement(
-    problem: Problem | MomentProblem, gather: str, reduction: str, task_weights: Sequence[float] | None
+    problem: Problem | MomentProblem,
+    gather: str,
+    reduction: str,
+    task_weights: Sequence[float] | None,
+    group: dist.ProcessGroup | None,
 ) -> None:
     """Raises ValueError on all processes unless they have called for the same loss with the same shapes and dtypes.
 
@@ -90,21 +120,22 @@ def check_agreement(
     if _checks <= 0:
         return
     _checks -= 1
-    every = _exchange(_facts(problem, gather, reduction, task_weights), problem.contexts.device)
-    refused = [rank for rank, facts in enumerate(every) if not facts.accepted]
+    every = _exchange(_facts(problem, gather, reduction, task_weights), problem.contexts.device, group)
+    numbers = dist.get_process_group_ranks(group)
+    refused = [rank for rank, facts in zip(numbers, every, strict=True) if not facts.accepted]
     if refused:
         raise ValueError(f"gather={gather!r}: {_ranks(refused)} refused its arguments, and says why")
     of_all = zip(_Facts._fields, zip(*every, strict=True), strict=True)
     differing = [name for name, values in of_all if len(set(values)) > 1]
     if differing:
         found = "; ".join(
-            f"{name} is {_described(name, [getattr(facts, name) for facts in every])}" for name in differing
+            f"{name} is {_described(name, [getattr(facts, name) for facts in every], numbers)}" for name in differing
         )
         raise ValueError(f"gather={gather!r} needs the same call on every rank, but {found}")
 
 
 @contextlib.contextmanager
-def refusal_told(device: torch.device) -> Iterator[None]:
+def refusal_told(device: torch.device, group: dist.ProcessGroup | None) -> Iterator[None]:
     """An error raised inside, before `check_agreement`, is told to the other processes, which would wait for ever."""
     global _checks
     try:
@@ -113,7 +144,7 @@ def refusal_told(device: torch.device) -> Iterator[None]:
         if _checks > 0:
             _checks -= 1
             with contextlib.suppress(RuntimeError):  # the first error counts
-                _exchange(_Facts(*[0] * len(_Facts._fields)), device)
+                _exchange(_Facts(*[0] * len(_Facts._fields)), device, group)
         raise
 
 
@@ -145,6 +176,7 @@ def _facts(
         pairs=hash(tuple(problem.pairs.flatten().tolist())),
         weights=problem.weights is not None,
         ids=problem.context_ids is not None,
+        positives=problem.positive_offset == NO_POSITIVE,
         symmetric=symmetric,
         reduction=_REDUCTIONS.index(reduction),
         task_weights=0 if task_weights is None else hash(tuple(task_weights)),
@@ -159,20 +191,20 @@ def _needed(*values: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
-def _exchange(own: _Facts, device: torch.device) -> list[_Facts]:
-    """The facts of every process, in the order of ranks."""
+def _exchange(own: _Facts, device: torch.device, group: dist.ProcessGroup | None) -> list[_Facts]:
+    """The facts of every process of the group, in the order of ranks."""
     # on the CPU if the group can, so that nobody waits for a GPU
-    device = torch.device("cpu") if "cpu:" in str(dist.get_backend_config()) else device
+    device = torch.device("cpu") if "cpu:" in str(dist.get_backend_config(group)) else device
     numbers = torch.tensor(own, dtype=torch.int64, device=device)
-    every = numbers.new_empty(dist.get_world_size(), len(own))
-    dist.all_gather(list(every.unbind(0)), numbers)
+    every = numbers.new_empty(dist.get_world_size(group), len(own))
+    dist.all_gather(list(every.unbind(0)), numbers, group)
     return [_Facts(*row) for row in every.tolist()]
 
 
-def _described(name: str, codes: Sequence[int]) -> str:
+def _described(name: str, codes: Sequence[int], numbers: Sequence[int]) -> str:
     """For example "float32 on ranks 0, 1 and bfloat16 on rank 2"."""
     text = _TEXTS.get(name, str)
-    by_code = {code: [rank for rank, other in enumerate(codes) if other == code] for code in codes}
+    by_code = {code: [rank for rank, other in zip(numbers, codes, strict=True) if other == code] for code in codes}
     return " and ".join(f"{text(code)} on {_ranks(ranks)}" for code, ranks in by_code.items())
 
 

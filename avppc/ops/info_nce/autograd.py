@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avppc.ops.info_nce.problem import MomentProblem, Problem, without_aliases
+from avppc.ops.info_nce.problem import NO_POSITIVE, MomentProblem, Problem, without_aliases
 from avppc.ops.modes import refuse_second_derivative
 
 _DIFFERENTIABLE = [Problem._fields.index(name) for name in ("contexts", "targets", "weights", "scale")]
+_OFFSET = Problem._fields.index("positive_offset")
 NEEDS = 4
 """Flags at the end of an operator's inputs: gradients of contexts, targets, weights, scale."""
 
@@ -28,6 +29,8 @@ def gradients_of(found: tuple[Tensor | None, ...], inputs: int) -> tuple[Tensor 
 
 def solve_rows(function: str, backend: str, operator: str, problem: Problem | MomentProblem) -> tuple[Tensor, Tensor]:
     """Losses of rows, differentiable, and whether each positive beats every negative, by a compiled operator.
+
+    Where positive_offset is NO_POSITIVE the losses are log-sum-exps, and the others mean nothing.
 
     Args:
         function, backend: their names, for the text of an error.
@@ -58,6 +61,9 @@ class _Rows(torch.autograd.Function):
         fields = len(ctx.settings)
         tensors, statistics = ctx.saved_tensors[:fields], ctx.saved_tensors[fields:]
         inputs = [value if plain is None else plain for value, plain in zip(tensors, ctx.settings, strict=True)]
+        if inputs[_OFFSET] == NO_POSITIVE:  # a row without any candidate has no gradient: its softmax is not 0 / 0
+            lse, *others = statistics
+            statistics = (lse.masked_fill(lse[1] == -torch.inf, 0.0), *others)
         needs = [ctx.needs_input_grad[3 + field] for field in _DIFFERENTIABLE]
         found = getattr(torch.ops.avppc, f"{ctx.operator}_backward")(*inputs, *statistics, drows, *needs)
         wanted = tuple(value if need else None for need, value in zip(needs, found, strict=True))

@@ -8,23 +8,31 @@ DistributedDataParallel takes of the gradients, is exactly the gradient of one p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from avppc.checks import without_autocast
-from avppc.ops.info_nce.agreement import check_agreement
+from avppc.checks import check_choice, without_autocast
+from avppc.ops.info_nce.agreement import check_agreement, device_of, refusal_told
 from avppc.ops.info_nce.moments import OTHER_CLIPS, solve_moments
-from avppc.ops.info_nce.op import InfoNCEStats, pick_backend, reduce_rows, solve
-from avppc.ops.info_nce.problem import NO_POSITIVE, MomentProblem, Problem
+from avppc.ops.info_nce.op import BACKENDS, REDUCTIONS, InfoNCEStats, pick_backend, reduce_rows, solve, solve_positives
+from avppc.ops.info_nce.problem import NO_POSITIVE, MomentProblem, Pairs, Problem, make_problem
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 from avppc.ops.modes import plain_torch_alone, refuse_second_derivative
 
+if TYPE_CHECKING:
+    Group = dist.ProcessGroup | None
+
 
 def solve_gathered(
-    problem: Problem, gather: str, reduction: str, task_weights: Sequence[float] | None, backend: str
+    problem: Problem,
+    gather: str,
+    reduction: str,
+    task_weights: Sequence[float] | None,
+    backend: str,
+    group: Group = None,
 ) -> tuple[Tensor, InfoNCEStats]:
     """The loss of this process's rows, and its statistics; there must be other processes.
 
@@ -33,16 +41,14 @@ def solve_gathered(
         gather: "all": the targets of all processes are copied here; "ring": they pass by, one process's at a time, in
             the forward and again in the backward.
         reduction, task_weights, backend: as in `solve`.
+        group: the processes; None: all.
 
     Raises:
         ValueError: the processes differ in shapes, dtypes or options; on all of them, naming what differs.
         RuntimeError: torch.func or a forward-mode derivative is asked to go through messages.
     """
-    options = reduction, task_weights, backend
-    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
-    if lacking:  # messages to other processes are seen by the backwards of autograd functions alone
-        raise RuntimeError(f"gather={gather!r} has no {lacking} with several processes; use gather='none'")
-    check_agreement(problem, gather, reduction, task_weights)
+    options = reduction, task_weights, backend, group
+    _check_messages(problem, gather, reduction, task_weights, group)
     one_way = _solve_all if gather == "all" else _solve_ring
     if not problem.symmetric:
         return one_way(problem, *options)
@@ -52,8 +58,56 @@ def solve_gathered(
     return (loss + column_loss) / 2, InfoNCEStats(task_loss, stats.accuracy)
 
 
+def solve_call_gathered(
+    contexts: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    pairs: Pairs | None,
+    options: dict[str, Any],
+    gather: str,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, InfoNCEStats]:
+    """bilinear_info_nce with the targets of all processes; the others, which wait for this one, learn of an error."""
+    with refusal_told(device_of(contexts, targets), None):
+        if options["positive_offset"] != 0:
+            raise ValueError(f"positive_offset must be 0 with gather={gather!r}, got {options['positive_offset']}")
+        problem = make_problem(contexts, targets, weights, pairs, **options)
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("backend", backend, BACKENDS)
+    return solve_gathered(problem, gather, reduction, None, backend)
+
+
+def _check_messages(
+    problem: Problem, gather: str, reduction: str, task_weights: Sequence[float] | None, group: Group
+) -> None:
+    """Raises unless messages to other processes serve here, and all of them call for the same loss."""
+    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
+    if lacking:  # messages are seen by the backwards of autograd functions alone
+        raise RuntimeError(f"gather={gather!r} has no {lacking} with several processes; use gather='none'")
+    check_agreement(problem, gather, reduction, task_weights, group)
+
+
+def solve_positives_gathered(
+    problem: Problem,
+    positives: Tensor,
+    reduction: str,
+    task_weights: Sequence[float] | None,
+    backend: str,
+    group: Group = None,
+    with_stats: bool = True,
+) -> tuple[Tensor, InfoNCEStats | None]:
+    """solve_positives of this process's rows; the positives [N, P] are numbers of all G M targets, in order of ranks.
+
+    The targets are copied to each process, as under gather="all". Raises as solve_gathered.
+    """
+    _check_messages(problem, "all", reduction, task_weights, group)
+    whole = _with_all_targets(problem, group)._replace(positive_offset=NO_POSITIVE)
+    return solve_positives(whole, positives, reduction, task_weights, backend, with_stats)
+
+
 def solve_moments_gathered(
-    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str
+    problem: MomentProblem, reduction: str, task_weights: Sequence[float] | None, backend: str, group: Group = None
 ) -> tuple[Tensor, InfoNCEStats]:
     """solve_moments with the clips of all processes as candidates, where a sub-task has other clips at all.
 
@@ -62,14 +116,14 @@ def solve_moments_gathered(
     lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
     if lacking:
         raise RuntimeError(f"moments of several processes have no {lacking}; use gather='none'")
-    check_agreement(problem, "all", reduction, task_weights)
+    check_agreement(problem, "all", reduction, task_weights, group)
     if bool((problem.candidates & OTHER_CLIPS).any()):
         ids, clips = problem.target_ids, problem.targets.shape[1] // problem.target_moments
-        targets: Tensor = _GatherRows.apply(problem.targets)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        targets: Tensor = _GatherRows.apply(problem.targets, group)  # type: ignore[no-untyped-call]  # torch does not annotate it
         problem = problem._replace(
             targets=targets,
-            target_ids=None if ids is None else _gather(ids).flatten(),
-            positive_offset=dist.get_rank() * clips,
+            target_ids=None if ids is None else _gather(ids, group).flatten(),
+            positive_offset=dist.get_rank(group) * clips,
         )
     return solve_moments(problem, reduction, task_weights, backend)
 
@@ -90,10 +144,10 @@ def _transposed(problem: Problem) -> Problem:
     )
 
 
-def _gather(value: Tensor) -> Tensor:
+def _gather(value: Tensor, group: Group) -> Tensor:
     """[G, ...] from every process's [...]."""
-    gathered = value.new_empty((dist.get_world_size(), *value.shape))
-    dist.all_gather(list(gathered.unbind(0)), value.contiguous())
+    gathered = value.new_empty((dist.get_world_size(group), *value.shape))
+    dist.all_gather(list(gathered.unbind(0)), value.contiguous(), group)
     return gathered
 
 
@@ -101,49 +155,61 @@ class _GatherRows(torch.autograd.Function):
     """[U, G M, D]: the rows [U, M, D] of all processes; all gradients of a row are summed on the process it is from."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return _gather(value).transpose(0, 1).flatten(1, 2)
+    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _gather(value, group).transpose(0, 1).flatten(1, 2)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _SumRows.apply(gradient)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return _SumRows.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
 class _SumRows(torch.autograd.Function):
     """[U, M, D]: this process's rows of [U, G M, D], summed over processes. Each of the two is the other's backward."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, group: Group) -> Tensor:
+        ctx.group = group
         # [G, U, M, D], summed in float32: in bfloat16 a sum over many processes would lose digits
-        parts = gradient.unflatten(1, (dist.get_world_size(), -1)).transpose(0, 1)
+        parts = gradient.unflatten(1, (dist.get_world_size(group), -1)).transpose(0, 1)
         parts = parts.to(torch.promote_types(gradient.dtype, torch.float32)).contiguous()
         own = torch.empty_like(parts[0])
-        dist.reduce_scatter(own, list(parts.unbind(0)))
+        dist.reduce_scatter(own, list(parts.unbind(0)), group=group)
         return own.to(gradient.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _GatherRows.apply(gradient)  # type: ignore[no-untyped-call]  # as above
+        return _GatherRows.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]  # as above
+
+
+def _with_all_targets(problem: Problem, group: Group) -> Problem:
+    """The problem of this process's contexts and the targets of all."""
+    targets: Tensor = _GatherRows.apply(problem.targets, group)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    ids = problem.target_ids
+    return problem._replace(
+        targets=targets,
+        target_ids=None if ids is None else _gather(ids, group).flatten(),
+        positive_offset=dist.get_rank(group) * problem.targets.shape[1],
+    )
 
 
 def _solve_all(
-    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str, group: Group
 ) -> tuple[Tensor, InfoNCEStats]:
-    targets: Tensor = _GatherRows.apply(problem.targets)  # type: ignore[no-untyped-call]  # torch does not annotate it
-    ids = problem.target_ids
-    whole = problem._replace(
-        targets=targets,
-        target_ids=None if ids is None else _gather(ids).flatten(),
-        positive_offset=dist.get_rank() * problem.targets.shape[1],
-    )
-    return solve(whole, reduction, task_weights, backend)
+    return solve(_with_all_targets(problem, group), reduction, task_weights, backend)
 
 
 def _solve_ring(
-    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str
+    problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str, group: Group
 ) -> tuple[Tensor, InfoNCEStats]:
     rows, correct = _Ring.apply(  # type: ignore[no-untyped-call]  # torch does not annotate it
-        problem.contexts, problem.targets, problem.weights, problem.scale, problem, pick_backend(problem, backend)
+        problem.contexts,
+        problem.targets,
+        problem.weights,
+        problem.scale,
+        problem,
+        pick_backend(problem, backend),
+        group,
     )
     return reduce_rows(rows, reduction, task_weights), InfoNCEStats(rows.detach().mean(1), correct.mean(1))
 
@@ -153,12 +219,19 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, contexts: Tensor, targets: Tensor, weights: Tensor | None, scale: Tensor, own: Problem, backend: str
+        ctx: Any,
+        contexts: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        scale: Tensor,
+        own: Problem,
+        backend: str,
+        group: Group,
     ) -> tuple[Tensor, Tensor]:
         own = own._replace(contexts=contexts, targets=targets, weights=weights, scale=scale)
         rows, correct, lse = _statistics(own, backend)
         own_maximum, own_log_sum = lse
-        for part in _others(own):
+        for part in _others(own, group):
             _, _, other = _statistics(part, backend)
             correct = correct * (own_maximum > other[0])
             lse = _merge(lse, other)
@@ -166,7 +239,7 @@ class _Ring(torch.autograd.Function):
         rows = rows + (lse[0] - own_maximum) + (lse[1] - own_log_sum)
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(contexts, targets, weights, scale, own.pairs, own.context_ids, own.target_ids, lse)
-        ctx.backend = backend
+        ctx.backend, ctx.group = backend, group
         return rows, correct
 
     @staticmethod
@@ -175,41 +248,41 @@ class _Ring(torch.autograd.Function):
         contexts, targets, weights, scale, pairs, context_ids, target_ids, lse = ctx.saved_tensors
         own = Problem(contexts, targets, weights, pairs, scale, 0, context_ids, target_ids, False)
         dcontexts, dtargets, dweights, dscale = _gradients(own, ctx.backend, lse, drows)
-        for part in _others(own):
+        for part in _others(own, ctx.group):
             more = _gradients(part, ctx.backend, lse, drows)
             dcontexts, dweights, dscale = dcontexts + more[0], dweights + more[2], dscale + more[3]
             # the gradient travels one process behind the targets it belongs to, and so arrives where they came from
-            dtargets = _pass_on([dtargets])[0] + more[1]
-        dtargets = _pass_on([dtargets])[0]
+            dtargets = _pass_on([dtargets], ctx.group)[0] + more[1]
+        dtargets = _pass_on([dtargets], ctx.group)[0]
         gradients = (dcontexts, dtargets, None if weights is None else dweights, dscale)
         inputs = (contexts, targets, weights, scale)
-        return *(None if d is None else d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None, None
+        return *(None if d is None else d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)), None, None, None
 
 
-def _others(own: Problem) -> Iterator[Problem]:
+def _others(own: Problem, group: Group) -> Iterator[Problem]:
     """The problem with each other process's targets in turn; the next ones travel meanwhile."""
     travellers = [value.contiguous() for value in (own.targets, own.target_ids) if value is not None]
-    works, arriving = _start_passing(travellers)
-    for step in range(1, dist.get_world_size()):
+    works, arriving = _start_passing(travellers, group)
+    for step in range(1, dist.get_world_size(group)):
         for work in works:
             work.wait()
         held = arriving
-        if step < dist.get_world_size() - 1:
-            works, arriving = _start_passing(held)
+        if step < dist.get_world_size(group) - 1:
+            works, arriving = _start_passing(held, group)
         ids = None if own.target_ids is None else held[1]
         yield own._replace(targets=held[0], target_ids=ids, positive_offset=NO_POSITIVE)
 
 
-def _start_passing(values: list[Tensor]) -> tuple[list[Any], list[Tensor]]:
-    rank, size = dist.get_rank(), dist.get_world_size()
+def _start_passing(values: list[Tensor], group: Group) -> tuple[list[Any], list[Tensor]]:
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     arriving = [torch.empty_like(value) for value in values]
-    transfers = [dist.P2POp(dist.isend, value, (rank + 1) % size) for value in values]
-    transfers += [dist.P2POp(dist.irecv, value, (rank - 1) % size) for value in arriving]
+    transfers = [dist.P2POp(dist.isend, value, group=group, group_peer=(rank + 1) % size) for value in values]
+    transfers += [dist.P2POp(dist.irecv, value, group=group, group_peer=(rank - 1) % size) for value in arriving]
     return dist.batch_isend_irecv(transfers), arriving
 
 
-def _pass_on(values: list[Tensor]) -> list[Tensor]:
-    works, arriving = _start_passing([value.contiguous() for value in values])
+def _pass_on(values: list[Tensor], group: Group) -> list[Tensor]:
+    works, arriving = _start_passing([value.contiguous() for value in values], group)
     for work in works:
         work.wait()
     return arriving

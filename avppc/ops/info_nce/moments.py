@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,19 @@ CANDIDATES: tuple[Candidates, ...] = get_args(Candidates)
 _CODES: dict[str, int] = {"clip": 1, "moment": 2, "both": 3}
 OTHER_CLIPS = _CODES["moment"]
 """The bit of MomentProblem.candidates that says that other clips are among them."""
+
+
+class Moments(NamedTuple):
+    """Contexts and targets of some sub-tasks that score clips moment by moment."""
+
+    tasks: tuple[int, ...]
+    """P numbers of sub-tasks, from 0 to K - 1."""
+    contexts: Tensor
+    """[P, N, Tc, D], one for each sub-task in turn."""
+    targets: Tensor
+    """[P, N, Tz, D]"""
+    further: int = 0
+    """By which W they are scored: 0, the sub-task's own; i, the i-th of its further ones."""
 
 
 def moment_info_nce(
@@ -103,13 +116,13 @@ def make_moment_problem(
     positive_offset: int = 0,
     context_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
-    layer_norm: bool = False,
+    normalize: str = "none",
 ) -> MomentProblem:
-    """The checked problem of the arguments of moment_info_nce; with layer_norm as make_problem."""
+    """The checked problem of the arguments of moment_info_nce; `normalize` as in make_problem."""
     contexts = check_embeddings("contexts", contexts, "C", "N, Tc, Dc")
     targets = check_embeddings("targets", targets, "U", "M, Tz, Dz")
     rows = contexts.flatten(1, 2), targets.flatten(1, 2)
-    flat = make_problem(*rows, weights, pairs, scale=scale, layer_norm=layer_norm)
+    flat = make_problem(*rows, weights, pairs, scale=scale, normalize=normalize)
     (clips, moments), (target_clips, target_moments) = contexts.shape[1:3], targets.shape[1:3]
     if target_clips < clips or target_moments < moments:
         raise ValueError(

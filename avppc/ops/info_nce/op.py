@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -12,9 +12,20 @@ from torch import Tensor
 from avppc.checks import check_bool, check_choice, without_autocast
 from avppc.ops import _library
 from avppc.ops.info_nce import cpu
-from avppc.ops.info_nce.agreement import GATHERS, has_others, refusal_told
-from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, make_problem
-from avppc.ops.info_nce.reference import info_nce_accuracy_reference, info_nce_logits_reference, info_nce_rows_reference
+from avppc.ops.info_nce.agreement import GATHERS, has_others
+from avppc.ops.info_nce.problem import MomentProblem, Pairs, Problem, check_positives, make_problem
+from avppc.ops.info_nce.reference import (
+    BilinearScores,
+    best_targets,
+    info_nce_accuracy_reference,
+    info_nce_logits_reference,
+    info_nce_positive_rows_reference,
+    info_nce_rows_reference,
+    left_out_positive_scores,
+    map_logits,
+    mean_positive_scores,
+    positive_hits,
+)
 from avppc.ops.info_nce.triton.op import info_nce_triton_rows
 from avppc.ops.modes import constant, plain_torch_alone
 
@@ -35,22 +46,22 @@ class InfoNCEStats(NamedTuple):
 def bilinear_info_nce(
     contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
     scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
-    target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
-    gather: str = "none", return_stats: Literal[False] = False,
+    target_ids: Tensor | None = None, positives: Tensor | None = None, symmetric: bool = False,
+    reduction: str = "mean", backend: str = "auto", gather: str = "none", return_stats: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def bilinear_info_nce(
     contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
     scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
-    target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
-    gather: str = "none", return_stats: Literal[True],
+    target_ids: Tensor | None = None, positives: Tensor | None = None, symmetric: bool = False,
+    reduction: str = "mean", backend: str = "auto", gather: str = "none", return_stats: Literal[True],
 ) -> tuple[Tensor, InfoNCEStats]: ...  # fmt: skip
 @overload
 def bilinear_info_nce(
     contexts: Tensor, targets: Tensor, weights: Tensor | None = None, pairs: Pairs | None = None, *,
     scale: float | Tensor = 1.0, positive_offset: int = 0, context_ids: Tensor | None = None,
-    target_ids: Tensor | None = None, symmetric: bool = False, reduction: str = "mean", backend: str = "auto",
-    gather: str = "none", return_stats: bool,
+    target_ids: Tensor | None = None, positives: Tensor | None = None, symmetric: bool = False,
+    reduction: str = "mean", backend: str = "auto", gather: str = "none", return_stats: bool,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]: ...  # fmt: skip
 def bilinear_info_nce(
     contexts: Tensor,
@@ -62,6 +73,7 @@ def bilinear_info_nce(
     positive_offset: int = 0,
     context_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
+    positives: Tensor | None = None,
     symmetric: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
@@ -75,9 +87,13 @@ def bilinear_info_nce(
         s = scale * c @ weights[k].T @ z.T                                 # [N, M]
         loss[k] = F.cross_entropy(s, torch.arange(N) + positive_offset, reduction="none")
 
+    With positives, which may be several a row (supervised contrastive: L_out of Khosla et al., NeurIPS 2020):
+
+        loss[k, i] = torch.stack([s[i].logsumexp(0) - s[i, p] for p in positives[i] if p >= 0]).mean()
+
     Args:
         contexts: [C, N, Dc], or [N, Dc] for a single one; float32, bfloat16, float16, or float64 (reference alone).
-        targets: [U, M, Dz], or [M, Dz], with M >= N; dtype and device as the contexts.
+        targets: [U, M, Dz], or [M, Dz], with M >= N, but for positives; dtype and device as the contexts.
         weights: [K, Dz, Dc], or [Dz, Dc]; None scores by plain dot products (Dc == Dz), as CLIP does.
         pairs: [K, 2], the (context index, target index) of each sub-task, best given on the CPU; None: sub-task k uses
             context k and target k.
@@ -85,13 +101,19 @@ def bilinear_info_nce(
         positive_offset: the positive of context row i is target row i + positive_offset; 0 to M - N.
         context_ids: [N] integers, given together with target_ids.
         target_ids: [M] integers: targets with a context's id, other than its positive, are left out of its negatives.
+        positives: [N] or [N, P] integers, the numbers of each context's positive targets, the same for all sub-tasks;
+            -1: none, but at least one a row. All of them stay among the candidates. A target's own row is one of its
+            negatives unless it is left out by ids. Not beside positive_offset or symmetric. A positive's score is
+            computed apart, so a loss near 0 is right to the rounding of the logits alone. Positives that have their
+            context's id take N P Dz numbers.
         symmetric: averages the loss of rows (contexts look for targets) and of columns (the reverse); needs M == N.
         reduction: "mean" for a 0-d loss; "task" for [K], the mean over rows; "none" for [K, N].
         backend: "triton" (CUDA, compute capability 8.0 or more), "cpp" (CPU), "reference" (plain torch), or "auto":
             the fastest that can run.
         gather: "none", "all" or "ring", as in BilinearInfoNCE: with torch.distributed the targets of all processes are
             the negatives. Weights and scale with gradients must be inside what averages the gradients.
-        return_stats: also return InfoNCEStats, which costs next to nothing.
+        return_stats: also return InfoNCEStats, which costs next to nothing; with positives the logits are computed once
+            more, some at a time, and a hit is a row whose best positive scores above each negative.
 
     Returns:
         The loss, a Tensor of float32 (float64 for float64); with return_stats, (loss, InfoNCEStats). Under autocast
@@ -105,18 +127,22 @@ def bilinear_info_nce(
     check_bool("return_stats", return_stats)
     if not (isinstance(gather, str) and gather == "none"):
         check_choice("gather", gather, GATHERS)
+        if positives is not None:
+            raise ValueError(
+                "positives go with gather='none' alone here; BilinearInfoNCE(weight=False) gathers with them"
+            )
         if has_others():
+            from avppc.ops.info_nce.distributed import solve_call_gathered  # which imports this module
+
             ids = {"context_ids": context_ids, "target_ids": target_ids}
             options = {**ids, "scale": scale, "positive_offset": positive_offset, "symmetric": symmetric}
-            gathered, all_stats = _solve_gathered(
-                contexts, targets, weights, pairs, options, gather, reduction, backend
-            )
-            return (gathered, all_stats) if return_stats else gathered
-    if context_ids is None and target_ids is None:
+            found = solve_call_gathered(contexts, targets, weights, pairs, options, gather, reduction, backend)
+            return found if return_stats else found[0]
+    if context_ids is None and target_ids is None and positives is None:
         arguments = contexts, targets, weights, pairs, scale, positive_offset, symmetric
-        found = solve_at_once(*arguments, reduction, backend, return_stats)
-        if found is not None:
-            return found
+        at_once = solve_at_once(*arguments, reduction, backend, return_stats)
+        if at_once is not None:
+            return at_once
     problem = make_problem(
         contexts,
         targets,
@@ -127,32 +153,59 @@ def bilinear_info_nce(
         context_ids=context_ids,
         target_ids=target_ids,
         symmetric=symmetric,
+        with_offset=positives is None,
     )
-    loss, stats = solve(problem, reduction, None, backend, return_stats)
+    if positives is None:
+        loss, stats = solve(problem, reduction, None, backend, return_stats)
+    else:
+        positives = check_positives(positives, problem.contexts, problem.targets.shape[1])
+        loss, stats = solve_positives(problem, positives, reduction, None, backend, return_stats)
     return loss if stats is None else (loss, stats)
 
 
-def _solve_gathered(
+def bilinear_scores(
     contexts: Tensor,
     targets: Tensor,
-    weights: Tensor | None,
-    pairs: Pairs | None,
-    options: dict[str, Any],
-    gather: str,
-    reduction: str,
-    backend: str,
-) -> tuple[Tensor, InfoNCEStats]:
-    """With the targets of all processes; the others, which wait for this one, learn of an error."""
-    from avppc.ops.info_nce.distributed import solve_gathered  # which imports this module
+    weights: Tensor | None = None,
+    pairs: Pairs | None = None,
+    *,
+    scale: float | Tensor = 1.0,
+    context_ids: Tensor | None = None,
+    target_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> BilinearScores:
+    """The log-sum-exp of each context's scores and its best target, without the scores themselves.
 
-    device = contexts.device if isinstance(contexts, Tensor) else torch.device("cpu")
-    with refusal_told(device):
-        if options["positive_offset"] != 0:
-            raise ValueError(f"positive_offset must be 0 with gather={gather!r}, got {options['positive_offset']}")
-        problem = make_problem(contexts, targets, weights, pairs, **options)
-        check_choice("reduction", reduction, REDUCTIONS)
-        check_choice("backend", backend, BACKENDS)
-    return solve_gathered(problem, gather, reduction, None, backend)
+    In plain torch, with the s of bilinear_info_nce for each sub-task:
+
+        s = s.masked_fill(context_ids[:, None] == target_ids, -torch.inf)    # if there are ids
+        log_sum_exp[k], argmax[k] = s.logsumexp(1), s.argmax(1)
+
+    Targets with a context's id are left out, all of them: with ids that count the rows the log-sum-exp is that of the
+    other rows alone. The best target is found in a second pass, which holds some 4 million scores at a time.
+
+    Args:
+        contexts: [C, N, Dc], or [N, Dc] for a single one.
+        targets: [U, M, Dz], or [M, Dz]; M may be less than N.
+        weights, pairs, scale, backend: as in bilinear_info_nce.
+        context_ids: [N] integers, given together with target_ids.
+        target_ids: [M] integers.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as bilinear_info_nce.
+    """
+    problem = make_problem(
+        contexts,
+        targets,
+        weights,
+        pairs,
+        scale=scale,
+        context_ids=context_ids,
+        target_ids=target_ids,
+        with_offset=False,
+    )
+    log_sum_exp = _log_sum_exp(problem, pick_backend(problem, backend))
+    return BilinearScores(log_sum_exp, map_logits(problem, lambda s, _: best_targets(s)))
 
 
 def solve_at_once(
@@ -201,6 +254,47 @@ def solve(
         return _solve_reference(problem, reduction, task_weights, with_stats)
     loss, stats = _SOLVERS[picked](problem, reduction, task_weights)
     return loss, stats if with_stats else None
+
+
+def solve_positives(
+    problem: Problem,
+    positives: Tensor,
+    reduction: str,
+    task_weights: Sequence[float] | None,
+    backend: str,
+    with_stats: bool = True,
+) -> tuple[Tensor, InfoNCEStats | None]:
+    """As `solve`, of a problem without an offset, and the positives [N, P] of its rows, checked."""
+    check_choice("reduction", reduction, REDUCTIONS)
+    picked, ids = pick_backend(problem, backend), (problem.context_ids, problem.target_ids)
+    nothing_left_out = problem._replace(context_ids=None, target_ids=None)
+    with without_autocast(problem.contexts):
+        if picked == "reference":
+            s = info_nce_logits_reference(*nothing_left_out[:-1])
+            rows = info_nce_positive_rows_reference(s, positives, *ids)
+        else:
+            total = _log_sum_exp(problem, picked)
+            left_out = left_out_positive_scores(problem, positives)
+            if left_out is not None:
+                total = torch.cat([total[:, :, None], left_out], 2).logsumexp(2)
+            rows = total - mean_positive_scores(problem, positives)
+    loss = reduce_rows(rows, reduction, task_weights)
+    if not with_stats:
+        return loss, None
+
+    def hits(s: Tensor, block: slice) -> Tensor:
+        return positive_hits(s, positives[block], None if ids[0] is None else ids[0][block], ids[1])
+
+    return loss, InfoNCEStats(rows.detach().mean(1), map_logits(nothing_left_out, hits).mean(1))
+
+
+def _log_sum_exp(problem: Problem, picked: str) -> Tensor:
+    """[K, N], differentiable, over all targets that have not their context's id."""
+    if picked != "reference":
+        rows = cpu.info_nce_cpu_rows if picked == "cpp" else info_nce_triton_rows
+        return rows(problem)[0]
+    with without_autocast(problem.contexts):
+        return info_nce_logits_reference(*problem[:-1]).logsumexp(2)
 
 
 def pick_backend(problem: Problem | MomentProblem, backend: str) -> str:

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name, is_autocast_on
-from avppc.ops.modes import constant
+from avppc.ops.modes import constant, is_plain
 
 NO_POSITIVE = -1
-"""The positive_offset inside a ring, where the targets are another process's and no row has its positive among them."""
+"""The positive_offset of rows whose positive is elsewhere, so that their loss is their log-sum-exp: where positives are
+given by index, and in a ring, where the targets are another process's. M may then be less than N."""
+NORMALIZATIONS = ("none", "layer_norm", "l2")
 
 Pairs = Tensor | Sequence[Sequence[int]]
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -101,18 +103,20 @@ def make_problem(
     context_ids: Tensor | None = None,
     target_ids: Tensor | None = None,
     symmetric: bool = False,
-    layer_norm: bool = False,
+    normalize: str = "none",
+    with_offset: bool = True,
 ) -> Problem:
     """The arguments of bilinear_info_nce, checked, and in autocast's dtype where autocast is on.
 
-    With layer_norm each embedding is first brought to mean 0 and variance 1. Raises ValueError or TypeError naming the
-    argument.
+    Embeddings are first brought to mean 0 and variance 1 by normalize="layer_norm", to length 1 by "l2". Without
+    with_offset no row has a positive at the offset, which must be 0, and M may be anything. Raises ValueError or
+    TypeError naming the argument.
     """
     check_bool("symmetric", symmetric)
     contexts = check_embeddings("contexts", contexts, "C", "N, Dc")
     targets = check_embeddings("targets", targets, "U", "M, Dz")
-    if layer_norm:
-        contexts, targets = (F.layer_norm(value, value.shape[-1:]) for value in (contexts, targets))
+    if normalize != "none":
+        contexts, targets = normalized(contexts, normalize), normalized(targets, normalize)
     contexts, targets = (value.to(product_dtype(value)) for value in (contexts, targets))
     _check_alike("targets", targets, contexts)
     if weights is not None:
@@ -123,7 +127,11 @@ def make_problem(
             f"and {targets.shape[2]}"
         )
     pairs = _check_pairs(pairs, contexts, targets, weights)
-    _check_positives(positive_offset, contexts.shape[1], targets.shape[1], symmetric)
+    if with_offset:
+        _check_offset(positive_offset, contexts.shape[1], targets.shape[1], symmetric)
+    elif symmetric or type(positive_offset) is not int or positive_offset != 0:
+        argument, value = ("symmetric", symmetric) if symmetric else ("positive_offset", positive_offset)
+        raise ValueError(f"{argument} must be left out where positives are given by index, got {value!r}")
     context_ids, target_ids = check_both_ids(context_ids, target_ids, contexts, targets)
     return Problem(
         contexts,
@@ -131,11 +139,20 @@ def make_problem(
         weights,
         pairs,
         _check_scale(scale, contexts),
-        positive_offset,
+        positive_offset if with_offset else NO_POSITIVE,
         context_ids,
         target_ids,
         symmetric,
     )
+
+
+def normalized(embeddings: Tensor, normalize: str) -> Tensor:
+    """Embeddings as they are scored, by one of NORMALIZATIONS, in their own dtype; rounded once."""
+    if normalize == "layer_norm":
+        return F.layer_norm(embeddings, embeddings.shape[-1:])
+    if normalize == "l2":
+        return F.normalize(embeddings.to(loss_dtype(embeddings)), dim=-1).to(embeddings.dtype)
+    return embeddings
 
 
 def product_dtype(value: Tensor) -> torch.dtype:
@@ -265,7 +282,7 @@ def _check_pair_range(pairs: Tensor, contexts: int, targets: int) -> None:
                 )
 
 
-def _check_positives(positive_offset: int, rows: int, columns: int, symmetric: bool) -> None:
+def _check_offset(positive_offset: int, rows: int, columns: int, symmetric: bool) -> None:
     if isinstance(positive_offset, bool) or not isinstance(positive_offset, (int, torch.SymInt)):
         raise TypeError(f"positive_offset must be an int, got {type(positive_offset).__name__}")
     if columns < rows:
@@ -301,6 +318,36 @@ def check_ids(name: str, ids: Tensor, embeddings: Tensor) -> Tensor:
     if ids.device != embeddings.device:
         raise ValueError(f"{name} must be on {embeddings.device} like the embeddings, got {ids.device}")
     return ids.to(torch.int64)
+
+
+def check_positives(positives: Tensor, contexts: Tensor, columns: int) -> Tensor:
+    """The positives as [N, P] int64: numbers of targets, or -1 for none.
+
+    Raises ValueError unless they are from -1 to columns - 1, at least one of each row from 0 on. Where values cannot be
+    read at once, on a GPU or in a compiled graph, the device does it: RuntimeError, or an assertion on the GPU.
+    """
+    check_tensor("positives", positives)
+    if positives.dtype not in INTEGER_DTYPES:
+        raise TypeError(
+            f"positives must have one of the dtypes {_names(INTEGER_DTYPES)}; got {_names([positives.dtype])}"
+        )
+    rows = contexts.shape[-2]
+    if positives.ndim not in (1, 2) or positives.shape[0] != rows or 0 in positives.shape:
+        raise ValueError(f"positives must have shape [{rows}] or [{rows}, P > 0], got {list(positives.shape)}")
+    if positives.device != contexts.device:
+        raise ValueError(f"positives must be on {contexts.device} like the embeddings, got {positives.device}")
+    positives = positives.to(torch.int64).reshape(rows, -1)
+    inside, found = (positives >= -1) & (positives < columns), positives.amax(1) >= 0
+    if not (positives.is_cpu and is_plain(positives)):  # no number in the text: a compiled graph would be for it alone
+        text = "positives must hold numbers of targets, or -1 for none, and at least one target for each row"
+        torch._assert_async(inside.all() & found.all(), text)
+    elif not inside.all():
+        number = int(positives[~inside][0])
+        raise ValueError(f"positives must hold numbers of targets, 0 to {columns - 1}, or -1 for none; got {number}")
+    elif not found.all():
+        row = int(found.int().argmin())
+        raise ValueError(f"positives must hold at least one target for each row, got none for row {row}")
+    return positives
 
 
 def _check_scale(scale: float | Tensor, contexts: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def test_valid_arguments_give_the_loss_of_the_definition(arguments: dict[str, An
 @given(st.data())
 def test_one_strange_argument_is_refused_by_name(data: st.DataObject) -> None:
     arguments = data.draw(problems())
-    name = data.draw(st.sampled_from(sorted(arguments | dict.fromkeys(["context_ids", "target_ids"]))))
+    name = data.draw(st.sampled_from(sorted(arguments | dict.fromkeys(["context_ids", "target_ids", "positives"]))))
     arguments[name] = data.draw(near(arguments.get(name)))
     result = call(bilinear_info_nce, arguments)
     if result is not REFUSED:
@@ -132,7 +132,7 @@ def test_one_strange_argument_is_refused_by_name(data: st.DataObject) -> None:
 @examples(100)
 @given(st.data())
 def test_all_arguments_strange_at_once(data: st.DataObject) -> None:
-    names = [*data.draw(problems()), "context_ids", "target_ids"]
+    names = [*data.draw(problems()), "context_ids", "target_ids", "positives"]
     call(bilinear_info_nce, {name: data.draw(anything()) for name in names})
 
 
@@ -148,15 +148,14 @@ def test_values_that_are_not_finite_end_in_no_crash(arguments: dict[str, Any], v
 @examples(250)
 @given(st.data())
 def test_one_strange_setting_of_the_module_is_refused_by_name(data: st.DataObject) -> None:
-    settings: dict[str, Any] = {"context_dim": 3, "target_dim": 2}
+    settings: dict[str, Any] = {"context_dim": 3, "target_dim": data.draw(st.sampled_from([2, 3]))}
     name = data.draw(st.sampled_from(SETTINGS))
     settings[name] = data.draw(anything())
     with torch.device("meta"):  # large ones are right, too
         module = call(BilinearInfoNCE, settings)
-    if module is not REFUSED and isinstance(module.pairs, type(None)) and module.weight.numel() < 100:
-        _, target_dim, context_dim = module.weight.shape
-        arguments = {"contexts": torch.ones(len(module.weight), 2, context_dim, device="meta"),
-                     "targets": torch.ones(len(module.weight), 2, target_dim, device="meta")}  # fmt: skip
+    if module is not REFUSED and module.pairs is None and module.tasks * module.context_dim * module.target_dim < 100:
+        arguments = {"contexts": torch.ones(module.tasks, 2, module.context_dim, device="meta"),
+                     "targets": torch.ones(module.tasks, 2, module.target_dim, device="meta")}  # fmt: skip
         assert call(module, arguments) is not REFUSED or module.backend in ("cpp", "triton")
 
 
@@ -165,7 +164,7 @@ def test_one_strange_setting_of_the_module_is_refused_by_name(data: st.DataObjec
 def test_one_strange_argument_of_the_module_is_refused_by_name(data: st.DataObject) -> None:
     module = BilinearInfoNCE(3, 2, normalize=data.draw(st.sampled_from(["none", "layer_norm"])))
     arguments: dict[str, Any] = {"contexts": torch.ones(4, 3), "targets": torch.ones(4, 2), "return_stats": False}
-    name = data.draw(st.sampled_from([*arguments, "context_ids", "target_ids"]))
+    name = data.draw(st.sampled_from([*arguments, "context_ids", "target_ids", "positives", "scale"]))
     arguments[name] = data.draw(near(arguments.get(name)))
     call(module, arguments, names=("contexts",))
 

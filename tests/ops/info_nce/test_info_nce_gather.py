@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from gather_worker import GatherCase, Model, all_cases, make_model, step, work
+from gather_worker import PAIR, GatherCase, Model, all_cases, group_cases, make_model, step, work
 from info_nce_cases import CPP_MISSING
 
 BACKENDS = ["reference"] if CPP_MISSING else ["reference", "cpp"]
@@ -24,9 +24,13 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_processes_equal_one_with_the_whole_batch(results: list[dict[str, Any]], case: GatherCase) -> None:
-    expected = step(make_model(case, "none"), case, len(results))
+    check([result[str(case)] for result in results], case)
+
+
+def check(got: list[dict[str, Any]], case: GatherCase) -> None:
+    """Fails unless processes have the loss and the gradients of one with their whole batch."""
+    expected = step(make_model(case, "none"), case, len(got))
     tolerances: dict[str, Any] = {torch.bfloat16: {"rtol": 3e-2, "atol": 3e-3}}.get(case.dtype, {})
-    got = [result[str(case)] for result in results]
     loss = torch.cat([one["loss"] for one in got], 1) if case.reduction == "none" else mean([g["loss"] for g in got])
     torch.testing.assert_close(loss, expected["loss"], **tolerances)
     for name in ("task_loss", "accuracy"):
@@ -34,6 +38,19 @@ def test_processes_equal_one_with_the_whole_batch(results: list[dict[str, Any]],
     for name in set(expected) - {"loss", "task_loss", "accuracy"}:
         for rank, one in enumerate(got):  # averaged by DistributedDataParallel: the same everywhere
             torch.testing.assert_close(one[name], expected[name], **tolerances, msg=f"rank {rank}: {name}")
+
+
+@pytest.mark.parametrize("case", group_cases(BACKENDS), ids=str)
+def test_a_group_equals_one_process_with_its_batch(results: list[dict[str, Any]], case: GatherCase) -> None:
+    if len(results) == 3:
+        check([results[rank]["groups"][str(case)] for rank in PAIR], case)
+        check([results[1]["groups"][str(case)]], case)
+
+
+def test_errors_in_a_group_name_the_ranks_of_all(results: list[dict[str, Any]]) -> None:
+    if len(results) == 3:
+        for rank in PAIR:
+            assert "but N is 3 on rank 0 and 4 on rank 2;" in results[rank]["groups"]["uneven"]
 
 
 def mean(values: list[torch.Tensor]) -> torch.Tensor:

@@ -298,7 +298,7 @@ def info_nce_lse_kernel(
         b_sum = b_sum * tl.exp2((b_max - new_max) * LOG2E) + tl.exp2((b_positive - new_max) * LOG2E)
         b_max = new_max
     else:
-        b_loss = tl.log(b_sum)
+        b_loss = b_max + tl.log(b_sum)
         is_correct = tl.zeros([BLOCK], tl.float32)
     tl.store(lse + o_task, b_max, mask=mask)
     tl.store(lse + tl.cast(K, tl.int64) * L + o_task, tl.log(b_sum), mask=mask)

@@ -30,7 +30,7 @@ from torch.library import opcheck
 from avppc import PermutativeInfoNCE
 from avppc.losses.bilinear_info_nce import BilinearInfoNCE
 from avppc.ops.info_nce import distributed as gather
-from avppc.ops.info_nce.op import bilinear_info_nce
+from avppc.ops.info_nce.op import bilinear_info_nce, bilinear_scores
 from avppc.ops.info_nce.problem import NO_POSITIVE, Problem, make_problem
 from avppc.ops.info_nce.triton import backward as backward_launch
 from avppc.ops.info_nce.triton import forward as launch
@@ -379,3 +379,25 @@ def test_targets_in_parts_as_a_ring_sees_them(backward: str) -> None:
     torch.testing.assert_close(found["triton"], found["reference"])
     for name, value in zip(("contexts", "targets", "weights", "scale"), found["triton"][3:], strict=True):
         torch.testing.assert_close(value, expected[name], msg=name)
+
+
+@pytest.mark.parametrize("rows", [20, 5])
+def test_positives_by_index_and_scores_of_rows(rows: int, backward: str) -> None:
+    """With M > N and M < N; ids leave out positives, which come back, and all targets of some rows."""
+    arguments = Case(N=11, ids=4).arguments()
+    del arguments["positive_offset"], arguments["symmetric"]
+    g = torch.Generator().manual_seed(2)
+    arguments["targets"] = torch.randn(2, rows, 8, generator=g, requires_grad=True)
+    arguments["target_ids"] = arguments["context_ids"][:1].repeat(rows)
+    positives = torch.randint(rows, (11, 2), generator=g)
+    upstream = torch.randn(3, 11, generator=g)
+    found = []
+    for backend in ("triton", "reference"):
+        loss, stats = bilinear_info_nce(
+            **arguments, positives=positives, reduction="none", backend=backend, return_stats=True
+        )
+        scores = bilinear_scores(**arguments, backend=backend)
+        gradients = [with_gradients(value, upstream, arguments) for value in (loss, scores.log_sum_exp)]
+        found.append((*gradients, stats, scores.argmax))
+    torch.testing.assert_close(*found)
+    assert (found[0][-1] == -1).any()
