@@ -105,7 +105,7 @@ def test_a_directory_is_one_process_s_at_a_time(tmp_path: Path) -> None:
     other = [sys.executable, "-c", code, str(tmp_path)]
     with sole_use(tmp_path):
         refused = subprocess.run(other, input="\n", capture_output=True, text=True, timeout=60)
-        assert f"ValueError: {tmp_path} is in use: another process works there" in refused.stderr
+        assert f"InUse: {tmp_path} is in use: another process works there" in refused.stderr
     with pytest.raises(KeyError), sole_use(tmp_path):
         raise KeyError
     assert subprocess.run(other, input="\n", text=True, timeout=60).returncode == 0  # free again

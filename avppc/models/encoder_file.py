@@ -197,7 +197,8 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
     content = read_bytes(file)  # not mapped: a disk that fails under a map ends the process
     try:
-        return _metadata(content), load(content)
+        weights = load(content)  # first: what it takes has a header that is JSON
+        return _metadata(content), weights
     except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
 

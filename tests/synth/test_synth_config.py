@@ -41,7 +41,7 @@ def test_bad_values_are_named(settings: dict[str, Any], message: str) -> None:
         SynthConfig(Path("set"), **settings)
 
 
-@pytest.mark.parametrize("settings", [{"words": 2.0}, {"split_by": 3}, {"overwrite": "yes"}, {"out": "set"}])
+@pytest.mark.parametrize("settings", [{"words": 2.0}, {"split_by": 3}, {"overwrite": "yes"}, {"out": 3}])
 def test_bad_types_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(settings))} must be "):
         SynthConfig(**({"out": Path("set")} | settings))

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,13 @@ class FitResult:
     seconds: float
     classifier: bytes | None = None
     """Weights of a LipReader, but for those that are the run's own, as a safetensors file; if the fit keeps them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a tensor, which would go to another process through a socket that breaks when that one is killed."""
+        return {**vars(self), "predictions": self.predictions.numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, predictions=torch.from_numpy(state["predictions"]))
 
 
 def trials_of(config: EvaluateConfig, row: RowName) -> Iterator[Trial]:

@@ -211,7 +211,7 @@ def test_pages_can_be_made_of_what_is_finished(data: Path, tmp_path: Path, quick
     assert [row[1:4] for row in rows[3:5]] == [[NOTHING] * 3, [NOTHING] * 3]
     assert rows[4][0].startswith("| Time arrow")
     assert rows[5][2:4] == [NOTHING, NOTHING]
-    assert re.fullmatch(r"\d+\.\d ± \d+\.\d", rows[5][1])
+    assert re.fullmatch(r"\*\*\d+\.\d ± \d+\.\d\*\*", rows[5][1])
     assert f"<td>{NOTHING}</td>" in (tmp_path / "table.html").read_text()
 
 
