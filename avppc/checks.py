@@ -21,6 +21,7 @@ MAX_SEED = (1 << 63) - 1
 MAX_THREADS = 4096
 """The most threads: asking for more than the system allows can end the process without a message."""
 
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -175,6 +176,28 @@ def is_autocast_on(device_type: str) -> bool:
     # trace the question whether a device has it, so cpu and cuda are named.
     has_autocast = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
     return has_autocast and torch.is_autocast_enabled(device_type)
+
+
+def product_dtype(value: Tensor) -> torch.dtype:
+    """The dtype in which products take the tensor: autocast's where it is on, as for torch.matmul; float64 stays."""
+    kind = value.device.type
+    castable = value.dtype in _AUTOCAST_DTYPES and is_autocast_on(kind)
+    return torch.get_autocast_dtype(kind) if castable else value.dtype
+
+
+def check_like_module(name: str, value: object, weight: Tensor) -> None:
+    """Raises unless value has the device of a module's weight and, unless autocast makes them alike, its dtype.
+
+    Call it inside that module's forward: elsewhere a sharded weight may be stored in another dtype, on another device.
+    What is no tensor of floating point numbers is left to other checks.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
+        return
+    if value.device != weight.device:
+        raise ValueError(f"{name} must be on {weight.device} like the module, got {value.device}")
+    if value.dtype != weight.dtype and product_dtype(value) != product_dtype(weight):
+        wanted, got = dtype_name(weight.dtype), dtype_name(value.dtype)
+        raise TypeError(f"{name} must have dtype {wanted} like the module where there is no autocast, got {got}")
 
 
 def read_share(name: str, text: str) -> tuple[int, int]:

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avppc.checks import check_bool, check_choice, check_integer, check_tensor
-from avppc.losses.config import check_factor, check_like_module, check_task_weights
+from avppc.checks import check_bool, check_choice, check_integer, check_like_module, check_tensor
+from avppc.losses.config import check_factor, check_task_weights
 from avppc.ops.info_nce.agreement import GATHERS, GroupHolder, device_of, has_others, refusal_told
 from avppc.ops.info_nce.distributed import solve_gathered, solve_moments_gathered, solve_positives_gathered
 from avppc.ops.info_nce.moments import Candidates, Moments, make_moment_problem, solve_moments

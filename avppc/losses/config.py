@@ -9,9 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from avppc.checks import FLOAT_DTYPES, check_integer, check_number, check_offsets, check_types, dtype_name
+from avppc.checks import check_integer, check_number, check_offsets, check_types
 from avppc.ops.info_nce.moments import Candidates
-from avppc.ops.info_nce.problem import product_dtype
 
 __all__ = ["ObjectiveConfig"]
 
@@ -107,18 +106,3 @@ def check_task_weights(weights: Sequence[float], tasks: int) -> None:
         raise ValueError("task_weights must hold a weight above 0, got none")
     if len(weights) != tasks:
         raise ValueError(f"task_weights must hold {tasks} weights, one a sub-task; got {len(weights)}")
-
-
-def check_like_module(name: str, value: object, weight: Tensor) -> None:
-    """Raises unless value has the device of a module's weight and, unless autocast makes them alike, its dtype.
-
-    Call it inside that module's forward: elsewhere a sharded weight may be stored in another dtype, on another device.
-    What is no tensor of floating point numbers is left to other checks.
-    """
-    if not isinstance(value, Tensor) or value.dtype not in FLOAT_DTYPES:
-        return
-    if value.device != weight.device:
-        raise ValueError(f"{name} must be on {weight.device} like the module, got {value.device}")
-    if value.dtype != weight.dtype and product_dtype(value) != product_dtype(weight):
-        wanted, got = dtype_name(weight.dtype), dtype_name(value.dtype)
-        raise TypeError(f"{name} must have dtype {wanted} like the module where there is no autocast, got {got}")

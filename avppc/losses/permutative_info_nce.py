@@ -9,13 +9,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avppc.checks import FLOAT_DTYPES, check_bool, check_choice, check_integer, check_offsets, check_tensor, dtype_name
+from avppc.checks import (
+    FLOAT_DTYPES,
+    check_bool,
+    check_choice,
+    check_integer,
+    check_like_module,
+    check_offsets,
+    check_tensor,
+    dtype_name,
+    product_dtype,
+)
 from avppc.losses.bilinear_info_nce import MAX_WIDTH, MomentInfoNCE
-from avppc.losses.config import check_like_module, check_weight_list
+from avppc.losses.config import check_weight_list
 from avppc.losses.subtasks import ELEMENTS, OTHER_TIME, SUBTASKS, ElementNames, SubTask, check_subtasks
 from avppc.ops.info_nce.moments import CANDIDATES, Candidates, Moments
 from avppc.ops.info_nce.op import InfoNCEStats
-from avppc.ops.info_nce.problem import check_ids, normalized, product_dtype
+from avppc.ops.info_nce.problem import check_ids, normalized
 from avppc.ops.info_nce.reference import info_nce_logits_reference
 
 ARGUMENTS = ("v_past", "v_future", "a_past", "a_future")  # where each element is given

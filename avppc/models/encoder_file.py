@@ -111,9 +111,9 @@ def load_encoder(path: str | os.PathLike[str]) -> VideoEncoder:
 
     Args:
         path: an encoder file; the directory of a finished run, of one of a run's checkpoints or of an export;
-            "talking-mouths", the encoder that comes
-            with the package, trained on synthetic mouths as `make demo` trains its own; or "hf://USER/NAME", an encoder
-            on the Hugging Face Hub, "hf://USER/NAME@REVISION" for a branch, tag or commit (needs the extra [hub]).
+            "talking-mouths", the encoder that comes with the package, trained on synthetic mouths as `make demo` trains
+            its own; or "hf://USER/NAME", an encoder on the Hugging Face Hub, "hf://USER/NAME@REVISION" for a branch,
+            tag or commit (needs the extra [hub]).
 
     Raises:
         FileNotFoundError: there is no such file, name, repository or revision, or the run has not finished.

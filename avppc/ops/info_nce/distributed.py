@@ -8,7 +8,7 @@ DistributedDataParallel takes of the gradients, is exactly the gradient of one p
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from avppc.ops.modes import plain_torch_alone, refuse_second_derivative
 
 if TYPE_CHECKING:
     Group = dist.ProcessGroup | None
+_P = TypeVar("_P", Problem, MomentProblem)
 
 
 def solve_gathered(
@@ -79,7 +80,7 @@ def solve_call_gathered(
 
 
 def _check_messages(
-    problem: Problem, gather: str, reduction: str, task_weights: Sequence[float] | None, group: Group
+    problem: Problem | MomentProblem, gather: str, reduction: str, task_weights: Sequence[float] | None, group: Group
 ) -> None:
     """Raises unless messages to other processes serve here, and all of them call for the same loss."""
     lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
@@ -102,7 +103,7 @@ def solve_positives_gathered(
     The targets are copied to each process, as under gather="all". Raises as solve_gathered.
     """
     _check_messages(problem, "all", reduction, task_weights, group)
-    whole = _with_all_targets(problem, group)._replace(positive_offset=NO_POSITIVE)
+    whole = _with_all_targets(problem, problem.targets.shape[1], group)._replace(positive_offset=NO_POSITIVE)
     return solve_positives(whole, positives, reduction, task_weights, backend, with_stats)
 
 
@@ -113,18 +114,9 @@ def solve_moments_gathered(
 
     Their targets are copied to each process, as under gather="all". Raises as solve_gathered.
     """
-    lacking = plain_torch_alone(problem.contexts, problem.targets, problem.weights, problem.scale)
-    if lacking:
-        raise RuntimeError(f"moments of several processes have no {lacking}; use gather='none'")
-    check_agreement(problem, "all", reduction, task_weights, group)
+    _check_messages(problem, "all", reduction, task_weights, group)
     if bool((problem.candidates & OTHER_CLIPS).any()):
-        ids, clips = problem.target_ids, problem.targets.shape[1] // problem.target_moments
-        targets: Tensor = _GatherRows.apply(problem.targets, group)  # type: ignore[no-untyped-call]  # torch does not annotate it
-        problem = problem._replace(
-            targets=targets,
-            target_ids=None if ids is None else _gather(ids, group).flatten(),
-            positive_offset=dist.get_rank(group) * clips,
-        )
+        problem = _with_all_targets(problem, problem.targets.shape[1] // problem.target_moments, group)
     return solve_moments(problem, reduction, task_weights, backend)
 
 
@@ -182,21 +174,22 @@ class _SumRows(torch.autograd.Function):
         return _GatherRows.apply(gradient, ctx.group), None  # type: ignore[no-untyped-call]  # as above
 
 
-def _with_all_targets(problem: Problem, group: Group) -> Problem:
-    """The problem of this process's contexts and the targets of all."""
+def _with_all_targets(problem: _P, own: int, group: Group) -> _P:
+    """The problem of this process's contexts and the targets of all; `own`: rows or clips that each process has."""
     targets: Tensor = _GatherRows.apply(problem.targets, group)  # type: ignore[no-untyped-call]  # torch does not annotate it
     ids = problem.target_ids
     return problem._replace(
         targets=targets,
         target_ids=None if ids is None else _gather(ids, group).flatten(),
-        positive_offset=dist.get_rank(group) * problem.targets.shape[1],
+        positive_offset=dist.get_rank(group) * own,
     )
 
 
 def _solve_all(
     problem: Problem, reduction: str, task_weights: Sequence[float] | None, backend: str, group: Group
 ) -> tuple[Tensor, InfoNCEStats]:
-    return solve(_with_all_targets(problem, group), reduction, task_weights, backend)
+    whole = _with_all_targets(problem, problem.targets.shape[1], group)
+    return solve(whole, reduction, task_weights, backend)
 
 
 def _solve_ring(

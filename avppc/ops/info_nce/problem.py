@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name, is_autocast_on
+from avppc.checks import FLOAT_DTYPES, INTEGER_DTYPES, check_bool, check_tensor, dtype_name, product_dtype
 from avppc.ops.modes import constant, is_plain
 
 NO_POSITIVE = -1
@@ -19,7 +19,6 @@ given by index, and in a ring, where the targets are another process's. M may th
 NORMALIZATIONS = ("none", "layer_norm", "l2")
 
 Pairs = Tensor | Sequence[Sequence[int]]
-_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Problem(NamedTuple):
@@ -153,13 +152,6 @@ def normalized(embeddings: Tensor, normalize: str) -> Tensor:
     if normalize == "l2":
         return F.normalize(embeddings.to(loss_dtype(embeddings)), dim=-1).to(embeddings.dtype)
     return embeddings
-
-
-def product_dtype(value: Tensor) -> torch.dtype:
-    """The dtype in which products take the tensor: autocast's where it is on, as for torch.matmul; float64 stays."""
-    kind = value.device.type
-    castable = value.dtype in _AUTOCAST_DTYPES and is_autocast_on(kind)
-    return torch.get_autocast_dtype(kind) if castable else value.dtype
 
 
 def check_embeddings(name: str, value: Tensor, sets: str, shape: str) -> Tensor:
