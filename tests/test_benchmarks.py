@@ -24,7 +24,7 @@ PARTS += ["bench_train", "bench_loader", "table", "plots"]
 
 def test_every_benchmark_is_collected() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "benchmarks"]
-    # pytest-benchmark takes a process of pytest-xdist's for one itself, by its environment, and warns on the first worker
+    # by its environment pytest-benchmark takes it for a worker of pytest-xdist, and warns in the first of them
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
